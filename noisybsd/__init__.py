@@ -1,0 +1,3 @@
+"""noisybsd: image classifiers from partly wrong labels."""
+
+__version__ = "0.1.0"
