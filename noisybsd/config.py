@@ -1,0 +1,417 @@
+"""The configuration: what a recipe may say, how it is read, and what is answered to a mistake.
+
+A configuration is built in layers, later ones over earlier ones:
+defaults (this file) < recipe (recipes/NAME.yaml or a path) < `key=value` from the command line.
+A layer that names a `method` first applies that method's preset (methods.py), so `method=ce` on the
+command line swaps the method and keeps the recipe's data, network, schedule and budget.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from yaml import YAMLError
+
+from noisybsd.errors import UserError, did_you_mean
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def resource_dir(name: str) -> Path:
+    """`recipes` or `datasets`: inside the package in a wheel, beside it in a checkout."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+class Registry:
+    """Marks a field whose choices are the keys of a literal dict elsewhere, imported when asked."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def keys(self) -> list[str]:
+        module, attribute = self.path.split(":")
+        return list(getattr(importlib.import_module(module), attribute))
+
+    def check(self, value: str) -> str:
+        if value not in self.keys():
+            raise ValueError(did_you_mean(value, self.keys()))
+        return value
+
+
+def _named(registry: str) -> Any:
+    """The type of a string field that names an entry of `registry` ("module:DICT")."""
+    entry = Registry(registry)
+    return Annotated[str, entry, AfterValidator(entry.check)]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    dir: str | None = Field(None, description="run directory; default runs/<recipe>/<time>-<seed>")
+    resume: str = Field(
+        "auto",
+        description="auto: continue the unfinished run of the same configuration, if there is one; "
+        "none: start anew; or the path of a run directory or checkpoint",
+    )
+    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+
+
+class DataConfig(Section):
+    name: str = Field("digits", description="dataset card: a name in datasets/ or a path to a YAML")
+    root: str = Field("data", description="folder that holds the data")
+    labels: str = Field(
+        "default", description="which of the card's label sets to train on, or a label file's path"
+    )
+    manifest: str | None = Field(
+        None, description="own data: CSV or Parquet with columns path, label[, clean_label, split]"
+    )
+    limit: int | None = Field(None, ge=1, description="use the first n training images only")
+    verify: bool = Field(
+        True, description="require the official bytes; false accepts others and says so in results"
+    )
+    download: bool = Field(True, description="download what is missing and may be downloaded")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="what to do about an unreadable image: stop, or skip and count it"
+    )
+    storage: Literal["auto", "resident", "stream"] = Field(
+        "auto", description="keep images on the device, or stream them; auto: resident if they fit"
+    )
+    workers: int = Field(2, ge=0, description="decoding processes when streaming")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="own data without a test split: the share held out"
+    )
+
+
+class NoiseConfig(Section):
+    name: _named("noisybsd.noise:NOISE_MODELS") = Field(  # type: ignore[valid-type]
+        "none", description="synthetic label noise to inject into the training labels"
+    )
+    rate: float = Field(0.0, ge=0, le=1, description="noise rate of the synthetic noise")
+    seed: int | None = Field(None, ge=0, description="seed of the noise; default: the run's seed")
+    file: str | None = Field(None, description="transition matrix, for noise.name=matrix")
+
+
+class NetworkConfig(Section):
+    name: _named("noisybsd.networks:NETWORKS") = Field(  # type: ignore[valid-type]
+        "preact_resnet18", description="architecture"
+    )
+    width: int | None = Field(None, ge=1, description="base width; default: the architecture's own")
+    pretrained: bool = Field(False, description="start from torchvision's ImageNet weights")
+    embedding_dim: int = Field(128, ge=2, description="width of the projection head's output")
+
+
+class AugmentConfig(Section):
+    name: _named("noisybsd.augment:AUGMENTATIONS") = Field(  # type: ignore[valid-type]
+        "cifar", description="family of weak and strong views"
+    )
+    views: tuple[Literal["weak", "strong"], ...] = Field(
+        ("weak",), min_length=1, max_length=2, description="the views of an image in a step"
+    )
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
+    lr: float = Field(0.05, gt=0, description="peak learning rate")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    clip_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
+
+
+class EmaConfig(Section):
+    decay: float = Field(
+        0.999, ge=0, lt=1, description="weight EMA, evaluated beside the raw weights; 0: none"
+    )
+
+
+class PosteriorConfig(Section):
+    prior_strength: float = Field(
+        10.0, ge=0, description="c: pseudo-count of the given label in the prior"
+    )
+    prior_floor: float = Field(
+        1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
+    )
+    discount: float = Field(0.95, gt=0, le=1, description="gamma: what stays of old evidence")
+    observe: Literal["weak", "mean"] = Field(
+        "weak", description="evidence: the weak view's prediction, or the mean over all views"
+    )
+
+
+class ContrastiveConfig(Section):
+    name: _named("noisybsd.contrastive:CONTRASTIVE") = Field(  # type: ignore[valid-type]
+        "none", description="contrastive term; a method's preset chooses it"
+    )
+    weight: float = Field(1.0, ge=0, description="weight of the contrastive term in the loss")
+    temperature: float = Field(0.3, gt=0, description="temperature of the contrastive term")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the weight rises from 0")
+
+
+class NeighboursConfig(Section):
+    k: int = Field(20, ge=0, description="nearest neighbours searched once an epoch; 0: no search")
+    weight: float = Field(
+        0.0, ge=0, description="kappa: weight of the neighbours' mean target as evidence; 0: none"
+    )
+    start_epoch: int = Field(5, ge=0, description="first epoch whose steps use that evidence")
+    engine: _named("noisybsd.bank:ENGINES") = Field(  # type: ignore[valid-type]
+        "auto", description="how neighbours are searched"
+    )
+
+
+class TrackingConfig(Section):
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="Weights & Biases; auto: online where a key is configured, else off"
+    )
+    project: str = Field("noisybsd", description="W&B project")
+    entity: str | None = Field(None, description="W&B entity")
+    group: str | None = Field(None, description="W&B group; default: recipe and method")
+    tags: tuple[str, ...] = Field((), description="W&B tags")
+    console: Literal["auto", "rich", "plain"] = Field(
+        "auto", description="progress display; auto: rich in a terminal, plain lines elsewhere"
+    )
+
+
+class Config(Section):
+    """One run, whole. `load_config` builds it; `config.yaml` in a run directory is its record."""
+
+    recipe: str = Field(description="recipe: a name in recipes/ or a path to a YAML")
+    method: _named("noisybsd.methods:METHODS") = Field(  # type: ignore[valid-type]
+        "bsd_simclr", description="method: a preset of target rule, loss and contrastive term"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, order, views, noise")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="forward pass in bf16 autocast or fp32; auto: bf16 on cuda"
+    )
+    epochs: int = Field(300, ge=1, description="passes over the training set")
+    batch_size: int = Field(256, ge=2, description="images per step")
+    targets: _named("noisybsd.objectives:TARGET_RULES") = Field(  # type: ignore[valid-type]
+        "labels", description="target rule; a method's preset chooses it"
+    )
+    loss: _named("noisybsd.objectives:LOSSES") = Field(  # type: ignore[valid-type]
+        "cross_entropy", description="classification loss; a method's preset chooses it"
+    )
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    noise: NoiseConfig = NoiseConfig()
+    network: NetworkConfig = NetworkConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.contrastive.name != "none" and len(self.augment.views) != 2:
+            raise ValueError(
+                f"contrastive.name={self.contrastive.name} needs two views; "
+                f"augment.views has {len(self.augment.views)}: use augment.views=[weak,strong]"
+            )
+        if self.neighbours.weight > 0 and self.neighbours.k == 0:
+            raise ValueError(
+                f"neighbours.weight={self.neighbours.weight} needs neighbours.k of at least 1, got 0"
+            )
+        if self.noise.name == "none" and self.noise.rate > 0:
+            raise ValueError(
+                f"noise.rate={self.noise.rate} needs noise.name (got none), e.g. noise.name=symmetric"
+            )
+        return self
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """Build the configuration from command-line arguments `key=value`.
+
+    Raises:
+        UserError: lists every mistake at once, each with its key, value and the valid options.
+    """
+    overrides = _parse_overrides(arguments)
+    if "recipe" not in overrides:
+        raise UserError(f"no recipe given: use recipe=NAME, one of {', '.join(recipe_names())}")
+    recipe = _read_recipe(str(overrides.pop("recipe")))
+    return build_config(recipe, overrides)
+
+
+def build_config(*layers: Mapping[str, Any]) -> Config:
+    """Merge layers of (nested) settings, later ones over earlier ones, and validate the result."""
+    from noisybsd.methods import METHODS
+
+    merged = OmegaConf.create({})
+    for layer in layers:
+        preset = METHODS.get(str(layer.get("method")), {})
+        merged = OmegaConf.merge(merged, OmegaConf.create(dict(preset)), OmegaConf.create(layer))
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+        return Config.model_validate(values)
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(error))) from None
+
+
+def save_config(config: Config, path: Path, header: str) -> None:
+    """Write the resolved configuration so that `recipe=PATH` reruns it (in a new run directory)."""
+    values = config.model_dump(mode="json", exclude={"run": {"dir", "resume"}})
+    text = "".join(f"# {line}\n" for line in header.splitlines())
+    path.write_text(text + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in resource_dir("recipes").glob("*.yaml"))
+
+
+def _parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    wrong = [a for a in arguments if "=" not in a or a.startswith(("-", "="))]
+    if wrong:
+        raise UserError(
+            "\n".join(f"argument {a!r}: settings are written key=value, e.g. epochs=10" for a in wrong)
+            + "\n--help lists every key"
+        )
+    try:
+        overrides = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"arguments: {str(error).splitlines()[0]}") from None
+    assert isinstance(overrides, dict)
+    return {str(key): value for key, value in overrides.items()}
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    """Read recipes/NAME.yaml, or a YAML file by its path."""
+    is_path = name.endswith((".yaml", ".yml")) or "/" in name
+    path = Path(name).expanduser() if is_path else resource_dir("recipes") / f"{name}.yaml"
+    if not path.is_file():
+        if is_path:
+            raise UserError(f"recipe={name}: there is no such file")
+        raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
+    return {"recipe": path.stem, **read_yaml(path)}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UserError: names the file and, for a syntax error, the line.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}, expected a mapping key: value")
+    return {str(key): value for key, value in content.items()}
+
+
+def _fields(
+    model: type[BaseModel] = Config, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key with its field, in order, sections expanded."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    """One line for each mistake: key, value received, what is valid."""
+    keys = {key: field for key, field in _fields()}
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            yield f"{key}: unknown key (got {item['input']!r}); {_nearest_key(key, list(keys))}"
+        elif item["type"] == "missing":
+            yield f"{key}: is required and was not given"
+        elif item["type"] == "value_error" and not key:
+            yield str(item["ctx"]["error"])
+        elif item["type"] == "value_error":
+            yield f"{key}: {item['ctx']['error']}"
+        else:
+            known = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
+            valid = f" (valid: {_type_name(keys[known])})" if known in keys else ""
+            yield f"{key}: {item['msg']}, got {item['input']!r}{valid}"
+
+
+def _nearest_key(key: str, keys: list[str]) -> str:
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    # a misspelt section name is compared as a whole key; a key without its section by its last part
+    close = close or [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
+    section = {k.split(".")[0] for k in keys if "." in k}
+    close = close or difflib.get_close_matches(key.split(".")[0], section, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "--help lists every key"
+
+
+def _type_name(field: FieldInfo) -> str:
+    for entry in field.metadata:
+        if isinstance(entry, Registry):
+            return "|".join(entry.keys())
+    return _annotation_name(field.annotation) + "".join(_bounds(field.metadata))
+
+
+def _annotation_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"[{_annotation_name(get_args(annotation)[0])},…]"
+    if get_args(annotation):  # X | None
+        return " or ".join(_annotation_name(part) for part in get_args(annotation))
+    return "null" if annotation is type(None) else annotation.__name__
+
+
+def _bounds(metadata: Iterable[Any]) -> Iterator[str]:
+    for entry in metadata:
+        for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+            if (bound := getattr(entry, attribute, None)) is not None:
+                yield f" {sign} {bound}"
+
+
+def _plain(value: Any) -> str:
+    """A default as one would type it."""
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def describe_keys() -> str:
+    """Every key with type, default and meaning, for --help."""
+    lines = []
+    for key, field in _fields():
+        default = "(required)" if field.is_required() else _plain(field.default)
+        lines.append(f"  {key}={default}")
+        lines.append(f"      {field.description} [{_type_name(field)}]")
+    return "\n".join(lines)
+
+
+def describe_recipes() -> str:
+    """Every shipped recipe with the first line of its header, for --help."""
+    names = recipe_names()
+    width = max(map(len, names), default=0)
+    lines = []
+    for name in names:
+        first = (resource_dir("recipes") / f"{name}.yaml").read_text("utf-8").split("\n", 1)[0]
+        lines.append(f"  {name:<{width}}  {first.lstrip('# ')}")
+    return "\n".join(lines)
