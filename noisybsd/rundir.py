@@ -1,0 +1,161 @@
+"""The run directory: where a run lives, which run to continue, and that two never share one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from noisybsd.checkpoint import load_checkpoint, load_latest, previous, write_atomically
+from noisybsd.config import Config, read_yaml, save_config
+from noisybsd.errors import UserError
+
+log = logging.getLogger("noisybsd")
+
+# settings that may differ between the parts of one run: where things are, not what is computed
+_PLACE = ("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage")
+
+
+@dataclass
+class RunDirectory:
+    """An opened run directory, locked until the process ends."""
+
+    path: Path
+    state: dict[str, Any] | None  # the checkpoint to continue from
+    lock: TextIO
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+
+def open_run(config: Config) -> RunDirectory:
+    """Find or make the directory of this run and lock it, as `run.dir` and `run.resume` say.
+
+    Raises:
+        UserError: another process uses it, it holds a run of another configuration, or there is no
+            usable checkpoint in it.
+    """
+    resume = config.run.resume
+    if resume not in ("auto", "none"):
+        return _continue_from(Path(resume).expanduser(), config)
+    if config.run.dir is not None:
+        path = Path(config.run.dir).expanduser()
+        if resume == "none" and path.exists() and any(path.iterdir()):
+            raise UserError(f"run.dir={path} is not empty; run.resume=none needs a new directory")
+        return _claim(path, config)
+    if resume == "auto":
+        for path in _unfinished(config):
+            try:
+                return _claim(path, config)
+            except _InUse:
+                continue
+    stem = Path("runs") / config.recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.seed}"
+    for number in range(1, 1000):  # runs started within one second
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return _claim(path, config)
+    raise UserError(f"run.dir: {stem} and its successors exist already")
+
+
+class _InUse(UserError):
+    pass
+
+
+def _claim(path: Path, config: Config) -> RunDirectory:
+    """Lock `path`, check that it is this run's (or empty), and load its checkpoint if it has one."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"run.dir={path} is a file, expected a directory")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = (path / ".lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _InUse(f"run.dir={path} is in use by another process") from None
+    record = path / "config.yaml"
+    if record.exists():
+        changed = list(_differences(read_yaml(record), config))
+        if changed:
+            raise UserError(
+                f"run.dir={path} holds a run of another configuration; use another run.dir\n"
+                + "\n".join(changed)
+            )
+    checkpoint = path / "checkpoint.pt"
+    state = load_latest(checkpoint, log.warning)
+    if state is None and (checkpoint.exists() or previous(checkpoint).exists()):
+        raise UserError(
+            f"{checkpoint}: no usable checkpoint (see above); another run.dir starts anew"
+        )
+    if not record.exists():
+        save_config(config, record, f"rerun: python -m noisybsd.train recipe={record}")
+    return RunDirectory(path, state, lock)
+
+
+def _continue_from(path: Path, config: Config) -> RunDirectory:
+    """Continue the run directory `path`, or its checkpoint file `path` in particular."""
+    if not path.exists():
+        raise UserError(
+            f"run.resume={path}: no such file or directory; valid: auto, none, or the path of a run "
+            "directory or of a checkpoint in one"
+        )
+    directory = path if path.is_dir() else path.parent
+    if config.run.dir is not None and Path(config.run.dir).resolve() != directory.resolve():
+        raise UserError(f"run.dir={config.run.dir}: run.resume={path} continues in {directory}")
+    if not (directory / "config.yaml").exists():
+        raise UserError(f"run.resume={path}: {directory} is not a run directory, no config.yaml")
+    run = _claim(directory, config)
+    if path.is_file():
+        run.state = load_checkpoint(path)
+    return run
+
+
+def _unfinished(config: Config) -> Iterator[Path]:
+    """Unfinished runs of the same configuration in the default place, the newest first."""
+    parent = Path("runs") / config.recipe
+    for record in sorted(parent.glob("*/config.yaml"), reverse=True):
+        finished = (record.parent / "results.json").exists()
+        if not finished and not list(_differences(read_yaml(record), config)):
+            yield record.parent
+
+
+def _differences(record: dict[str, Any], config: Config) -> Iterator[str]:
+    """One line for each setting of the recorded configuration that is another one here."""
+    there, here = _flat(record), _flat(config.model_dump(mode="json"))
+    for key in sorted(there.keys() | here.keys()):
+        place = any(key == part or key.startswith(f"{part}.") for part in _PLACE)
+        if not place and there.get(key) != here.get(key):
+            yield f"{key}: {there.get(key)} there, {here.get(key)} here"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` whole or not at all. NaN is not JSON: it raises ValueError."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", "utf-8"))
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))

@@ -1,0 +1,205 @@
+"""Where a run is told of: the console, log.txt and Weights & Biases.
+
+metrics.jsonl and results.json are the record and are written by the training loop itself; nothing here
+may stop a run.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from noisybsd.config import Config, TrackingConfig
+
+log = logging.getLogger("noisybsd")
+
+_FINISH_SECONDS = 60  # how long the end of a run waits for W&B
+
+# what an epoch's line shows: metric, label, format
+_COLUMNS = (
+    ("loss", "loss", "{:.3f}"),
+    ("test_accuracy", "test", "{:.2%}"),
+    ("test_accuracy_ema", "ema", "{:.2%}"),
+    ("test_ece", "ece", "{:.3f}"),
+    ("label_correction_accuracy", "corrected", "{:.2%}"),
+    ("noise_detection_auroc", "auroc", "{:.3f}"),
+    ("memorised_fraction", "memorised", "{:.1%}"),
+    ("images_per_second", "img/s", "{:,.0f}"),
+)
+
+
+def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
+    """One line on an epoch, e.g. `epoch 3/60  loss 0.913  test 93.10%  …`; unknown values are left out."""
+    width = len(str(epochs))
+    parts = [f"epoch {metrics['epoch']:>{width}}/{epochs}"]
+    parts += [
+        f"{label} {form.format(metrics[name])}"
+        for name, label, form in _COLUMNS
+        if metrics.get(name) is not None
+    ]
+    return "  ".join(parts)
+
+
+class Tracker:
+    """Console, log file and W&B of one run. Use as a context manager."""
+
+    def __init__(
+        self, config: Config, directory: Path, *, wandb_id: str, total_steps: int, first_step: int
+    ):
+        self._epochs = config.epochs
+        rich = config.tracking.console == "rich" or (
+            config.tracking.console == "auto" and sys.stdout.isatty()
+        )
+        console = Console(soft_wrap=True, highlight=False) if rich else None
+        self._handlers: list[logging.Handler] = [
+            RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+            if console
+            else logging.StreamHandler(sys.stdout),
+            logging.FileHandler(directory / "log.txt", encoding="utf-8"),
+        ]
+        self._handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._progress: Progress | None = None
+        if console:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("steps", total=total_steps, completed=first_step)
+        self._wandb = _Wandb(config, directory, wandb_id)
+
+    def __enter__(self) -> Tracker:
+        log.setLevel(logging.INFO)
+        for handler in self._handlers:
+            log.addHandler(handler)
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress:
+            self._progress.stop()
+        for handler in self._handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+    def start_wandb(self) -> None:
+        self._wandb.start()
+
+    def step(self) -> None:
+        if self._progress:
+            self._progress.advance(self._task)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        log.info(epoch_line(metrics, self._epochs))
+        self._wandb.log(metrics)
+
+    def finish(self, results: dict[str, Any] | None) -> None:
+        """Close the W&B run; with `results`, they become its summary."""
+        self._wandb.finish(results)
+
+
+class _Wandb:
+    """A W&B run that never stops the training: its first failure turns it off, with one line."""
+
+    def __init__(self, config: Config, directory: Path, run_id: str):
+        self._config = config
+        self._directory = directory
+        self._run_id = run_id
+        self._run: Any = None
+
+    def start(self) -> None:
+        mode, reason = wandb_mode(self._config.tracking)
+        if reason:
+            log.info(reason)
+        if mode != "disabled":
+            self._guard(lambda: self._start(mode))
+
+    def _start(self, mode: str) -> None:
+        import wandb
+
+        tracking = self._config.tracking
+        self._run = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            group=tracking.group or f"{self._config.recipe}-{self._config.method}",
+            tags=tracking.tags or None,
+            name=f"{self._config.recipe}-{self._config.method}-{self._config.seed}",
+            id=self._run_id,
+            resume="allow" if mode == "online" else None,
+            mode=mode,  # type: ignore[arg-type]
+            dir=self._directory,
+            config=self._config.model_dump(mode="json"),
+            settings=wandb.Settings(init_timeout=60, console="off", silent=True),
+        )
+        # a resumed run logs some epochs again: W&B wants its own axis to be free to go back
+        self._run.define_metric("epoch")
+        self._run.define_metric("*", step_metric="epoch")
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        known = {key: value for key, value in metrics.items() if value is not None}
+        self._guard(lambda: self._run and self._run.log(known))
+
+    def finish(self, results: dict[str, Any] | None) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        if results:
+            self._guard(lambda: run.summary.update(results))
+        # finish() waits for the upload, without end where the network is gone
+        thread = threading.Thread(target=lambda: self._guard(run.finish), daemon=True)
+        thread.start()
+        thread.join(_FINISH_SECONDS)
+        if thread.is_alive():
+            log.warning(
+                "W&B did not finish within %d s; `wandb sync %s` uploads the rest",
+                _FINISH_SECONDS,
+                self._directory / "wandb" / "*-run-*",
+            )
+
+    def _guard(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever W&B raises must not end a training run
+            self._run = None
+            log.warning("W&B is off from here on: %s", " ".join(str(error).split())[:300])
+
+
+def wandb_mode(tracking: TrackingConfig) -> tuple[str, str | None]:
+    """The mode to use, and a line for the user where the choice was ours and is `disabled`."""
+    if tracking.wandb != "auto":
+        return tracking.wandb, None
+    asked = os.environ.get("WANDB_MODE")
+    if asked in ("online", "offline", "disabled"):
+        return asked, None
+    if _wandb_key_configured():
+        return "online", None
+    return "disabled", (
+        "W&B is off: no key is configured. `wandb login` turns it on, tracking.wandb=offline records "
+        "without network, tracking.wandb=disabled silences this line"
+    )
+
+
+def _wandb_key_configured() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
