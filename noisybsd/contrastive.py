@@ -83,7 +83,7 @@ def supcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
         y = targets.detach().to(z.dtype)
         first, second = z.chunk(2)
         both = first + second  # (B,D)
-        # Σ_j w_ij v_j = y_i · Σ_j y_j v_j, so sums per class replace the (B,B) matrix of agreements.
+        # Σ_j w_ij v_j = y_i · Σ_j y_j v_j, so class sums replace the (B,B) matrix of agreements.
         # The image's own term is taken out: its other view has weight 1 instead of w_ii.
         agreement_own = y.square().sum(1, keepdim=True)  # (B,1), w_ii
         agreement_others = y @ y.sum(0) - agreement_own.squeeze(1)  # (B,), Σ_{j≠i} w_ij
