@@ -1,6 +1,6 @@
 """Dataset cards: what a dataset is, read from datasets/NAME.yaml or from a path.
 
-A card is data, not code: where the files come from and their checksums, the folder layout (a name in
+A card is data, not code: where the files come from, their checksums, the folder layout (a name in
 layouts.LAYOUTS), classes, input size, normalisation, label sets and published noise rates.
 """
 

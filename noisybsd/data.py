@@ -28,7 +28,7 @@ class Dataset:
     Args:
         size: side of the network's input; channels: of the images.
         mean, std: per channel, on the 0..1 scale.
-        sha256: of the training images, the given labels and their order (image files: of their paths and sizes).
+        sha256: of training images (files: paths and sizes), given labels and their order.
         notes: what a run's results say about the data; JSON-able.
     """
 
@@ -48,7 +48,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     """Read a dataset, put its labels in place and inject the synthetic noise asked for.
 
     Args:
-        seed: the run's seed; the noise's own where noise.seed is not set. Splits do not depend on it.
+        seed: the run's; the noise's where noise.seed is not set. Splits do not depend on it.
 
     Raises:
         UserError: missing, damaged or misordered data, with what to do about it.
