@@ -125,8 +125,13 @@ def _unfinished(config: Config) -> Iterator[Path]:
     """Unfinished runs of the same configuration in the default place, the newest first."""
     parent = Path("runs") / config.recipe
     for record in sorted(parent.glob("*/config.yaml"), reverse=True):
-        finished = (record.parent / "results.json").exists()
-        if not finished and not list(_differences(read_yaml(record), config)):
+        if (record.parent / "results.json").exists():
+            continue
+        try:
+            same = not list(_differences(read_yaml(record), config))
+        except UserError:  # somebody else's damaged file is no reason not to start
+            continue
+        if same:
             yield record.parent
 
 

@@ -1,0 +1,84 @@
+"""The device of a run, and what results.json says of machine and versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import noisybsd
+from noisybsd.config import Config
+from noisybsd.errors import UserError
+
+_PACKAGES = ("torch", "torchvision", "kornia", "faiss-gpu", "faiss-cpu", "numpy", "scikit-learn")
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device that `device` names, made ready.
+
+    Raises:
+        UserError: `device=cuda` without a usable GPU.
+    """
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UserError("device=cuda: torch finds no usable GPU here; valid: cpu, auto")
+    device = torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are static
+        torch.set_float32_matmul_precision("high")
+    return device
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """device, hardware, versions and git_commit, for results.json."""
+    return {
+        "device": device.type,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"noisybsd": noisybsd.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout noisybsd runs from, `-dirty` if changed; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,519 @@
+"""Train: `python -m noisybsd.train recipe=NAME key=value …`.
+
+`Trainer` builds the parts and holds the loop. Everything random in a step is a function of
+(seed, rank, step) and the order of an epoch one of (seed, epoch), so a checkpoint needs no
+random-number state and a run continues bit for bit at any step.
+
+Dimensions: N training samples, K classes, B batch, V views, D embedding width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisybsd.augment import Views
+from noisybsd.bank import FeatureBank, vote
+from noisybsd.checkpoint import save_checkpoint
+from noisybsd.config import Config, describe_keys, describe_recipes, load_config
+from noisybsd.contrastive import CONTRASTIVE
+from noisybsd.data import Dataset, load_dataset
+from noisybsd.environment import describe_environment, pick_device
+from noisybsd.errors import UserError, command
+from noisybsd.evaluate import predict
+from noisybsd.loader import build_loader
+from noisybsd.metrics import label_metrics, prediction_metrics
+from noisybsd.monitor import EpochSums, SampleMonitor
+from noisybsd.networks import Network, build_network
+from noisybsd.objectives import LOSSES, TARGET_RULES, Batch
+from noisybsd.optim import WeightEma, build_optimizer, learning_rate
+from noisybsd.rundir import RunDirectory, open_run, write_json, write_jsonl
+from noisybsd.tracking import Tracker
+
+log = logging.getLogger("noisybsd")
+
+CHECK_EVERY = 50  # steps between looks at whether the loss is finite; each look waits for the device
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class Trainer:
+    """One run in memory: data, network, per-sample state, and the loop over them."""
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device):
+        self.config, self.dataset, self.device = config, dataset, device
+        self.num_classes = len(dataset.class_names)
+        train = dataset.train
+        self.labels = torch.as_tensor(train.labels, device=device)  # (N,)
+        self.loader = build_loader(
+            train,
+            config.batch_size,
+            config.seed,
+            device,
+            storage=config.data.storage,
+            workers=config.data.workers,
+            on_error=config.data.on_error,
+        )
+        self.views = Views(config.augment.name, dataset.size, dataset.mean, dataset.std).to(device)
+        torch.manual_seed(config.seed)
+        self.network = build_run_network(config, dataset).to(device)
+        self.optimizer = build_optimizer(self.network, config.optimizer)
+        self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
+        self.rule = TARGET_RULES[config.targets](self.labels, self.num_classes, config).to(device)
+        self.loss = LOSSES[config.loss]
+        self.contrastive = CONTRASTIVE.get(config.contrastive.name)
+        self.monitor = SampleMonitor(self.labels)
+        self.sums = EpochSums(device)
+        self.bank = FeatureBank(len(train.labels), self.network.embedding_dim).to(device)
+        self.amp = autocast_dtype(config, device)
+
+        self.step_number = 0  # steps taken since the start of the run
+        self.seconds = 0.0  # spent training and evaluating, over all parts of the run
+        self.images_seen = 0
+        self.train_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.wandb_id = secrets.token_hex(4)
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.loader.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed, the evaluation included."""
+        return len(self.history)
+
+    def lr(self, step: int) -> float:
+        warmup = self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch
+        return learning_rate(step, self.total_steps, warmup, self.config.optimizer)
+
+    def contrastive_weight(self, step: int) -> float:
+        """Linear warm-up over `contrastive.warmup_epochs`."""
+        warmup = self.config.contrastive.warmup_epochs * self.loader.steps_per_epoch
+        return self.config.contrastive.weight * min(1.0, (step + 1) / (warmup + 1))
+
+    def step(self, index: Tensor, images: Tensor) -> None:
+        """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8. Never waits for the GPU."""
+        step, num_views = self.step_number, len(self.config.augment.views)
+        torch.manual_seed(step_seed(self.config.seed, rank=0, step=step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(step)
+
+        views = torch.cat([getattr(self.views, name)(images) for name in self.config.augment.views])
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            logits, z = self.network(views.contiguous(memory_format=torch.channels_last))
+        logits = logits.float().view(num_views, len(index), self.num_classes)  # (V,B,K)
+
+        probs = logits.detach().softmax(dim=-1)
+        observe_mean = self.config.posterior.observe == "mean"
+        self.rule.observe(index, probs.mean(dim=0) if observe_mean else probs[0])
+        targets = self.rule.targets(index)  # (B,K)
+
+        classification = self.loss(Batch(index, self.labels[index], logits, z, targets))
+        contrast = logits.new_zeros(())
+        if self.contrastive is not None:
+            contrast = self.contrastive(z, targets, self.config.contrastive.temperature)
+        loss = classification + self.contrastive_weight(step) * contrast
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(
+                self.network.parameters(), self.config.optimizer.clip_norm, foreach=True
+            )
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step)
+
+        self.bank.write(index, z.detach()[: len(index)])
+        self.monitor.record(index, logits.detach()[0])
+        correct = (logits.detach()[0].argmax(dim=1) == self.labels[index]).float().mean()
+        self.sums.add(step, loss, classification, contrast, correct)
+        self.step_number += 1
+        self.images_seen += len(index)
+
+    def train_epoch(self, tracker: Tracker, stop: StopSignal) -> None:
+        """The rest of the present epoch.
+
+        Raises:
+            NonFiniteLoss: some step's loss was NaN or infinite.
+            Stopped: a signal asked to stop; the step under way is complete.
+        """
+        self.network.train()
+        done = self.step_number - self.epoch * self.loader.steps_per_epoch
+        if done == 0:
+            self.sums.reset()
+        begin = time.perf_counter()
+        try:
+            for index, images in self.loader.epoch(self.epoch, start=done):
+                self.step(index, images)
+                tracker.step()
+                if self.step_number % CHECK_EVERY == 0 or stop.received:
+                    self.check_finite()
+                if stop.received:
+                    raise Stopped(stop.received)
+            self.check_finite()  # waits for the device, so that the time below is the whole time
+        finally:
+            self.train_seconds += time.perf_counter() - begin
+
+    def check_finite(self) -> None:
+        bad = self.sums.first_bad_step()
+        if bad is not None:
+            raise NonFiniteLoss(
+                f"the loss is not finite at step {bad} (epoch {bad // self.loader.steps_per_epoch + 1}), "
+                f"learning rate {self.lr(bad):.3g}. Try a lower optimizer.lr, "
+                "optimizer.clip_norm=1, or precision=fp32"
+            )
+
+    @torch.no_grad()
+    def end_epoch(self) -> dict[str, Any]:
+        """Neighbours, evaluation and metrics of the epoch just trained."""
+        metrics: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "step": self.step_number,
+            "lr": self.lr(self.step_number - 1),
+            **self.sums.means(),
+        }
+        belief = self.rule.belief()  # (N,K) or None
+        suggested = self.monitor.predicted if belief is None else belief.argmax(dim=1)
+        given = self.labels[:, None]
+        of_given = self.monitor.given_prob if belief is None else belief.gather(1, given).squeeze(1)
+        self.monitor.record_belief(suggested, self.epoch)
+
+        near = self.config.neighbours
+        if near.k > 0 and near.weight > 0 and self.epoch + 1 >= near.start_epoch:
+            assert belief is not None
+            found = self.bank.search(near.k, engine=near.engine)
+            self.rule.observe_neighbours(vote(belief, found))
+
+        metrics |= self.evaluate(self.network, "", suggested)
+        if self.ema is not None:
+            metrics |= self.evaluate(self.ema.network, "_ema", None)
+        if self.dataset.train.clean_labels is not None:
+            clean = torch.as_tensor(self.dataset.train.clean_labels, device=self.device)
+            metrics |= label_metrics(of_given, suggested, self.monitor.predicted, self.labels, clean)
+        return metrics
+
+    def evaluate(self, network: Network, suffix: str, suggested: Tensor | None) -> dict[str, Any]:
+        """Test metrics of `network`, names ending in `suffix`; k-NN accuracy where `suggested` (N,) is given."""
+        logits, z, labels = predict(
+            network,
+            self.dataset.test,
+            self.views,
+            self.device,
+            self.amp,
+            workers=self.config.data.workers,
+        )
+        if not logits.isfinite().all():
+            raise NonFiniteLoss(
+                f"the network's test predictions are not finite after epoch {self.epoch + 1}, "
+                f"learning rate {self.lr(self.step_number - 1):.3g}"
+            )
+        metrics = {f"test_{k}{suffix}": v for k, v in prediction_metrics(logits, labels).items()}
+        near = self.config.neighbours
+        if suggested is not None and near.k > 0:
+            found = self.bank.search(near.k, queries=z, engine=near.engine)
+            votes = vote(
+                torch.nn.functional.one_hot(suggested, self.num_classes).float(), found
+            )
+            metrics["test_knn_accuracy"] = float((votes.argmax(dim=1) == labels).float().mean())
+        return metrics
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """Everything with state, by its name in the checkpoint."""
+        parts = {
+            "network": self.network,
+            "ema": self.ema,
+            "rule": self.rule,
+            "bank": self.bank,
+            "monitor": self.monitor,
+            "sums": self.sums,
+        }
+        return {name: module for name, module in parts.items() if module is not None}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "data_sha256": self.dataset.sha256,
+            "modules": {name: module.state_dict() for name, module in self.modules().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_number,
+            "seconds": self.seconds,
+            "images_seen": self.images_seen,
+            "train_seconds": self.train_seconds,
+            "history": self.history,
+            "wandb_id": self.wandb_id,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`.
+
+        Raises:
+            UserError: the state belongs to other data.
+        """
+        if state["data_sha256"] != self.dataset.sha256:
+            raise UserError(
+                f"data.root={self.config.data.root}: the images or labels are not those this run was "
+                f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"
+            )
+        for name, module in self.modules().items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number = state["step"]
+        self.seconds = state["seconds"]
+        self.images_seen = state["images_seen"]
+        self.train_seconds = state["train_seconds"]
+        self.history = state["history"]
+        self.wandb_id = state["wandb_id"]
+
+    def results(self) -> dict[str, Any]:
+        """results.json. The headline is the last epoch; the best one peeks at the test set."""
+        last, config = self.history[-1], self.config
+        accuracies = [row["test_accuracy"] for row in self.history]
+        noise_rate = last.get("noise_rate")
+        return {
+            "recipe": config.recipe,
+            "method": config.method,
+            "seed": config.seed,
+            "dataset": self.dataset.name,
+            "network": config.network.name,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "train_samples": len(self.dataset.train.labels),
+            "test_samples": len(self.dataset.test.labels),
+            "noise_rate": noise_rate,
+            "test_accuracy_last": accuracies[-1],
+            "test_accuracy_last10_mean": float(np.mean(accuracies[-10:])),
+            "test_accuracy_best": max(accuracies),
+            "test_accuracy_best_note": "an oracle: the epoch is chosen on the test set",
+            "test_accuracy_ema_last": last.get("test_accuracy_ema"),
+            "test_knn_accuracy_last": last.get("test_knn_accuracy"),
+            "test_ece_last": last["test_ece"],
+            "test_ece_ema_last": last.get("test_ece_ema"),
+            "test_nll_last": last["test_nll"],
+            "test_brier_last": last["test_brier"],
+            "label_correction_accuracy": last.get("label_correction_accuracy"),
+            "noise_detection_auroc": last.get("noise_detection_auroc"),
+            "memorised_fraction": last.get("memorised_fraction"),
+            "images_per_second": self.images_seen / self.train_seconds,
+            "seconds": self.seconds,
+            "data_sha256": self.dataset.sha256,
+            "data": self.dataset.notes | {"skipped_images": len(self.loader.skipped)},
+            **describe_environment(self.device),
+        }
+
+
+def train(config: Config, run: RunDirectory) -> dict[str, Any]:
+    """Train to the end in `run`, and return the results that were also written there."""
+    device = pick_device(config)
+    dataset = load_dataset(config.data, config.noise, config.seed)
+    _check_fits(config, dataset)
+    trainer = Trainer(config, dataset, device)
+    if run.state is not None:
+        trainer.load_state(run.state)
+        run.state = None
+    with (
+        Tracker(
+            config,
+            run.path,
+            wandb_id=trainer.wandb_id,
+            total_steps=trainer.total_steps,
+            first_step=trainer.step_number,
+        ) as tracker,
+        StopSignal() as stop,
+    ):
+        _announce(trainer, run)
+        tracker.start_wandb()
+        results = None
+        try:
+            # rows past the checkpoint belong to a part of the run that is trained again
+            write_jsonl(run.path / "metrics.jsonl", trainer.history)
+            while trainer.epoch < config.epochs:
+                _one_epoch(trainer, run, tracker, stop)
+            results = trainer.results()
+            write_json(run.results, results)
+        finally:
+            tracker.finish(results)
+    return results
+
+
+def _one_epoch(trainer: Trainer, run: RunDirectory, tracker: Tracker, stop: StopSignal) -> None:
+    begin = time.perf_counter()
+    try:
+        trainer.train_epoch(tracker, stop)
+    except Stopped:
+        trainer.seconds += time.perf_counter() - begin
+        save_checkpoint(trainer.state(), run.checkpoint)
+        raise
+    metrics = trainer.end_epoch()
+    trainer.seconds += time.perf_counter() - begin
+    metrics["seconds"] = trainer.seconds
+    metrics["images_per_second"] = trainer.images_seen / trainer.train_seconds
+    trainer.history.append(metrics)
+    tracker.epoch(metrics)
+    last = trainer.epoch == trainer.config.epochs
+    if last or stop.received or trainer.epoch % trainer.config.run.checkpoint_every == 0:
+        save_checkpoint(trainer.state(), run.checkpoint)
+        write_jsonl(run.path / "metrics.jsonl", trainer.history)
+    if stop.received and not last:
+        raise Stopped(stop.received)
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and it is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
+    """Notes SIGINT and SIGTERM, for the loop to stop at a good moment; a second one stops at once."""
+
+    received: int = 0
+
+    def __enter__(self) -> StopSignal:
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+        log.info("%s: saving at the end of this step …", signal.Signals(number).name)
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """A well-mixed 63-bit seed from (seed, rank, step)."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def build_run_network(config: Config, dataset: Dataset) -> Network:
+    """The run's network. Without a contrastive term nothing would train a projection head."""
+    return build_network(
+        config.network.name,
+        len(dataset.class_names),
+        dataset.channels,
+        width=config.network.width,
+        embedding_dim=config.network.embedding_dim,
+        projection="identity" if config.contrastive.name == "none" else "mlp",
+        pretrained=config.network.pretrained,
+    )
+
+
+def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
+    """The dtype of the forward pass under autocast, or None for plain fp32."""
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if bf16 else None
+
+
+def _check_fits(config: Config, dataset: Dataset) -> None:
+    n = len(dataset.train.labels)
+    if config.batch_size > n:
+        raise UserError(f"batch_size={config.batch_size} is more than the {n} training images")
+    if config.neighbours.k >= n:
+        raise UserError(f"neighbours.k={config.neighbours.k} must be below the {n} training images")
+
+
+def _announce(trainer: Trainer, run: RunDirectory) -> None:
+    config, data = trainer.config, trainer.dataset
+    log.info(
+        "recipe %s, method %s, seed %d: %s, %s training images, %d classes; %s on %s%s",
+        config.recipe,
+        config.method,
+        config.seed,
+        data.name,
+        f"{len(data.train.labels):,}",
+        trainer.num_classes,
+        config.network.name,
+        trainer.device,
+        ", bf16" if trainer.amp else "",
+    )
+    log.info("run directory %s", run.path)
+    if trainer.step_number:
+        log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)
+
+
+def summary(results: dict[str, Any], run: RunDirectory) -> str:
+    """What a run ends with on the console."""
+
+    def percent(name: str) -> str:
+        value = results.get(name)
+        return "unknown (no clean labels)" if value is None else f"{value:.2%}"
+
+    auroc = results["noise_detection_auroc"]
+    lines = [
+        ("test accuracy, last epoch", percent("test_accuracy_last")),
+        ("  mean of the last 10", percent("test_accuracy_last10_mean")),
+        ("  of the weight average", percent("test_accuracy_ema_last"))
+        if results["test_accuracy_ema_last"] is not None
+        else None,
+        ("  best (an oracle)", percent("test_accuracy_best")),
+        ("calibration error (ECE)", f"{results['test_ece_last']:.4f}"),
+        ("labels wrong in training", percent("noise_rate")),
+        ("labels right after correction", percent("label_correction_accuracy")),
+        ("AUROC of finding wrong labels", "unknown" if auroc is None else f"{auroc:.4f}"),
+        ("time", f"{results['seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"),
+        ("results", str(run.results)),
+    ]
+    return "\n".join(f"{name:<32}{value}" for name, value in filter(None, lines))
+
+
+USAGE = """\
+usage: python -m noisybsd.train recipe=NAME [key=value …]
+
+Train an image classifier on partly wrong labels. A recipe says data, network, schedule and method;
+key=value changes any of its settings, e.g.
+
+  python -m noisybsd.train recipe=digits_sym40
+  python -m noisybsd.train recipe=cifar10n_worst data.root=data seed=1 method=ce
+"""
+
+
+@command
+def main(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
+        print(f"{USAGE}\nrecipes:\n{describe_recipes()}\n\nkeys, with their defaults:\n{describe_keys()}")
+        return 0 if arguments else 2
+    config = load_config(arguments)
+    run = open_run(config)
+    if run.results.exists():
+        print(f"this run is finished: {run.results}\nrun.dir=NEW trains it anew")
+        return 0
+    try:
+        results = train(config, run)
+    except Stopped as stopped:
+        print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
+        return 128 + stopped.number
+    except NonFiniteLoss as error:
+        good = run.checkpoint if run.checkpoint.exists() else "none yet"
+        print(f"error: {error}\nlast good checkpoint: {good}", file=sys.stderr)
+        return 1
+    print(summary(results, run))
+    return 0
+
+
+def _continue_command(run: RunDirectory) -> str:
+    return f"python -m noisybsd.train recipe={run.path / 'config.yaml'} run.resume={run.path}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
