@@ -42,12 +42,12 @@ def resource_dir(name: str) -> Path:
 class Registry:
     """Marks a field whose choices are the keys of a literal dict elsewhere, imported when asked."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, *more: str):
+        self.path, self.more = path, more
 
     def keys(self) -> list[str]:
         module, attribute = self.path.split(":")
-        return list(getattr(importlib.import_module(module), attribute))
+        return [*self.more, *getattr(importlib.import_module(module), attribute)]
 
     def check(self, value: str) -> str:
         if value not in self.keys():
@@ -55,9 +55,9 @@ class Registry:
         return value
 
 
-def _named(registry: str) -> Any:
-    """The type of a string field that names an entry of `registry` ("module:DICT")."""
-    entry = Registry(registry)
+def _named(registry: str, *more: str) -> Any:
+    """The type of a string field that names an entry of `registry` ("module:DICT"), or one of `more`."""
+    entry = Registry(registry, *more)
     return Annotated[str, entry, AfterValidator(entry.check)]
 
 
@@ -101,10 +101,16 @@ class DataConfig(Section):
     test_fraction: float = Field(
         0.2, gt=0, lt=1, description="own data without a test split: the share held out"
     )
+    size: int | None = Field(
+        None, ge=4, description="image files: side of the network's input; default: the card's"
+    )
+    balanced: int | None = Field(
+        None, ge=1, description="at most so many images of each given class in an epoch, drawn anew"
+    )
 
 
 class NoiseConfig(Section):
-    name: _named("noisybsd.noise:NOISE_MODELS") = Field(  # type: ignore[valid-type]
+    name: _named("noisybsd.noise:NOISE_MODELS", "none") = Field(  # type: ignore[valid-type]
         "none", description="synthetic label noise to inject into the training labels"
     )
     rate: float = Field(0.0, ge=0, le=1, description="noise rate of the synthetic noise")
@@ -160,7 +166,7 @@ class PosteriorConfig(Section):
 
 
 class ContrastiveConfig(Section):
-    name: _named("noisybsd.contrastive:CONTRASTIVE") = Field(  # type: ignore[valid-type]
+    name: _named("noisybsd.contrastive:CONTRASTIVE", "none") = Field(  # type: ignore[valid-type]
         "none", description="contrastive term; a method's preset chooses it"
     )
     weight: float = Field(1.0, ge=0, description="weight of the contrastive term in the loss")

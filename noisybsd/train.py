@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from noisybsd.augment import Views
-from noisybsd.bank import FeatureBank, vote
+from noisybsd.bank import FeatureBank, knn_accuracy, vote
 from noisybsd.checkpoint import save_checkpoint
 from noisybsd.config import Config, describe_keys, describe_recipes, load_config
 from noisybsd.contrastive import CONTRASTIVE
@@ -198,13 +199,14 @@ class Trainer:
         if near.k > 0 and near.weight > 0 and self.epoch + 1 >= near.start_epoch:
             assert belief is not None
             found = self.bank.search(near.k, engine=near.engine)
-            self.rule.observe_neighbours(vote(belief, found))
+            self.rule.observe_neighbours(vote(belief, found, math.inf))  # the plain mean
 
         metrics |= self.evaluate(self.network, "", suggested)
         if self.ema is not None:
             metrics |= self.evaluate(self.ema.network, "_ema", None)
         if self.dataset.train.clean_labels is not None:
             clean = torch.as_tensor(self.dataset.train.clean_labels, device=self.device)
+            of_given = of_given.masked_fill(self.monitor.visits == 0, torch.nan)  # dropped so far
             metrics |= label_metrics(of_given, suggested, self.monitor.predicted, self.labels, clean)
         return metrics
 
@@ -227,10 +229,8 @@ class Trainer:
         near = self.config.neighbours
         if suggested is not None and near.k > 0:
             found = self.bank.search(near.k, queries=z, engine=near.engine)
-            votes = vote(
-                torch.nn.functional.one_hot(suggested, self.num_classes).float(), found
-            )
-            metrics["test_knn_accuracy"] = float((votes.argmax(dim=1) == labels).float().mean())
+            known = F.one_hot(suggested, self.num_classes).float()
+            metrics["test_knn_accuracy"] = knn_accuracy(known, found, labels)
         return metrics
 
     def modules(self) -> dict[str, torch.nn.Module]:

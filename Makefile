@@ -1,0 +1,52 @@
+# make demo, make test: each alone on a fresh machine with Python >= 3.11 and pip (uv is used if present).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-all lint types check clean
+
+help:
+	@echo "make demo      set up, train the embedded recipe (digits, 40 % wrong labels)"
+	@echo "make test      set up, run the fast tests"
+	@echo "make test-all  set up, run all tests (slow ones too)"
+	@echo "make lint      ruff"
+	@echo "make types     mypy"
+	@echo "make check     lint, types, tests"
+
+setup: $(READY)
+
+# tested versions: constraints.txt
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, set PYTHON=…")'
+	@if command -v uv >/dev/null 2>&1; then \
+		echo "setting up $(VENV) with uv"; \
+		test -x $(BIN)/python || uv venv -q --python $(PYTHON) $(VENV); \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+		echo "setting up $(VENV) with pip; torch is large, this takes some minutes"; \
+		test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); \
+		$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m noisybsd.train recipe=digits_sym40 tracking.wandb=disabled
+
+test: setup
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest -q -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,159 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from noisybsd.config import (
+    build_config,
+    describe_keys,
+    describe_recipes,
+    load_config,
+    recipe_names,
+    save_config,
+)
+from noisybsd.errors import UserError
+from noisybsd.methods import METHODS
+from noisybsd.train import main
+
+
+def mistakes(*arguments: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_config(arguments)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_every_recipe_takes_every_method(name: str, method: str | None) -> None:
+    swap = [f"method={method}"] if method else []
+    config = load_config([f"recipe={name}", *swap])
+    plain = load_config([f"recipe={name}"])
+    same = ("data", "noise", "network", "optimizer", "epochs", "batch_size")
+    assert all(getattr(config, part) == getattr(plain, part) for part in same)
+    preset = METHODS[config.method]
+    assert config.contrastive.name == preset["contrastive"]["name"]
+    assert config.targets == preset["targets"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_has_a_header_that_says_how_to_run_it(name: str) -> None:
+    text = (Path(__file__).parent.parent / "recipes" / f"{name}.yaml").read_text("utf-8")
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert text.startswith("# ") and len(header) >= 3
+    assert any(f"recipe={name}" in line for line in header)
+
+
+def test_later_layers_win() -> None:
+    config = load_config(["recipe=digits_sym40", "optimizer.lr=1e-3", "contrastive.name=supcon"])
+    assert config.optimizer.lr == 1e-3
+    assert config.contrastive.name == "supcon"  # over the preset's simclr
+    assert config.contrastive.temperature == 0.3  # the recipe's, untouched
+
+
+def test_a_method_on_the_command_line_replaces_the_recipes_method_whole(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("method: bsd_simclr\ncontrastive: {name: supcon, weight: 3}\ndata: {name: digits}\n")
+    config = load_config([f"recipe={mine}", "method=ce"])
+    assert (config.contrastive.name, config.targets) == ("none", "labels")
+    assert config.augment.views == ("weak",)
+    assert config.contrastive.weight == 3
+
+
+def test_a_saved_configuration_reruns_the_same(tmp_path: Path) -> None:
+    config = load_config(["recipe=digits_sym40", "method=bsd", "contrastive.name=none", "seed=3"])
+    save_config(config, tmp_path / "config.yaml", "a note\nof two lines")
+    assert load_config([f"recipe={tmp_path / 'config.yaml'}"]) == config
+
+
+def test_a_saved_configuration_forgets_the_run_directory(tmp_path: Path) -> None:
+    config = load_config(["recipe=digits_sym40", "run.dir=here", "run.resume=none"])
+    save_config(config, tmp_path / "config.yaml", "")
+    again = load_config([f"recipe={tmp_path / 'config.yaml'}"])
+    assert again.run.dir is None and again.run.resume == "auto"
+
+
+def test_a_misspelt_recipe_gets_the_nearest_one() -> None:
+    (line,) = mistakes("recipe=cifar10n_wurst")
+    assert "did you mean cifar10n_worst?" in line and "digits_sym40" in line
+
+
+def test_a_misspelt_section_gets_the_nearest_key() -> None:
+    (line,) = mistakes("recipe=digits_sym40", "postrior.discount=1")
+    assert line.startswith("postrior") and "did you mean posterior" in line
+
+
+def test_all_mistakes_come_at_once() -> None:
+    lines = mistakes(
+        "recipe=digits_sym40",
+        "epochs=0",
+        "optimizer.lr=fast",
+        "posterior.discont=0.9",
+        "network.name=resnet19",
+        "noise.rate=1.5",
+        "device=tpu",
+    )
+    assert len(lines) == 6
+    text = "\n".join(lines)
+    assert "epochs" in text and "got 0" in text
+    assert "optimizer.lr" in text and "'fast'" in text
+    assert "did you mean posterior.discount?" in text
+    assert "network.name: got 'resnet19', did you mean resnet18?" in text
+    assert "noise.rate" in text and "1.5" in text
+    assert "'tpu'" in text and "cpu" in text
+
+
+def test_a_missing_recipe_lists_the_recipes() -> None:
+    (line,) = mistakes("epochs=3")
+    assert "recipe=NAME" in line and "digits_sym40" in line
+
+
+@pytest.mark.parametrize("argument", ["epochs", "--epochs=3", "-x", "=3"])
+def test_arguments_that_are_not_settings(argument: str) -> None:
+    assert repr(argument) in mistakes("recipe=digits_sym40", argument)[0]
+
+
+def test_a_contrastive_term_needs_two_views() -> None:
+    (line,) = mistakes("recipe=digits_sym40", "augment.views=[weak]")
+    assert "augment.views" in line and "contrastive.name=simclr" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("a: [1", "not readable"), ("- 1\n- 2\n", "mapping"), ("", "recipe"), ("\x00", "not readable")],
+)
+def test_damaged_recipe_files_are_named(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    if not content:  # an empty recipe is all defaults
+        assert load_config([f"recipe={path}"]).recipe == "mine"
+        return
+    text = "\n".join(mistakes(f"recipe={path}"))
+    assert str(path) in text and says in text
+
+
+def test_a_path_to_nowhere() -> None:
+    assert "no such file" in mistakes("recipe=./nowhere.yaml")[0]
+
+
+def test_help_names_every_key_with_its_default_and_every_recipe() -> None:
+    keys = describe_keys()
+    flat = yaml.safe_load(yaml.safe_dump(build_config({"recipe": "x"}).model_dump(mode="json")))
+    for section, value in flat.items():
+        names = [f"{section}.{name}" for name in value] if isinstance(value, dict) else [section]
+        for name in names:
+            assert f"\n  {name}=" in f"\n{keys}"
+    assert "posterior.discount=0.95" in keys and "> 0.0 ≤ 1.0" in keys.replace("0 ≤ 1]", "0.0 ≤ 1.0")
+    assert all(name in describe_recipes() for name in recipe_names())
+
+
+def test_commands_answer_mistakes_on_stderr_with_exit_code_2(capsys: pytest.CaptureFixture) -> None:
+    assert main(["recipe=digits_sym4", "postrior.discount=1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and "digits_sym40" in captured.err
+
+
+def test_all_errors_at_once_even_with_a_misspelt_recipe(capsys: pytest.CaptureFixture) -> None:
+    main(["recipe=typo", "postrior.discount=1"])
+    text = capsys.readouterr().err
+    assert "recipe" in text and "postrior" in text
