@@ -254,10 +254,18 @@ def load_config(arguments: Sequence[str]) -> Config:
     Raises:
         UserError: lists every mistake at once, each with its key, value and the valid options.
     """
-    overrides = _parse_overrides(arguments)
-    if "recipe" not in overrides:
-        raise UserError(f"no recipe given: use recipe=NAME, one of {', '.join(recipe_names())}")
-    recipe = _read_recipe(str(overrides.pop("recipe")))
+    overrides = parse_overrides(arguments)
+    name = overrides.pop("recipe", None)
+    try:
+        if name is None:
+            raise UserError(f"no recipe given: use recipe=NAME, one of {', '.join(recipe_names())}")
+        recipe = _read_recipe(str(name))
+    except UserError as error:
+        try:  # the other settings may hold mistakes too
+            build_config({"recipe": str(name)}, overrides)
+        except UserError as more:
+            raise UserError(f"{error}\n{more}") from None
+        raise
     return build_config(recipe, overrides)
 
 
@@ -289,11 +297,18 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in resource_dir("recipes").glob("*.yaml"))
 
 
-def _parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` arguments into nested settings.
+
+    Raises:
+        UserError: an argument is not of that form, or its value is not YAML.
+    """
     wrong = [a for a in arguments if "=" not in a or a.startswith(("-", "="))]
     if wrong:
         raise UserError(
-            "\n".join(f"argument {a!r}: settings are written key=value, e.g. epochs=10" for a in wrong)
+            "\n".join(
+                f"argument {a!r}: settings are written key=value, e.g. epochs=10" for a in wrong
+            )
             + "\n--help lists every key"
         )
     try:
@@ -330,9 +345,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _fields(
-    model: type[BaseModel] = Config, prefix: str = ""
-) -> Iterator[tuple[str, FieldInfo]]:
+def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted key with its field, in order, sections expanded."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -343,7 +356,7 @@ def _fields(
 
 def _explain(error: ValidationError) -> Iterator[str]:
     """One line for each mistake: key, value received, what is valid."""
-    keys = {key: field for key, field in _fields()}
+    keys = dict(_fields())
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":

@@ -33,7 +33,9 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.
     )
 
 
-def learning_rate(step: int, total_steps: int, warmup_steps: float, config: OptimizerConfig) -> float:
+def learning_rate(
+    step: int, total_steps: int, warmup_steps: float, config: OptimizerConfig
+) -> float:
     """Linear warm-up to `lr`, then a cosine down to `min_lr`; a function of the step alone."""
     if step < warmup_steps:
         return config.lr * (step + 1) / (warmup_steps + 1)

@@ -74,6 +74,19 @@ class _InUse(UserError):
     pass
 
 
+def load_run_state(directory: Path) -> dict[str, Any] | None:
+    """The latest usable checkpoint of the run in `directory`, None if it has not written one.
+
+    Raises:
+        UserError: there are checkpoints, none of them usable.
+    """
+    checkpoint = directory / "checkpoint.pt"
+    state = load_latest(checkpoint, log.warning)
+    if state is None and (checkpoint.exists() or previous(checkpoint).exists()):
+        raise UserError(f"{checkpoint}: no usable checkpoint (see above)")
+    return state
+
+
 def _claim(path: Path, config: Config) -> RunDirectory:
     """Lock `path`, check that it is this run's (or empty), and load its checkpoint if it has one."""
     if path.exists() and not path.is_dir():
@@ -92,12 +105,7 @@ def _claim(path: Path, config: Config) -> RunDirectory:
                 f"run.dir={path} holds a run of another configuration; use another run.dir\n"
                 + "\n".join(changed)
             )
-    checkpoint = path / "checkpoint.pt"
-    state = load_latest(checkpoint, log.warning)
-    if state is None and (checkpoint.exists() or previous(checkpoint).exists()):
-        raise UserError(
-            f"{checkpoint}: no usable checkpoint (see above); another run.dir starts anew"
-        )
+    state = load_run_state(path)
     if not record.exists():
         save_config(config, record, f"rerun: python -m noisybsd.train recipe={record}")
     return RunDirectory(path, state, lock)

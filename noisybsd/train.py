@@ -16,7 +16,6 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -33,19 +32,20 @@ from noisybsd.contrastive import CONTRASTIVE
 from noisybsd.data import Dataset, load_dataset
 from noisybsd.environment import describe_environment, pick_device
 from noisybsd.errors import UserError, command
-from noisybsd.evaluate import predict
 from noisybsd.loader import build_loader
 from noisybsd.metrics import label_metrics, prediction_metrics
 from noisybsd.monitor import EpochSums, SampleMonitor
 from noisybsd.networks import Network, build_network
 from noisybsd.objectives import LOSSES, TARGET_RULES, Batch
 from noisybsd.optim import WeightEma, build_optimizer, learning_rate
+from noisybsd.predict import predict
 from noisybsd.rundir import RunDirectory, open_run, write_json, write_jsonl
 from noisybsd.tracking import Tracker
 
 log = logging.getLogger("noisybsd")
 
-CHECK_EVERY = 50  # steps between looks at whether the loss is finite; each look waits for the device
+# steps between looks at whether the loss is finite; each look waits for the device
+CHECK_EVERY = 50
 
 
 class NonFiniteLoss(RuntimeError):
@@ -190,7 +190,7 @@ class Trainer:
             **self.sums.means(),
         }
         belief = self.rule.belief()  # (N,K) or None
-        suggested = self.monitor.predicted if belief is None else belief.argmax(dim=1)
+        suggested = self.suggested()
         given = self.labels[:, None]
         of_given = self.monitor.given_prob if belief is None else belief.gather(1, given).squeeze(1)
         self.monitor.record_belief(suggested, self.epoch)
@@ -201,17 +201,37 @@ class Trainer:
             found = self.bank.search(near.k, engine=near.engine)
             self.rule.observe_neighbours(vote(belief, found, math.inf))  # the plain mean
 
-        metrics |= self.evaluate(self.network, "", suggested)
-        if self.ema is not None:
-            metrics |= self.evaluate(self.ema.network, "_ema", None)
+        metrics |= self.evaluate()
         if self.dataset.train.clean_labels is not None:
             clean = torch.as_tensor(self.dataset.train.clean_labels, device=self.device)
             of_given = of_given.masked_fill(self.monitor.visits == 0, torch.nan)  # dropped so far
-            metrics |= label_metrics(of_given, suggested, self.monitor.predicted, self.labels, clean)
+            metrics |= label_metrics(
+                of_given, suggested, self.monitor.predicted, self.labels, clean
+            )
         return metrics
 
-    def evaluate(self, network: Network, suffix: str, suggested: Tensor | None) -> dict[str, Any]:
-        """Test metrics of `network`, names ending in `suffix`; k-NN accuracy where `suggested` (N,) is given."""
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Test metrics of the network, and of its moving average under names that end in `_ema`."""
+        logits, z, labels = self.predict_test(self.network)
+        metrics = {f"test_{k}": v for k, v in prediction_metrics(logits, labels).items()}
+        near = self.config.neighbours
+        if near.k > 0:
+            found = self.bank.search(near.k, queries=z, engine=near.engine)
+            suggested = F.one_hot(self.suggested(), self.num_classes).float()
+            metrics["test_knn_accuracy"] = knn_accuracy(suggested, found, labels)
+        if self.ema is not None:
+            logits, _, labels = self.predict_test(self.ema.network)
+            ema = prediction_metrics(logits, labels)
+            metrics |= {f"test_{k}_ema": v for k, v in ema.items()}
+        return metrics
+
+    def predict_test(self, network: Network) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (M,K), embeddings (M,D) and labels (M,) of the test set.
+
+        Raises:
+            NonFiniteLoss: the network's weights are beyond use.
+        """
         logits, z, labels = predict(
             network,
             self.dataset.test,
@@ -222,16 +242,15 @@ class Trainer:
         )
         if not logits.isfinite().all():
             raise NonFiniteLoss(
-                f"the network's test predictions are not finite after epoch {self.epoch + 1}, "
-                f"learning rate {self.lr(self.step_number - 1):.3g}"
+                f"the network's test predictions are not finite after step {self.step_number}, "
+                f"learning rate {self.lr(max(self.step_number - 1, 0)):.3g}"
             )
-        metrics = {f"test_{k}{suffix}": v for k, v in prediction_metrics(logits, labels).items()}
-        near = self.config.neighbours
-        if suggested is not None and near.k > 0:
-            found = self.bank.search(near.k, queries=z, engine=near.engine)
-            known = F.one_hot(suggested, self.num_classes).float()
-            metrics["test_knn_accuracy"] = knn_accuracy(known, found, labels)
-        return metrics
+        return logits, z, labels
+
+    def suggested(self) -> Tensor:
+        """The most probable class of each training sample, (N,): by belief, or by prediction."""
+        belief = self.rule.belief()
+        return self.monitor.predicted if belief is None else belief.argmax(dim=1)
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """Everything with state, by its name in the checkpoint."""
@@ -491,7 +510,9 @@ key=value changes any of its settings, e.g.
 @command
 def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(f"{USAGE}\nrecipes:\n{describe_recipes()}\n\nkeys, with their defaults:\n{describe_keys()}")
+        print(
+            f"{USAGE}\nrecipes:\n{describe_recipes()}\n\nkeys, with their defaults:\n{describe_keys()}"
+        )
         return 0 if arguments else 2
     config = load_config(arguments)
     run = open_run(config)
