@@ -1,0 +1,225 @@
+"""Image files to pixels: any file in, uint8 of one static shape out, or an error that names the file.
+
+The central square of a picture, resized to the stored size S. This is the usual "shorter side to S,
+then centre crop" with the crop done first, so that a picture of extreme shape costs no memory. The
+usual 256→224 pipeline stores S = 256 and crops 224 at random on the device, in the augmentation.
+
+Pillow decodes: torchvision's decoder is 1.2× faster on 256-px JPEGs (results/loader.csv), but is
+deprecated and to be removed. Torch resizes, which is faster than Pillow.
+
+Dimensions: N images, C channels (3: RGB, 1: grey), S stored side, H×W pixels of a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from noisybsd.errors import UserError
+
+MODES = {3: "RGB", 1: "L"}
+BLOCK = 512  # images that `decode_many` decodes ahead at most
+
+
+class ImageError(UserError):
+    """An image file that cannot be used: which one, and why."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
+    """Decode one file of any format that Pillow knows.
+
+    EXIF orientation is applied. Grey, palette, CMYK and 1-bit pictures become RGB (or grey, with
+    channels=1). Transparency is composited onto white, since the colour below it is arbitrary.
+    16-bit grey is scaled by its full range, 65535 → 255. Of an animation the first frame is taken.
+    JPEGs of at least twice the stored size are shrunk while decoding.
+
+    Args:
+        path: the file.
+        size: S.
+        channels: C, 3 or 1.
+
+    Returns:
+        (C,S,S) uint8.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, not an image, larger than Pillow's
+            `Image.MAX_IMAGE_PIXELS`, or of a kind without a fixed range (float, 32-bit integer).
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(path, f"cannot be read: {error.strerror or error}") from None
+    if not data:
+        raise ImageError(path, "is empty (zero bytes)")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = _pixels(image, MODES[channels], size)
+    except UnidentifiedImageError:
+        raise ImageError(path, f"is not an image of a known format: {data[:12]!r}…") from None
+    except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
+        raise ImageError(path, f"cannot be decoded: {error or type(error).__name__}") from None
+    return _square(torch.from_numpy(pixels), size)
+
+
+def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
+    """Decode to (H,W,C) uint8."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(f"{image.width}×{image.height} pixels, more than the {limit} accepted")
+    image.draft(mode, (size, size))
+    image.load()
+    with contextlib.suppress(Exception):  # EXIF too damaged to read: the pixels as they are stored
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        image = _from_16_bit(image)
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        image = Image.new("RGBA", picture.size, "white")
+        image.alpha_composite(picture)
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (which Pillow may hold as 32) to 8 bits by its full range, rounded."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("32-bit pixels have no fixed range")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _square(pixels: Tensor, size: int) -> Tensor:
+    """The central square of (H,W,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8."""
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pixels[top : top + side, left : left + side].permute(2, 0, 1)
+    if side != size:
+        square = interpolate(square[None], (size, size), mode="bilinear", antialias=True)[0]
+    return square.contiguous()
+
+
+class ImageFiles:
+    """Images on disk, decoded on demand.
+
+    Millions of paths are one tensor of bytes instead of as many Python objects: it reaches worker
+    processes as shared memory, and reading it touches no reference counts.
+
+    Args:
+        paths: N files, absolute or relative to `root`.
+        root: the folder that relative paths start from.
+        size: S, the side of the square that every image becomes.
+        channels: C, 3 (RGB) or 1 (grey).
+    """
+
+    def __init__(self, paths: Sequence[str | Path], root: str | Path, size: int, channels: int = 3):
+        encoded = [os.fsencode(path) for path in paths]
+        self.root = Path(root)
+        self.size = size
+        self.channels = channels
+        self._bytes = torch.from_numpy(np.frombuffer(b"".join(encoded), np.uint8).copy())
+        self._ends = torch.from_numpy(np.cumsum([len(path) for path in encoded], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> ImageFiles:
+        """Some of the files: `files[1::4]`, or by an array of indices (M,)."""
+        chosen = np.arange(len(self))[rows].tolist()
+        return ImageFiles([self.path(i) for i in chosen], self.root, self.size, self.channels)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N,C,S,S)."""
+        return len(self), self.channels, self.size, self.size
+
+    @property
+    def paths(self) -> list[str]:
+        """The N paths as given."""
+        return [self.path(i) for i in range(len(self))]
+
+    def path(self, i: int) -> str:
+        """The path of image i as given."""
+        start = int(self._ends[i - 1]) if i else 0
+        return os.fsdecode(self._bytes[start : int(self._ends[i])].numpy().tobytes())
+
+    def decode(self, i: int) -> Tensor:
+        """Image i as (C,S,S) uint8.
+
+        Raises:
+            ImageError: names the file and the reason.
+        """
+        return decode_image(self.root / self.path(i), self.size, self.channels)
+
+    def decode_many(
+        self, indices: Sequence[int], threads: int | None = None
+    ) -> Iterator[Tensor | ImageError]:
+        """Decode in order and ahead of use: each image (C,S,S) uint8, or what is wrong with it.
+
+        Args:
+            indices: M images.
+            threads: default: one for each core.
+        """
+
+        def attempt(i: int) -> Tensor | ImageError:
+            try:
+                return self.decode(i)
+            except ImageError as error:
+                return error
+
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+            for first in range(0, len(indices), BLOCK):
+                yield from pool.map(attempt, indices[first : first + BLOCK])
+
+    def load_all(self, on_error: str = "stop") -> tuple[Tensor, dict[int, ImageError]]:
+        """Decode everything once, with a progress bar in a terminal.
+
+        Args:
+            on_error: "stop", or "skip" to leave an unreadable image black and name it in the result.
+
+        Returns:
+            images (N,C,S,S) uint8, and what is wrong with image i for those that are unreadable.
+
+        Raises:
+            ImageError: with on_error="stop", at the first unreadable image.
+        """
+        images = torch.zeros(self.shape, dtype=torch.uint8)
+        unreadable = {}
+        decoded = track(
+            self.decode_many(range(len(self))),
+            "decoding images",
+            total=len(self),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        for i, result in enumerate(decoded):
+            if isinstance(result, Tensor):
+                images[i] = result
+            elif on_error == "stop":
+                raise result
+            else:
+                unreadable[i] = result
+        return images, unreadable
