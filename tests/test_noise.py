@@ -1,0 +1,776 @@
+"""Noise models against their matrices, pinned draws, and label files good and bad."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from noisybsd import noise
+from noisybsd.errors import UserError
+from noisybsd.noise import (
+    NOISE_MODELS,
+    check_matrix,
+    draw,
+    inject,
+    instance_probabilities,
+    labels_sha256,
+    philox,
+    read_description,
+    read_labels,
+    read_matrix,
+    summary,
+    uniforms,
+    write_labels,
+)
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_MAP = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+DIGITS_MAP = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}
+# superclass of each of CIFAR-100's classes, which are in alphabetical order
+CIFAR100_COARSE = [
+    *(4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7),
+    *(6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10),
+    *(16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16),
+    *(12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
+]
+MATRIX = [[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.25, 0.25, 0.5]]
+
+
+def features_of(n: int, width: int = 16) -> np.ndarray:
+    """(n, width) numbers in [-0.5, 0.5] that need no random numbers."""
+    i, j = np.arange(n)[:, None], np.arange(width)
+    return (i * 7919 + j * 104729 + i * j * 31) % 257 / 256 - 0.5
+
+
+def facts(name: str, n: int) -> dict:
+    """What a model needs to know about a dataset of ten classes (`matrix`: three)."""
+    coarse = [0, 1, 0, 1, 2, 2, 0, 1, 3, 0]  # groups of 4, 3, 2 and 1, not consecutive
+    return {
+        "asymmetric": {"asymmetric_map": CIFAR10_MAP},
+        "superclass_next": {"coarse": coarse},
+        "superclass_random": {"coarse": coarse},
+        "instance": {"features": features_of(n)},
+        "matrix": {"matrix": np.array(MATRIX)},
+    }.get(name, {})
+
+
+def noisy_labels(
+    name: str, n: int, seed: int, rate: float = 0.4
+) -> tuple[np.ndarray, noise.NoisyLabels]:
+    num_classes = 3 if name == "matrix" else 10
+    clean = np.arange(n) % num_classes
+    rate = 0.0 if name == "matrix" else rate
+    return clean, inject(clean, name, rate, num_classes, seed, **facts(name, n))
+
+
+def chi_square(rows: np.ndarray, drawn: np.ndarray, probabilities: np.ndarray) -> float:
+    """p-value of the drawn labels under the matrix; cells that expect less than 5 are joined."""
+    statistic, freedom = 0.0, 0
+    for k, expected in enumerate(probabilities):
+        observed = np.bincount(drawn[rows == k], minlength=len(expected))
+        expected = expected * observed.sum()
+        assert (observed[expected == 0] == 0).all()
+        common = expected >= 5
+        rest = (observed[~common].sum(), expected[~common].sum())
+        cells = [*zip(observed[common], expected[common], strict=True)]
+        cells += [rest] if rest[1] > 1e-9 else []
+        statistic += sum((o - e) ** 2 / e for o, e in cells)
+        freedom += len(cells) - 1
+    return float(stats.chi2.sf(statistic, freedom))
+
+
+# --- models against their matrices --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4, 0.8])
+@pytest.mark.parametrize("name", [name for name in NOISE_MODELS if name != "instance"])
+def test_transition_counts_fit_the_matrix(name: str, rate: float) -> None:
+    draws = [noisy_labels(name, 6000, seed, rate) for seed in range(5)]
+    transition = draws[0][1].transition
+    rows = np.concatenate([clean for clean, _ in draws])
+    drawn = np.concatenate([noisy.labels for _, noisy in draws])
+    # both tails: draws of fixed counts per class would fit too well
+    assert 1e-3 < chi_square(rows, drawn, transition) < 1 - 1e-3
+
+
+def test_chi_square_sees_a_small_error() -> None:
+    clean, noisy = noisy_labels("symmetric", 30_000, 0, 0.4)
+    assert chi_square(clean, noisy.labels, noise.symmetric(0.43, 10)) < 1e-3
+    assert chi_square(clean, noisy.labels, noise.symmetric_exclusive(0.4, 10)) < 1e-3
+
+
+def test_instance_counts_fit_the_per_sample_probabilities() -> None:
+    true = np.arange(8) % 4
+    probabilities = instance_probabilities(true, features_of(8), 0.4, 4, philox(0))
+    rows = np.repeat(np.arange(8), 4000)
+    p_values = [
+        chi_square(rows, draw(probabilities, rows, philox(s)), probabilities) for s in (1, 2)
+    ]
+    assert all(1e-3 < p < 1 - 1e-3 for p in p_values)
+
+
+@pytest.mark.parametrize(
+    ("transition", "expected"),
+    [
+        (noise.symmetric(0.3, 3), [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]),
+        (noise.symmetric_exclusive(0.4, 3), [[0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.2, 0.2, 0.6]]),
+        (noise.asymmetric(0.4, 3, {2: 0}), [[1, 0, 0], [0, 1, 0], [0.4, 0, 0.6]]),
+        (noise.asymmetric(0.4, 3, {2: 0, 0: 2}), [[0.6, 0, 0.4], [0, 1, 0], [0.4, 0, 0.6]]),
+        (noise.pairflip(0.4, 3), [[0.6, 0.4, 0], [0, 0.6, 0.4], [0.4, 0, 0.6]]),
+        (
+            noise.superclass_next(0.4, 5, [0, 1, 0, 0, 2]),
+            [
+                [0.6, 0, 0.4, 0, 0],
+                [0, 1, 0, 0, 0],
+                [0, 0, 0.6, 0.4, 0],
+                [0.4, 0, 0, 0.6, 0],
+                [0, 0, 0, 0, 1],
+            ],
+        ),
+        (
+            noise.superclass_random(0.4, 5, [0, 1, 0, 0, 2]),
+            [
+                [0.6, 0, 0.2, 0.2, 0],
+                [0, 1, 0, 0, 0],
+                [0.2, 0, 0.6, 0.2, 0],
+                [0.2, 0, 0.2, 0.6, 0],
+                [0, 0, 0, 0, 1],
+            ],
+        ),
+    ],
+)
+def test_matrices_entry_by_entry(transition: np.ndarray, expected: list) -> None:
+    np.testing.assert_allclose(transition, expected, atol=1e-15)
+
+
+def test_cifar10_class_map() -> None:
+    clean, noisy = noisy_labels("asymmetric", 20_000, 0)
+    changes = {(CIFAR10[a], CIFAR10[b]) for a, b in zip(clean, noisy.labels, strict=True) if a != b}
+    assert changes == {
+        ("truck", "automobile"),
+        ("bird", "airplane"),
+        ("deer", "horse"),
+        ("cat", "dog"),
+        ("dog", "cat"),
+    }
+    assert noisy.real_rate == pytest.approx(0.2, abs=0.01)
+
+
+def test_cats_and_dogs_are_exchanged_at_once() -> None:
+    """Drawn in sequence, the cats that became dogs would be dogs among dogs and turn back."""
+    clean, noisy = noisy_labels("asymmetric", 1000, 0, rate=1.0)
+    assert (noisy.labels[clean == 3] == 5).all()
+    assert (noisy.labels[clean == 5] == 3).all()
+
+
+def test_a_class_map_of_any_dataset() -> None:
+    clean = np.arange(100) % 10
+    noisy = inject(clean, "asymmetric", 1.0, 10, 0, asymmetric_map=DIGITS_MAP)
+    np.testing.assert_array_equal(noisy.labels, [DIGITS_MAP.get(k, k) for k in clean])
+
+
+def test_cifar100_conventions_differ_as_stated() -> None:
+    clean, coarse = np.arange(20_000) % 100, np.array(CIFAR100_COARSE)
+
+    def share_within_superclass(name: str) -> float:
+        extra = {"coarse": CIFAR100_COARSE} if name.startswith("superclass") else {}
+        noisy = inject(clean, name, 0.4, 100, 0, **extra).labels
+        changed = noisy != clean
+        return float((coarse[noisy[changed]] == coarse[clean[changed]]).mean())
+
+    assert share_within_superclass("superclass_next") == 1
+    assert share_within_superclass("superclass_random") == 1
+    assert share_within_superclass("block5") == pytest.approx(0.06, abs=0.01)
+    nearest = noise.block5(1.0, 100).argmax(axis=1)
+    np.testing.assert_array_equal(nearest[:10], [1, 2, 3, 4, 0, 6, 7, 8, 9, 5])
+    np.testing.assert_array_equal(
+        noise.pairflip(1.0, 100).argmax(axis=1), (np.arange(100) + 1) % 100
+    )
+
+
+@pytest.mark.parametrize("name", NOISE_MODELS)
+def test_invariants(name: str) -> None:
+    num_classes = 3 if name == "matrix" else 10
+    clean = np.arange(3000) % num_classes
+    before = clean.copy()
+    rate = 0.0 if name == "matrix" else 0.4
+    noisy = inject(clean, name, rate, num_classes, 7, **facts(name, 3000))
+    np.testing.assert_array_equal(clean, before)
+    assert noisy.labels.shape == clean.shape and noisy.labels.dtype == np.int64
+    assert noisy.labels.min() >= 0 and noisy.labels.max() < num_classes
+    assert noisy.real_rate == (noisy.labels != clean).mean() > 0
+    assert noisy.sha256 == labels_sha256(noisy.labels)
+    assert noisy.notes["rate"] == (None if name == "matrix" else 0.4)
+    assert json.loads(json.dumps(noisy.notes)) == noisy.notes
+    if name == "instance":
+        assert noisy.transition is None
+    else:
+        np.testing.assert_allclose(noisy.transition.sum(axis=1), 1, rtol=0, atol=1e-15)
+        assert (noisy.transition >= 0).all()
+    again = inject(clean, name, rate, num_classes, 7, **facts(name, 3000))
+    other = inject(clean, name, rate, num_classes, 8, **facts(name, 3000))
+    np.testing.assert_array_equal(noisy.labels, again.labels)
+    assert (noisy.labels != other.labels).any()
+
+
+@pytest.mark.parametrize("name", [name for name in NOISE_MODELS if name != "matrix"])
+def test_rate_zero_changes_nothing(name: str) -> None:
+    clean, noisy = noisy_labels(name, 1000, 0, rate=0.0)
+    np.testing.assert_array_equal(noisy.labels, clean)
+
+
+def test_real_rates() -> None:
+    n = 100_000
+    assert noisy_labels("symmetric", n, 0, 0.5)[1].real_rate == pytest.approx(0.45, abs=0.005)
+    assert noisy_labels("symmetric_exclusive", n, 0, 0.5)[1].real_rate == pytest.approx(
+        0.5, abs=0.005
+    )
+    assert noisy_labels("pairflip", n, 0, 0.45)[1].real_rate == pytest.approx(0.45, abs=0.005)
+
+
+@pytest.mark.parametrize("name", NOISE_MODELS)
+def test_empty_class(name: str) -> None:
+    """A class without samples changes neither the shape of anything nor the other classes' draws."""
+    num_classes = 3 if name == "matrix" else 10
+    clean = np.ones(500, np.int64)
+    rate = 0.0 if name == "matrix" else 0.3
+    noisy = inject(clean, name, rate, num_classes, 0, **facts(name, 500))
+    assert noisy.labels.shape == (500,)
+    mixed = np.where(np.arange(500) < 400, 1, 0)
+    noisy_mixed = inject(mixed, name, rate, num_classes, 0, **facts(name, 500))
+    np.testing.assert_array_equal(noisy.labels[:400], noisy_mixed.labels[:400])
+
+
+# --- instance-dependent noise -------------------------------------------------------------------
+
+
+def test_instance_probabilities_against_a_loop_over_samples() -> None:
+    n, width, num_classes, rate = 40, 16, 5, 0.3
+    true, features = np.arange(n) % num_classes, features_of(n, width)
+    fast = instance_probabilities(true, features, rate, num_classes, philox(3))
+
+    stream = philox(3)
+    flip = noise._truncated_normals(rate, 0.1, n, stream)
+    weight = [noise._normals(width * num_classes, stream) for _ in range(num_classes)]
+    weight = torch.from_numpy(np.stack(weight).reshape(num_classes, width, num_classes))
+    for i in range(n):
+        scores = torch.from_numpy(features[i]) @ weight[true[i]]
+        scores[true[i]] = -torch.inf
+        slow = flip[i] * torch.softmax(scores, dim=0)
+        slow[true[i]] = 1 - flip[i]
+        np.testing.assert_allclose(fast[i], slow, rtol=1e-10)
+    np.testing.assert_allclose(fast.sum(axis=1), 1)
+
+
+def test_instance_noise_depends_on_the_image() -> None:
+    """On pixels 0..255, an image has one class to be mistaken for, whatever the seed of the draw."""
+    features = (features_of(200) + 0.5) * 255
+    probabilities = instance_probabilities(np.zeros(200, np.int64), features, 0.4, 10, philox(0))
+    confused_with = probabilities[:, 1:]
+    share = confused_with.max(axis=1) / confused_with.sum(axis=1)
+    assert np.median(share) > 0.999
+    assert len(np.unique(confused_with.argmax(axis=1))) > 1
+
+
+def test_instance_accepts_pixels_as_they_are_stored() -> None:
+    pixels = ((features_of(50) + 0.5) * 255).astype(np.uint8)
+    true = np.arange(50) % 10
+    from_bytes = instance_probabilities(true, pixels, 0.4, 10, philox(0))
+    from_floats = instance_probabilities(true, pixels.astype(np.float32), 0.4, 10, philox(0))
+    np.testing.assert_array_equal(from_bytes, from_floats)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 1.0])
+def test_flip_rates_are_truncated_normal(rate: float) -> None:
+    sample = noise._truncated_normals(rate, 0.1, 20_000, philox(0))
+    expected = stats.truncnorm((0 - rate) / 0.1, (1 - rate) / 0.1, loc=rate, scale=0.1)
+    assert sample.min() >= 0 and sample.max() <= 1
+    assert stats.kstest(sample, expected.cdf).pvalue > 1e-3
+
+
+def test_normals_and_uniforms() -> None:
+    assert stats.kstest(noise._normals(20_001, philox(0)), stats.norm.cdf).pvalue > 1e-3
+    assert stats.kstest(uniforms(20_000, philox(1)), stats.uniform.cdf).pvalue > 1e-3
+
+
+# --- determinism --------------------------------------------------------------------------------
+
+# SHA-256, first 16 digits, of the labels of seed 2024. They are part of the interface: a change
+# here changes the labels of everybody's published seeds.
+PINNED = {
+    "symmetric": "b566ef6881ce473f",
+    "symmetric_exclusive": "8f7b84665d1127d7",
+    "asymmetric": "fed18d198779e885",
+    "superclass_next": "0f6f3edbc6537aaf",
+    "superclass_random": "921945bd8171535a",
+    "block5": "e0ec3599b0dcc345",
+    "plus_one": "7273f2221b2f6ed1",
+    "pairflip": "7273f2221b2f6ed1",
+    "instance": "99f14d0ce3303ee1",
+    "matrix": "567c2118b5354181",
+}
+
+
+def test_the_stream_of_uniforms_is_pinned() -> None:
+    # dyadic fractions, so equality is exact
+    expected = ["0x1.3526f3608ffd4p-1", "0x1.dbdf6b1442732p-1", "0x1.1824dc23bea0ap-2"]
+    assert [u.hex() for u in uniforms(3, philox(2024))] == expected
+
+
+@pytest.mark.parametrize("name", NOISE_MODELS)
+def test_draws_are_pinned(name: str) -> None:
+    _, noisy = noisy_labels(name, 2000, 2024)
+    assert noisy.sha256[:16] == PINNED[name]
+
+
+def test_the_hash_is_of_little_endian_int64() -> None:
+    expected = hashlib.sha256(bytes([1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0])).hexdigest()
+    for dtype in ("<i8", ">i8", "uint8", "int32"):
+        assert labels_sha256(np.array([1, 2], dtype=dtype)) == expected
+
+
+def test_no_other_generator_is_touched() -> None:
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    noisy_labels("instance", 100, 0)
+    assert (np.random.get_state()[1] == before[0]).all()  # noqa: NPY002
+    assert (torch.get_rng_state() == before[1]).all()
+
+
+def test_draw_never_leaves_the_classes() -> None:
+    """Rows that sum to a little less than 1, and the largest uniform there is."""
+
+    class Largest:
+        def random_raw(self, n: int) -> np.ndarray:
+            return np.full(n, 2**64 - 1, np.uint64)
+
+    probabilities = np.array([[0.1] * 10, [1 / 3] * 3 + [0] * 7])
+    drawn = draw(probabilities, np.array([0, 1]), Largest())  # type: ignore[arg-type]
+    assert drawn.tolist() == [9, 2]
+
+
+def test_draw_in_parts_is_the_draw_in_one() -> None:
+    rows = np.arange(100) % 10
+    whole = draw(noise.symmetric(0.4, 10), rows, philox(0))
+    wide = np.pad(noise.symmetric(0.4, 10), ((0, 0), (0, 2**17)))  # makes parts of 31 samples
+    np.testing.assert_array_equal(draw(wide, rows, philox(0)), whole)
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"name": "symetric"},
+            r"noise\.name: got 'symetric', did you mean symmetric\? valid: asym",
+        ),
+        ({"rate": 1.5}, r"noise\.rate: got 1\.5, valid: 0 to 1"),
+        ({"rate": float("nan")}, r"noise\.rate: got nan"),
+        ({"seed": -1}, r"noise\.seed: got -1"),
+        ({"num_classes": 1, "labels": np.zeros(3, int)}, r"noise\.name=symmetric: got 1 class"),
+        (
+            {"labels": np.array([0, 10, 2])},
+            r"labels: index 1: label 10 is out of range, valid: 0 to 9",
+        ),
+        ({"labels": np.array([0, -1])}, r"labels: index 1: label -1 is out of range"),
+        ({"labels": np.array([0.0, 1.0])}, r"labels: got float64 of shape \(2,\), valid: integers"),
+        ({"labels": np.zeros((2, 2), int)}, r"labels: got int64 of shape \(2, 2\)"),
+        ({"name": "asymmetric"}, r"noise\.name=asymmetric: .* no class map .*cifar10"),
+        (
+            {"name": "asymmetric", "asymmetric_map": {3: 12}},
+            r"asymmetric class map: got 3: 12, valid: 0 to 9",
+        ),
+        ({"name": "superclass_next"}, r"noise\.name=superclass_next: .* no superclasses.*block5"),
+        ({"name": "superclass_random"}, r"noise\.name=superclass_random: .* no superclasses"),
+        (
+            {"name": "superclass_next", "coarse": [0, 1]},
+            r"superclasses: got shape \(2,\).*10 classes",
+        ),
+        (
+            {"name": "block5", "num_classes": 12},
+            r"noise\.name=block5: got 12 classes, valid: a multi",
+        ),
+        ({"name": "instance"}, r"noise\.name=instance: needs the images' pixels"),
+        ({"name": "instance", "features": np.zeros((4, 2))}, r"features: got shape \(4, 2\)"),
+        ({"name": "instance", "features": np.full((3, 2), np.nan)}, r"features: .* not finite"),
+        ({"name": "matrix", "rate": 0.0}, r"noise\.file: noise\.name=matrix needs .*\.npy"),
+        ({"name": "matrix", "matrix": np.eye(10)}, r"noise\.rate: noise\.name=matrix .* got 0\.4"),
+        ({"matrix": np.eye(10)}, r"noise\.file: goes with noise\.name=matrix only, .*=symmetric"),
+    ],
+)
+def test_mistakes_are_named(change: dict, message: str) -> None:
+    settings = {
+        "labels": np.array([0, 1, 2]),
+        "name": "symmetric",
+        "rate": 0.4,
+        "num_classes": 10,
+        "seed": 0,
+        **change,
+    }
+    with pytest.raises(UserError, match=message):
+        inject(**settings)
+
+
+def test_summary() -> None:
+    clean = np.array([0, 0, 1, 1, 2])
+    transition = np.array([[0.0, 1, 0], [0, 1, 0], [0, 0, 1]])
+    text = summary(
+        inject(clean, "matrix", 0, 3, 5, matrix=transition), clean, ["cat", "dog", "eel"]
+    )
+    assert "2 of 5 labels differ from the true ones, a real rate of 40.00%" in text
+    assert "most frequent: cat → dog 2\n" in text
+    assert "seed 5" in text
+
+
+# --- transition matrices in files ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "0.7,0.3,0\n0,1,0\n0.25, 0.25, 0.5\n"),
+        ("t.txt", "# true class per row\n0.7 0.3 0.0\n\n0 1 0  # dogs\n2.5e-1\t.25 .5"),
+    ],
+)
+def test_matrix_from_text(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    np.testing.assert_allclose(read_matrix(tmp_path / name, 3), MATRIX)
+
+
+def test_matrix_from_npy_and_rounded_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.full((3, 3), 0.33333, np.float32))
+    transition = read_matrix(str(tmp_path / "t.npy"), 3)
+    np.testing.assert_allclose(transition, np.full((3, 3), 1 / 3), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "1,0\n0,1\n", r"t\.csv: line 1: got 2 numbers, valid: 3"),
+        ("t.csv", "1,0,0\n0,1,0\n", r"t\.csv: got float64 of shape \(2, 3\).*\(3, 3\)"),
+        ("t.csv", "", r"t\.csv: got float64 of shape \(0,\)"),
+        ("t.txt", "1 0 0\n0 1 x\n0 0 1\n", r"t\.txt: line 2: .*'x'"),
+        ("t.txt", "1 0 0\n0 1 0\n0 0.5 0.4\n", r"t\.txt: row 2 \(true class 2\): sums to 0\.9"),
+        ("t.txt", "1 0 0\n-0.5 1 0.5\n0 0 1\n", r"t\.txt: row 1 \(true class 1\): got -0\.5"),
+        ("t.txt", "1 0 0\n0 nan 1\n0 0 1\n", r"t\.txt: row 1 \(true class 1\): got nan"),
+        ("t.json", "[]", r"t\.json: got suffix '\.json', transition matrices end in \.npy"),
+        ("t.npy", "no array", r"t\.npy: not readable as numpy arrays"),
+    ],
+)
+def test_bad_matrix_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_matrix(tmp_path / name, 3)
+
+
+def test_bad_matrices() -> None:
+    with pytest.raises(UserError, match="here: got bool of shape"):
+        check_matrix(np.eye(3, dtype=bool), 3, "here")
+    with pytest.raises(UserError, match=r"no such file"):
+        read_matrix("nowhere.csv", 3)
+
+
+# --- label files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", noise.LABEL_WRITERS)
+def test_written_labels_come_back(tmp_path: Path, suffix: str) -> None:
+    clean, noisy = noisy_labels("asymmetric", 500, 3)
+    path = tmp_path / "new" / f"labels{suffix}"
+    write_labels(path, noisy, clean=clean, about={"dataset": "cifar10", "class_names": CIFAR10})
+    labels, clean_again = read_labels(path, 10, 500)
+    np.testing.assert_array_equal(labels, noisy.labels)
+    if suffix == ".csv":
+        np.testing.assert_array_equal(clean_again, clean)
+    else:
+        assert clean_again is None
+    description = read_description(path)
+    assert description is not None
+    assert description["name"] == "asymmetric"
+    assert description["seed"] == 3
+    assert description["real_rate"] == (labels != clean).mean()
+    assert description["labels_sha256"] == noisy.sha256
+    assert description["dataset"] == "cifar10"
+    assert description["count"] == 500
+    np.testing.assert_array_equal(description["transition"], noisy.transition)
+    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, path.name + ".json"]
+
+
+def test_instance_labels_have_a_description_without_matrix(tmp_path: Path) -> None:
+    _, noisy = noisy_labels("instance", 50, 0)
+    write_labels(tmp_path / "labels.txt", noisy)
+    assert read_description(tmp_path / "labels.txt")["transition"] is None
+
+
+def test_a_changed_label_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    _, noisy = noisy_labels("symmetric", 5, 0)
+    write_labels(path, noisy)
+    path.write_text("0\n0\n0\n0\n9\n")
+    with pytest.raises(UserError, match=r"labels\.txt: .*labels\.txt\.json describes.*delete"):
+        read_labels(path, 10, 5)
+    (tmp_path / "labels.txt.json").unlink()
+    assert read_labels(path, 10, 5)[0].tolist() == [0, 0, 0, 0, 9]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_description_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.txt").write_text("1\n")
+    (tmp_path / "labels.txt.json").write_text(text)
+    with pytest.raises(UserError, match=r"labels\.txt\.json: "):
+        read_labels(tmp_path / "labels.txt", 10, 1)
+
+
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("1\n")
+
+    def fail(file: object, labels: object, clean: object) -> None:
+        file.write(b"0\n0")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(noise.LABEL_WRITERS, ".txt", fail)
+    with pytest.raises(UserError, match=r"labels\.txt: cannot be written: No space left"):
+        write_labels(path, noisy_labels("symmetric", 5, 0)[1])
+    assert path.read_text() == "1\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["labels.txt"]
+
+
+def test_write_labels_names_a_wrong_suffix(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"labels\.pt: got suffix '\.pt', valid: \.csv, \.npy, \.txt"
+    ):
+        write_labels(tmp_path / "labels.pt", noisy_labels("symmetric", 5, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "clean"),
+    [
+        ("label\n2\n0\n1\n", [2, 0, 1], None),
+        ("noisy\n2\n0\n1\n", [2, 0, 1], None),
+        ("2\n0\n1\n", [2, 0, 1], None),
+        ("0,2\n1,0\n2,1\n", [2, 0, 1], None),
+        ("2,1\n0,2\n1,0\n", [2, 0, 1], None),
+        ("\ufefflabel,path\r\n2,a b\r\n0,b\r\n\r\n1,c\r\n", [2, 0, 1], None),
+        ('path,label\n"a,1.jpg",2\nb,0\nc, 1\n', [2, 0, 1], None),
+        ("index,label,clean_label\n1,0,0\n0,2,1\n2,1,2\n", [2, 0, 1], [1, 0, 2]),
+        (",label\n1,0\n2,1\n0,2\n", [2, 0, 1], None),  # a sorted pandas frame
+    ],
+)
+def test_csv_forms(tmp_path: Path, text: str, expected: list[int], clean: list[int] | None) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text, "utf-8", newline="")
+    labels, clean_labels = read_labels(path, 3, 3)
+    assert labels.tolist() == expected
+    assert (None if clean_labels is None else clean_labels.tolist()) == clean
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.csv", "label\n0\n3\n1\n", r"l\.csv: line 3: label 3 is out of range, valid: 0 to 2"),
+        ("l.csv", "label\n0\n-1\n1\n", r"l\.csv: line 3: label -1 is out of range"),
+        ("l.csv", f"label\n0\n{10**30}\n1\n", r"l\.csv: line 3: label 10{30} is out of range"),
+        ("l.csv", "label\n0\n\n1\ncat\n", r"l\.csv: line 5: got 'cat', valid: an integer"),
+        ("l.csv", "label\n0\n1.0\n1\n", r"l\.csv: line 3: got '1\.0', valid: an integer"),
+        ("l.csv", "label\n0\n1\n", r"l\.csv: got 2 labels, valid: 3"),
+        ("l.csv", "", r"l\.csv: is empty"),
+        ("l.csv", "label\n", r"l\.csv: got float64 of shape \(0,\)"),
+        (
+            "l.csv",
+            "label,x\n0,1\n1\n2,1\n",
+            r"l\.csv: line 3: got 1 columns, valid: 2 \(label, x\)",
+        ),
+        ("l.csv", "a,b\n0,1\n1,1\n2,1\n", r"l\.csv: which labels to use is not clear.*'a', 'b'"),
+        ("l.csv", "0,1,2\n1,1,2\n", r"l\.csv: has 3 columns and no header"),
+        ("l.csv", "label,label\n0,1\n", r"l\.csv: line 1: two columns have one name"),
+        ("l.csv", "0,1\n1,2\n1,0\n", r"l\.csv: line 3: index 1 is already on line 2"),
+        ("l.csv", "0,1\n1,2\n3,0\n", r"l\.csv: line 3: index 3 is out of range, valid: 0 to 2"),
+        ("l.csv", "label,clean_label\n0,0\n1,7\n2,2\n", r"clean_label: line 3: label 7 is out"),
+        ("l.txt", "0\n1\n", r"l\.txt: got 2 labels, valid: 3"),
+        ("l.txt", "0\n\n1\n", r"l\.txt: line 2: got '', valid: an integer"),
+        ("l.txt", "0\n1\n5\n", r"l\.txt: line 3: label 5 is out of range"),
+        ("l.txt", "0\n1\nx\n", r"l\.txt: line 3: got 'x'"),
+        ("l.txt", "\n", r"l\.txt: got float64 of shape \(0,\)"),
+        (
+            "l.json",
+            "[0, 1, 2]",
+            r"l\.json: got suffix '\.json', label files end in \.npy, \.npz, \.pt",
+        ),
+        ("l.npy", "0 1 2", r"l\.npy: not readable as numpy arrays"),
+        ("l.npz", "", r"l\.npz: not readable as numpy arrays"),
+        ("l.pt", "nonsense", r"l\.pt: damaged, or holds more than tensors"),
+        ("l.pt", "", r"l\.pt: damaged, or holds more than tensors"),
+    ],
+)
+def test_bad_label_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_labels(tmp_path / name, 3, 3)
+
+
+def test_text_files_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00label")
+    with pytest.raises(UserError, match=r"l\.csv: not readable as text"):
+        read_labels(tmp_path / "l.csv", 3, 3)
+    with pytest.raises(UserError, match=r"nowhere\.csv: there is no such file"):
+        read_labels(tmp_path / "nowhere.csv", 3, 3)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"folder\.csv: there is no such file"):
+        read_labels(tmp_path / "folder.csv", 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([0, 1, 3]), r"index 2: label 3 is out of range"),
+        (np.array([0, 1, 2**64 - 1], np.uint64), r"index 2: label 18446744073709551615 is out"),
+        (np.array([0.0, 1.0, 2.0]), r"got float64 of shape \(3,\), valid: integers"),
+        (np.array([True, False, True]), r"got bool of shape"),
+        (np.zeros((3, 1), int), r"got int64 of shape \(3, 1\)"),
+        (np.array(["0", "1"]), r"got <U1 of shape"),
+        (np.array([0, None, 2], object), r"l\.npy: not readable as numpy arrays: .*allow_pickle"),
+    ],
+)
+def test_bad_arrays_are_named(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "l.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match=rf"l\.npy: .*{message}|{message}"):
+        read_labels(tmp_path / "l.npy", 3, 3)
+
+
+def write_several(path: Path) -> None:
+    arrays = {
+        "a": np.array([2, 0, 1]),
+        "b": np.array([1, 1, 1]),
+        "clean_label": np.array([0, 1, 2]),
+    }
+    if path.suffix == ".pt":
+        torch.save(arrays, path)
+    else:
+        np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_several_arrays_need_a_key(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"l{suffix}"
+    write_several(path)
+    labels, clean = read_labels(path, 3, 3, key="a")
+    assert labels.tolist() == [2, 0, 1]
+    assert clean is not None and clean.tolist() == [0, 1, 2]
+    assert read_labels(path, 3, 3, key="a", clean_key="b")[1].tolist() == [1, 1, 1]
+    with pytest.raises(
+        UserError, match="not clear: none is named label, got 'a', 'b', 'clean_label'"
+    ):
+        read_labels(path, 3, 3)
+    with pytest.raises(UserError, match=r"got 'aa', did you mean a\? valid: a, b, clean_label"):
+        read_labels(path, 3, 3, key="aa")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.tensor([2, 0, 1]),
+        torch.tensor([2, 0, 1], dtype=torch.uint8),
+        np.array([2, 0, 1]),
+        [2, 0, 1],
+        {"label": [2, 0, 1], "epoch": 3},
+        {"only": torch.tensor([2, 0, 1]), "clean_label": [0, 1, 2]},
+    ],
+)
+def test_torch_files(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "l.pt")
+    assert read_labels(tmp_path / "l.pt", 3, 3)[0].tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.tensor([0.0, 1.0, 2.0]), r"l\.pt: got float32 of shape \(3,\)"),
+        (
+            torch.tensor([0, 1, 2], dtype=torch.bfloat16),
+            r"l\.pt: got a Tensor that is no array of integers",
+        ),
+        ([[0], [1, 2]], r"l\.pt: got a list that is no array of integers"),
+        ([0, 1, "x"], r"l\.pt: got <U\d+ of shape"),
+        ({"label": [0, 1, 2], "clean_label": [0, 1]}, r"clean_label: got 2 labels, valid: 3"),
+    ],
+)
+def test_bad_torch_files_are_named(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "l.pt")
+    with pytest.raises(UserError, match=message):
+        read_labels(tmp_path / "l.pt", 3, 3)
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_torch_file_cannot_run_code(tmp_path: Path) -> None:
+    torch.save({"label": Hostile(tmp_path / "proof")}, tmp_path / "l.pt")
+    with pytest.raises(UserError, match=r"l\.pt: damaged, or holds more than .* could run code"):
+        read_labels(tmp_path / "l.pt", 3, 3)
+    assert not (tmp_path / "proof").exists()
+    pickle.loads(pickle.dumps(Hostile(tmp_path / "proof")))  # the object is hostile indeed
+    assert (tmp_path / "proof").exists()
+
+
+def test_the_allowlist_does_not_outlive_the_read(tmp_path: Path) -> None:
+    torch.save(np.array([2, 0, 1]), tmp_path / "l.pt")
+    before = torch.serialization.get_safe_globals()
+    read_labels(tmp_path / "l.pt", 3, 3)
+    assert torch.serialization.get_safe_globals() == before
+
+
+# --- the real CIFAR-N files ---------------------------------------------------------------------
+
+TEST_DATA = Path(os.environ.get("NOISYBSD_TEST_DATA", "nowhere"))
+
+
+@pytest.mark.skipif(
+    not (TEST_DATA / "CIFAR-10_human.pt").is_file(), reason="NOISYBSD_TEST_DATA: no CIFAR-N files"
+)
+@pytest.mark.parametrize(
+    ("file", "key", "num_classes", "rate"),
+    [
+        ("CIFAR-10_human.pt", "aggre_label", 10, 0.0901),
+        ("CIFAR-10_human.pt", "random_label1", 10, 0.1723),
+        ("CIFAR-10_human.pt", "random_label2", 10, 0.1812),
+        ("CIFAR-10_human.pt", "random_label3", 10, 0.1764),
+        ("CIFAR-10_human.pt", "worse_label", 10, 0.4021),
+        ("CIFAR-100_human.pt", "noisy_label", 100, 0.4020),
+    ],
+)
+def test_cifar_n_rates(file: str, key: str, num_classes: int, rate: float) -> None:
+    labels, clean = read_labels(TEST_DATA / file, num_classes, 50_000, key=key)
+    assert clean is not None
+    assert round(float((labels != clean).mean()), 4) == rate
+    np.testing.assert_array_equal(np.bincount(clean), 50_000 // num_classes)
+
+
+@pytest.mark.skipif(
+    not (TEST_DATA / "CIFAR-100_human.pt").is_file(), reason="NOISYBSD_TEST_DATA: no CIFAR-N files"
+)
+def test_cifar100_superclasses_are_the_real_ones() -> None:
+    path = TEST_DATA / "CIFAR-100_human.pt"
+    fine, _ = read_labels(path, 100, 50_000, key="clean_label")
+    coarse, _ = read_labels(path, 20, 50_000, key="clean_coarse_label", clean_key="")
+    np.testing.assert_array_equal(np.array(CIFAR100_COARSE)[fine], coarse)
