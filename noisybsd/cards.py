@@ -7,12 +7,14 @@ layouts.LAYOUTS), classes, input size, normalisation, label sets and published n
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noisybsd.config import read_yaml, resource_dir
 from noisybsd.errors import UserError, did_you_mean
+
+_CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
 
 
 class _Part(BaseModel):
@@ -24,10 +26,16 @@ class Download(_Part):
 
     file: str = Field(description="where it goes, relative to data.root")
     url: str
-    sha256: str | None = None
-    md5: str | None = None
+    checksum: str | None = Field(
+        None, pattern=_CHECKSUM, description="null: the publisher gives none"
+    )
     bytes: int | None = Field(None, description="size, for the progress display")
-    unpack: str | None = Field(None, description="archive: the folder or file that unpacking makes")
+    unpack: str | None = Field(None, description="archive: the folder that unpacking makes")
+
+    @property
+    def makes(self) -> str:
+        """What is in data.root once this is done."""
+        return self.unpack or self.file
 
 
 class LabelSet(_Part):
@@ -36,33 +44,38 @@ class LabelSet(_Part):
     file: str = Field(description="relative to data.root")
     key: str = Field(description="entry of the file that holds the given labels")
     clean_key: str = Field(description="entry that holds the clean labels: it proves the order")
-    noise_rate: float | None = Field(None, description="as published")
+    noise_rate: float | None = Field(None, ge=0, le=1, description="as published")
 
 
 class Card(_Part):
-    name: str
+    name: str = Field(description="the file's name")
     title: str
-    source: list[str] = Field(description="official pages")
+    source: tuple[str, ...] = Field(min_length=1, description="official pages")
     licence: str
+    licence_form: bool = Field(False, description="whether the owners want a signed form first")
     obtain: str = Field(description="how a person gets the data, and what goes where")
-    layout: str = Field(description="name of a reader in layouts.LAYOUTS")
-    options: dict[str, Any] = Field({}, description="arguments of the layout's reader")
+    layout: str = Field(description="name of a reader in layouts.LAYOUTS or layouts.EVALUATIONS")
     classes: tuple[str, ...] = Field((), description="in label order; empty: found in the data")
-    superclasses: dict[str, tuple[str, ...]] = {}
+    superclasses: dict[str, tuple[str, ...]] = Field({}, description="name: its classes")
+    train_images: int | None = Field(None, description="how many there should be")
+    test_images: int | None = None
     size: int = Field(ge=4, description="side of the network's input")
     stored_size: int | None = Field(
-        None, ge=4, description="shorter side to which image files are decoded; default: size"
+        None, ge=4, description="image files: side before cropping to size; default: size"
     )
-    channels: int = Field(3, ge=1, le=4)
+    channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = Field(description="per channel, on the 0..1 scale")
     std: tuple[float, ...]
-    clean: bool = Field(description="whether the labels in the files count as clean")
-    noise_rate: float | None = Field(None, description="of the labels in the files, as published")
+    clean: bool = Field(description="whether the training labels in the files count as clean")
+    noise_rate: float | None = Field(None, ge=0, le=1, description="of these, as published")
     labels: dict[str, LabelSet] = Field({}, description="further label sets, by name")
-    default_labels: str = Field("default", description="the label set that `default` stands for")
     asymmetric: dict[str, str] = Field({}, description="class map of asymmetric noise")
     downloads: tuple[Download, ...] = ()
-    checksums: dict[str, str] = Field({}, description="file: `md5:…` or `sha256:…` of its bytes")
+    checksums: dict[str, Annotated[str, Field(pattern=_CHECKSUM)]] = Field(
+        {}, description="official bytes: file, relative to data.root: `algorithm:hexdigest`"
+    )
+    corruptions: tuple[str, ...] = Field((), description="layout cifar_c: files to evaluate on")
+    folders: tuple[str, ...] = Field((), description="layout test_folders: one per class")
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
@@ -71,16 +84,29 @@ class Card(_Part):
                 raise ValueError(
                     f"{key} has {len(getattr(self, key))} numbers, channels={self.channels}"
                 )
-        duplicates = {name for name in self.classes if self.classes.count(name) > 1}
-        if duplicates:
-            raise ValueError(f"classes lists {', '.join(sorted(duplicates))} twice")
-        for pair in self.asymmetric.items():
-            for name in pair:
-                if name not in self.classes:
-                    raise ValueError(f"asymmetric: {did_you_mean(name, self.classes)}")
-        if self.default_labels not in ("default", *self.labels):
-            raise ValueError(f"default_labels: {did_you_mean(self.default_labels, self.labels)}")
+        repeated = {name for name in self.classes if self.classes.count(name) > 1}
+        if repeated:
+            raise ValueError(f"classes: {', '.join(sorted(repeated))} is listed twice")
+        for name in (name for pair in self.asymmetric.items() for name in pair):
+            if name not in self.classes:
+                raise ValueError(f"asymmetric: {did_you_mean(name, self.classes)}")
+        grouped = [name for group in self.superclasses.values() for name in group]
+        if grouped and sorted(grouped) != sorted(self.classes):
+            wrong = sorted(set(grouped) ^ set(self.classes)) or ["a class listed twice"]
+            raise ValueError(f"superclasses: must hold every class once; look at {wrong[0]}")
         return self
+
+    @property
+    def coarse(self) -> tuple[int, ...] | None:
+        """(K,) the number of each class's superclass."""
+        number = {name: i for i, group in enumerate(self.superclasses.values()) for name in group}
+        return tuple(number[name] for name in self.classes) if number else None
+
+    @property
+    def asymmetric_map(self) -> dict[int, int] | None:
+        """{class: what asymmetric noise turns it into}, as numbers."""
+        number = {name: i for i, name in enumerate(self.classes)}
+        return {number[a]: number[b] for a, b in self.asymmetric.items()} or None
 
 
 def card_names() -> list[str]:
@@ -105,15 +131,19 @@ def load_card(name: str) -> Card:
         raise UserError("\n".join(_explain(path, error))) from None
 
 
+_PARTS: dict[str, type[BaseModel]] = {"downloads": Download, "labels": LabelSet}
+
+
 def _explain(path: Path, error: ValidationError) -> list[str]:
+    """One line for each mistake: file, key, value received, what is valid."""
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            parts = {"downloads": Download, "labels": LabelSet}
-            model = parts.get(str(item["loc"][0]), Card) if len(item["loc"]) > 1 else Card
-            hint = did_you_mean(str(item["loc"][-1]), model.model_fields)
-            lines.append(f"{path}: {key}: unknown key: {hint}")
+            part = _PARTS.get(str(item["loc"][0]), Card) if len(item["loc"]) > 1 else Card
+            lines.append(
+                f"{path}: {key}: unknown key: {did_you_mean(str(item['loc'][-1]), part.model_fields)}"
+            )
         elif item["type"] == "missing":
             lines.append(f"{path}: {key}: is required and was not given")
         elif item["type"] == "value_error":

@@ -1,24 +1,43 @@
-"""From a dataset's name to training and test images with labels whose noise is known and recorded.
+"""From a dataset's name to images and labels whose noise is known and recorded.
 
-Shapes: N images, K classes.
+`load_dataset` is the one entry point of training, `load_evaluation` of further test sets; as a
+command, `python -m noisybsd.data check|prepare|pack|noise NAME key=value …`.
+
+Dimensions: N images, C channels, K classes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from noisybsd.cards import Card, LabelSet, load_card
+from noisybsd.cards import Card, load_card
 from noisybsd.config import DataConfig, NoiseConfig
-from noisybsd.errors import UserError, did_you_mean
-from noisybsd.layouts import LAYOUTS, Split, check_labels
+from noisybsd.download import checksum, fetch
+from noisybsd.errors import UserError, command, did_you_mean
+from noisybsd.images import ImageFiles
+from noisybsd.layouts import (
+    EVALUATIONS,
+    LAYOUTS,
+    PACK,
+    Labels,
+    Read,
+    Split,
+    image_size,
+    need,
+    read_packed,
+    stratified_holdout,
+)
+from noisybsd.noise import inject, labels_sha256, read_description, read_labels, read_matrix
 
-__all__ = ["Dataset", "Split", "load_dataset"]
+__all__ = ["Dataset", "Split", "load_dataset", "load_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +45,10 @@ class Dataset:
     """A dataset, ready to train on.
 
     Args:
-        size: side of the network's input; channels: of the images.
+        size: side of the network's input; image files are stored larger where views crop them.
+        channels: C.
         mean, std: per channel, on the 0..1 scale.
-        sha256: of training images (files: paths and sizes), given labels and their order.
+        sha256: of training images (of files: paths and sizes) and given labels, in their order.
         notes: what a run's results say about the data; JSON-able.
     """
 
@@ -45,151 +65,270 @@ class Dataset:
 
 
 def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
-    """Read a dataset, put its labels in place and inject the synthetic noise asked for.
+    """Read a dataset, choose its labels and inject the synthetic noise asked for.
+
+    Splits depend on no seed. Noise is drawn for the whole training set before data.limit applies,
+    so that an image has the same label whatever the limit.
 
     Args:
-        seed: the run's; the noise's where noise.seed is not set. Splits do not depend on it.
+        seed: of the noise, where noise.seed is not set.
 
     Raises:
-        UserError: missing, damaged or misordered data, with what to do about it.
+        UserError: data that are missing, damaged or out of order, and what to do about it.
     """
     card = load_card(data.name)
-    verified = verify_files(card, data)
-    read = LAYOUTS[card.layout](card, data)
-    train, test = read.train, read.test
-    assert test is not None
-    train, label_set = _with_labels(card, data, train)
-    train, noise_note = _with_noise(noise, seed, train, len(read.class_names))
+    _refuse_what_has_no_effect(card, data)
+    read, verified = read_splits(card, data)
+    train, test, problems = read.train, read.test, list(read.problems)
+    train, label_note = with_labels(card, data, train, len(read.class_names))
+    train, images_sha256 = _present(train, data, problems)
+    if test is None:
+        held_out = stratified_holdout(train.labels, data.test_fraction)
+        train, test = train.take(~held_out), train.take(held_out)
+        if test.clean_labels is not None:
+            test = replace(test, labels=test.clean_labels)
+    else:
+        test, _ = _present(test, data, problems)
+    train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
     if data.limit is not None:
-        train = take(train, limited(train.labels, data.limit))
-    noise_note["real_rate"] = _noise_rate(train)
+        train = train.take(_first(train.labels, data.limit))
+    clean = train.clean_labels
     return Dataset(
         name=card.name,
         class_names=read.class_names,
         train=train,
         test=test,
-        size=card.size,
+        size=image_size(card, data)[0],
         channels=card.channels,
         mean=card.mean,
         std=card.std,
-        sha256=fingerprint(train),
+        sha256=_fingerprint(read.images_sha256 or images_sha256, train.labels),
         notes={
             "pixels_verified": verified,
-            "label_set": label_set,
-            "noise": noise_note,
-            "test_labels": "clean",
-            "skipped_images": 0,
-            **read.notes,
+            **label_note,
+            "noise": {
+                **noise_note,
+                "real_rate": None if clean is None else float((train.labels != clean).mean()),
+                "labels_sha256": labels_sha256(train.labels),
+            },
+            "test_labels": read.test_labels,
+            "skipped_images": len(problems),
+            "skipped": problems[:20],
         },
     )
 
 
-def verify_files(card: Card, data: DataConfig) -> bool | None:
-    """Compare the card's checksums with the files; None where the card has none.
+def load_evaluation(data: DataConfig) -> Iterator[tuple[str, Split]]:
+    """Test sets for a trained network, one after the other: `corruption/severity` or `test`.
+
+    Args:
+        data: name: cifar10c, cifar100c, webvision_imagenet, or any dataset for its test split.
+    """
+    card = load_card(data.name)
+    if card.layout in EVALUATIONS:
+        obtain_missing(card, data)
+        for name, split in EVALUATIONS[card.layout](card, data):
+            yield name, _present(split, data, [])[0]
+    else:
+        yield "test", load_dataset(data, NoiseConfig(), seed=0).test
+
+
+def read_splits(card: Card, data: DataConfig) -> tuple[Read, bool | None]:
+    """Let the card's reader read; and say whether the bytes are the official ones (None: unknown)."""
+    if (Path(data.root) / PACK).is_file():
+        return read_packed(card, data), None
+    if card.layout not in LAYOUTS:
+        if card.layout in EVALUATIONS:
+            raise UserError(
+                f"data.name={card.name}: has test images only, for noisybsd.evaluate; "
+                "there is nothing to train on"
+            )
+        raise UserError(
+            f"{card.name}: layout: {did_you_mean(card.layout, [*LAYOUTS, *EVALUATIONS])}"
+        )
+    obtain_missing(card, data)
+    verified = verify_images(card, data)
+    return LAYOUTS[card.layout](card, data), verified
+
+
+def _refuse_what_has_no_effect(card: Card, data: DataConfig) -> None:
+    if data.manifest is not None and card.layout != "own":
+        raise UserError(f"data.manifest={data.manifest}: goes with data.name=own, got {card.name}")
+    files = card.layout not in ("digits", "cifar")
+    if data.size is not None and not files:
+        raise UserError(f"data.size={data.size}: {card.name} has images of {card.size} pixels")
+
+
+def obtain_missing(card: Card, data: DataConfig) -> None:
+    """Download what data.labels and the images need and what is not in data.root."""
+    root = Path(data.root)
+    chosen = card.labels[data.labels].file if data.labels in card.labels else None
+    label_files = {entry.file for entry in card.labels.values()}
+    for item in card.downloads:
+        if item.file in label_files and item.file != chosen:
+            continue
+        if not (root / item.makes).exists() and data.download:
+            fetch(item, root)
+
+
+def verify_images(card: Card, data: DataConfig) -> bool | None:
+    """Compare the card's checksums with the image files; None where the card has none.
 
     Raises:
         UserError: a file is missing, or differs while data.verify is true.
     """
-    names = [name for name in card.checksums if name not in {s.file for s in card.labels.values()}]
-    wrong = [name for name in names if not _matches(Path(data.root) / name, card.checksums[name])]
+    label_files = {entry.file for entry in card.labels.values()}
+    names = [name for name in card.checksums if name not in label_files]
+    wrong = [name for name in names if not _official(card, data, name)]
     if wrong and data.verify:
         raise UserError(
             f"{Path(data.root) / wrong[0]}: not the official bytes ({len(wrong)} of {len(names)} "
-            f"files differ); {card.obtain.strip()}\n"
-            "data.verify=false trains on them as they are, and the results say so"
+            f"files differ). How to get {card.name}: {card.obtain.strip()}. "
+            "Or data.verify=false: trains on these pixels, and the results say so"
         )
     return not wrong if names else None
 
 
-def _matches(path: Path, checksum: str) -> bool:
-    algorithm, expected = checksum.split(":")
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest() == expected
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+def _official(card: Card, data: DataConfig, name: str) -> bool:
+    algorithm, digest = card.checksums[name].split(":")
+    return checksum(need(Path(data.root) / name, card), algorithm) == digest
 
 
-def _with_labels(card: Card, data: DataConfig, train: Split) -> tuple[Split, str]:
-    """Replace the labels in the files by the label set that data.labels names."""
-    name = card.default_labels if data.labels == "default" else data.labels
-    if name == "default":
-        return train, name
-    if name not in card.labels:
-        raise UserError(f"data.labels: {did_you_mean(name, ['default', *card.labels])}")
-    labels, clean = _read_label_set(card.labels[name], card, Path(data.root))
-    check_labels(labels, len(card.classes), f"data.labels={name}")
-    assert train.clean_labels is not None
-    if len(clean) != len(train) or (clean != train.clean_labels).any():
-        same = (clean == train.clean_labels).mean() if len(clean) == len(train) else 0.0
-        raise UserError(
-            f"data.labels={name}: its clean labels agree with the images' own for {same:.1%} of "
-            f"{len(train)} images, so the images are in another order than the labels. "
-            "TensorFlow Datasets' copy is in such an order; the labels go with data_batch_1..5"
-        )
-    return replace(train, labels=labels), name
-
-
-def _read_label_set(entry: LabelSet, card: Card, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    import _codecs
-
-    path = root / entry.file
-    if entry.file in card.checksums and not _matches(path, card.checksums[entry.file]):
-        raise UserError(f"{path}: not the official file (its checksum differs); download it again")
-    allowed = [
-        np._core.multiarray._reconstruct,
-        (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-        np.ndarray,
-        np.dtype,
-        np.dtypes.Int64DType,
-        _codecs.encode,
-    ]
-    with torch.serialization.safe_globals(allowed):
-        content = torch.load(path, weights_only=True)
-    for key in (entry.key, entry.clean_key):
-        if key not in content:
-            raise UserError(f"{path}: {did_you_mean(key, content)}")
-    return np.asarray(content[entry.key]), np.asarray(content[entry.clean_key])
-
-
-def _with_noise(
-    noise: NoiseConfig, seed: int, train: Split, num_classes: int
+def with_labels(
+    card: Card, data: DataConfig, train: Split, num_classes: int
 ) -> tuple[Split, dict[str, Any]]:
-    note: dict[str, Any] = {"name": noise.name, "rate": noise.rate, "seed": None}
-    if noise.name != "none":
-        raise NotImplementedError
-    return train, {**note, "labels_sha256": hashlib.sha256(train.labels.tobytes()).hexdigest()}
+    """Put the labels that data.labels names in place, after a check that they are in order.
+
+    Returns:
+        the split, and a note for the results: label_set, and what describes a label file.
+
+    Raises:
+        UserError: an unknown label set, a file that is not the official one, or labels whose clean
+            counterparts are not the images' own.
+    """
+    if data.labels == "default":
+        return train, {"label_set": "default", "published_rate": card.noise_rate}
+    if data.labels in card.labels:
+        entry = card.labels[data.labels]
+        path = need(Path(data.root) / entry.file, card)
+        if entry.file in card.checksums and not _official(card, data, entry.file):
+            raise UserError(f"{path}: not the official file, its checksum differs: get it again")
+        labels, clean = read_labels(path, num_classes, len(train), entry.key, entry.clean_key)
+        if clean is None:
+            raise UserError(f"{path}: has no entry {entry.clean_key}, which proves the order")
+        note: dict[str, Any] = {"label_set": data.labels, "published_rate": entry.noise_rate}
+    elif Path(data.labels).expanduser().is_file():
+        labels, clean = read_labels(data.labels, num_classes, len(train))
+        about = read_description(data.labels) or {}
+        keys = ("name", "rate", "seed")
+        note = {"label_set": data.labels, "label_file": {key: about.get(key) for key in keys}}
+    else:
+        options = did_you_mean(data.labels, ["default", *card.labels])
+        raise UserError(f"data.labels: {options}, or a label file's path")
+    if clean is not None and train.clean_labels is not None:
+        _check_order(data, clean, train.clean_labels)
+    known = train.clean_labels if train.clean_labels is not None else clean
+    return replace(train, labels=labels, clean_labels=known), note
 
 
-def _noise_rate(train: Split) -> float | None:
-    if train.clean_labels is None:
-        return None
-    return float((train.labels != train.clean_labels).mean())
+def _check_order(data: DataConfig, clean: Labels, own: Labels) -> None:
+    """Refuse label files whose clean labels (N,) are not the images' own (N,)."""
+    same = float((clean == own).mean())
+    if same < 1:
+        raise UserError(
+            f"data.labels={data.labels}: its clean labels agree with the images' own for {same:.1%} "
+            f"of {len(own)} images: labels and images are in different orders. CIFAR-N's .pt files go "
+            "with data_batch_1 to 5 (torchvision's order); the images of TensorFlow Datasets, and the "
+            "files named _ordered, have another order"
+        )
 
 
-def limited(labels: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of the first `limit` images; evenly spaced ones where images are sorted by class."""
-    if limit > len(labels):
-        raise UserError(f"data.limit={limit}: there are {len(labels)} training images")
-    if (np.diff(labels) >= 0).all():
-        return np.linspace(0, len(labels) - 1, limit).astype(np.int64)
-    return np.arange(limit)
-
-
-def take(split: Split, index: np.ndarray) -> Split:
-    """The part of a split at index (M,)."""
-    assert isinstance(split.images, torch.Tensor)
-    return Split(
-        split.images[torch.from_numpy(index)],
-        split.labels[index],
-        None if split.clean_labels is None else split.clean_labels[index],
-        None if split.paths is None else [split.paths[i] for i in index],
+def with_noise(
+    card: Card, noise: NoiseConfig, seed: int, train: Split, num_classes: int
+) -> tuple[Split, dict[str, Any]]:
+    """Inject noise.name into the clean labels, or into the given ones where none are known."""
+    if noise.name == "none":
+        return train, {"name": "none", "rate": 0.0, "seed": None}
+    true = train.labels if train.clean_labels is None else train.clean_labels
+    if (true != train.labels).any():
+        raise UserError(
+            f"noise.name={noise.name}: the training labels are noisy already; synthetic noise goes "
+            "with data.labels=default of a dataset with clean labels"
+        )
+    noisy = inject(
+        true,
+        noise.name,
+        noise.rate,
+        num_classes,
+        seed if noise.seed is None else noise.seed,
+        asymmetric_map=card.asymmetric_map,
+        coarse=card.coarse,
+        features=_features(train) if noise.name == "instance" else None,
+        matrix=None if noise.file is None else read_matrix(noise.file, num_classes),
     )
+    return replace(train, labels=noisy.labels, clean_labels=true), noisy.notes
 
 
-def fingerprint(train: Split) -> str:
-    """SHA-256 over the training images and given labels, in order."""
-    assert isinstance(train.images, torch.Tensor)
-    digest = hashlib.sha256(train.images.contiguous().numpy().data)
-    digest.update(np.ascontiguousarray(train.labels).data)
-    return digest.hexdigest()
+def _features(train: Split) -> np.ndarray:
+    """Pixels as they are, flattened (N, C*S*S)."""
+    if isinstance(train.images, ImageFiles):
+        raise UserError("noise.name=instance: needs decoded images; run `noisybsd.data pack` first")
+    return train.images.flatten(1).numpy()
+
+
+def _first(labels: Labels, limit: int) -> np.ndarray:
+    """The first `limit` images; where these are sorted by class, evenly spaced ones."""
+    n = len(labels)
+    if (np.diff(labels) >= 0).all():
+        return np.linspace(0, n - 1, min(limit, n)).astype(np.int64)
+    return np.arange(min(limit, n))
+
+
+def _present(split: Split, data: DataConfig, problems: list[str]) -> tuple[Split, str]:
+    """Leave out files that are missing or empty, if data.on_error=skip, and add them to `problems`.
+
+    Returns:
+        what is left, and the SHA-256 of its pixels, or of its files' paths and sizes.
+
+    Raises:
+        UserError: lists the first problems, if data.on_error=stop.
+    """
+    if not isinstance(split.images, ImageFiles):
+        return split, hashlib.sha256(split.images.contiguous().numpy().data).hexdigest()
+    digest = hashlib.sha256()
+    usable = np.zeros(len(split), dtype=bool)
+    for i, path in enumerate(split.images.paths):
+        full = os.path.join(split.images.root, path)  # noqa: PTH118 (up to a million times)
+        try:
+            size = os.stat(full).st_size  # noqa: PTH116
+        except OSError as error:
+            problems.append(f"{full}: {error.strerror}")
+            continue
+        if size == 0:
+            problems.append(f"{full}: is empty (zero bytes)")
+            continue
+        usable[i] = True
+        digest.update(b"%s\0%d\n" % (os.fsencode(path), size))
+    if problems and data.on_error == "stop":
+        more = [f"… and {len(problems) - 10} more"] if len(problems) > 10 else []
+        advice = "data.on_error=skip leaves such files out and counts them"
+        raise UserError("\n".join([*problems[:10], *more, advice]))
+    if not usable.any():
+        raise UserError(f"data.root={data.root}: not one usable image. {problems[0]}")
+    return split if usable.all() else split.take(usable), digest.hexdigest()
+
+
+def _fingerprint(images_sha256: str, labels: Labels) -> str:
+    return hashlib.sha256(f"{images_sha256} {labels_sha256(labels)}".encode()).hexdigest()
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """The command line; datatools.py does the work."""
+    from noisybsd.datatools import run
+
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

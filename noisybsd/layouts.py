@@ -1,27 +1,41 @@
-"""Readers of the folder layouts in which datasets come: card and root in, splits out.
+"""Readers of the folder layouts in which datasets come: a card and a root in, splits out.
 
-Shapes: N images, C channels, S side. Readers look at files and labels; noise, limits and hold-outs
-are data.py's. Pickles and .pt files come from the network, so neither may run code: both are read
-with an allowlist of numpy's array constructors.
+A reader looks at files and labels only; label sets, noise, limits and hold-outs are data.py's. To add
+a layout, write a reader and name it in LAYOUTS (training and test images) or EVALUATIONS (test
+images only).
+
+Pickles come from the network, so they must not run code: they are read with an allowlist of numpy's
+array constructors.
+
+Dimensions: N images, C channels, S side of a stored image, K classes.
 """
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow
+import pyarrow.parquet
 import torch
 
 from noisybsd.cards import Card
 from noisybsd.config import DataConfig
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, did_you_mean
+from noisybsd.images import ImageFiles
 
-if TYPE_CHECKING:
-    from noisybsd.images import ImageFiles
+Labels = npt.NDArray[np.int64]
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+PACK = "pack.json"  # marks a folder that `python -m noisybsd.data pack` wrote
 
 
 @dataclass(frozen=True)
@@ -32,39 +46,95 @@ class Split:
         images: uint8 (N,C,S,S), or image files that decode to that.
         labels: int64 (N,), the given labels.
         clean_labels: int64 (N,), benchmarks only: for metrics, never for training.
-        paths: the image files, relative to the data's root, where there are such.
+        paths: N image files relative to data.root, where the images come from files.
     """
 
     images: torch.Tensor | ImageFiles
-    labels: np.ndarray
-    clean_labels: np.ndarray | None
+    labels: Labels
+    clean_labels: Labels | None
     paths: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, index: npt.NDArray[Any]) -> Split:
+        """The images at index (M,), or where it is True (N,)."""
+        index = np.arange(len(self))[index]
+        images: torch.Tensor | ImageFiles
+        if isinstance(self.images, ImageFiles):
+            paths = [self.images.path(i) for i in index]
+            images = ImageFiles(paths, self.images.root, self.images.size, self.images.channels)
+        else:
+            images = self.images[torch.from_numpy(index)]
+        return Split(
+            images,
+            self.labels[index],
+            None if self.clean_labels is None else self.clean_labels[index],
+            None if self.paths is None else [self.paths[i] for i in index],
+        )
+
 
 @dataclass(frozen=True)
 class Read:
-    """What a reader found. Without a test split, data.py holds one out of the training split."""
+    """What a reader found.
+
+    Args:
+        test: None where the data have no test split: one is to be held out of the training split.
+        test_labels: what is known of the test labels: clean, noisy or unverified.
+        problems: entries that had to be left out, each with its reason.
+        images_sha256: of the training images, where the reader knows it.
+    """
 
     train: Split
     test: Split | None
     class_names: tuple[str, ...]
-    notes: dict[str, Any] = field(default_factory=dict)
+    test_labels: str = "clean"
+    problems: list[str] = field(default_factory=list)
+    images_sha256: str | None = None
 
 
-def stratified_holdout(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """Choose a share of every class, the same on every platform and version.
+def image_size(card: Card, data: DataConfig) -> tuple[int, int]:
+    """Side of the network's input, and the side at which image files are stored before cropping."""
+    size = data.size or card.size
+    return size, round(size * (card.stored_size or card.size) / card.size)
+
+
+def _files(card: Card, data: DataConfig, paths: list[str], labels: Sequence[int] | Labels) -> Split:
+    """A split of image files, relative to data.root; clean where the card says so."""
+    given = np.asarray(labels, dtype=np.int64)
+    images = ImageFiles(paths, data.root, image_size(card, data)[1], card.channels)
+    return Split(images, given, given.copy() if card.clean else None, paths)
+
+
+def need(path: Path, card: Card) -> Path:
+    """`path`, if it is there; else say how to get it."""
+    if not path.exists():
+        raise UserError(f"{path}: not there. How to get {card.name}: {card.obtain.strip()}")
+    return path
+
+
+def check_labels(labels: Labels, num_classes: int, source: object) -> None:
+    """Refuse labels (N,) outside 0..num_classes-1, naming the first and where it comes from."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise UserError(
+            f"{source}: label {labels[wrong[0]]} of image {wrong[0]} is out of range, "
+            f"valid: 0 to {num_classes - 1} ({len(wrong)} such labels)"
+        )
+
+
+def stratified_holdout(labels: Labels, fraction: float, seed: int = 0) -> npt.NDArray[np.bool_]:
+    """Choose a share of every class, the same on every machine and with every version of numpy.
 
     Args:
         labels: int64 (N,).
-        fraction: share of each class to choose; a class keeps at least one unchosen image.
+        fraction: the share; of a class at least one image is chosen, and at least one is not. Of a
+            single image, none is chosen.
 
     Returns:
-        bool (N,), True where chosen.
+        (N,), True where chosen.
     """
-    keys = np.random.Philox(seed).random_raw(len(labels))
+    keys = np.random.Philox(key=seed).random_raw(len(labels))
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -73,71 +143,19 @@ def stratified_holdout(labels: np.ndarray, fraction: float, seed: int = 0) -> np
     return chosen
 
 
+# --- arrays: digits, CIFAR ----------------------------------------------------------------------
+
+
 def read_digits(card: Card, data: DataConfig) -> Read:
-    """The 8x8 handwritten digits inside scikit-learn: nothing to download."""
+    """The 8x8 handwritten digits inside scikit-learn, split 80/20 the same in every run."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None])
     labels = digits.target.astype(np.int64)
+    whole = Split(pixels, labels, labels.copy())
     held_out = stratified_holdout(labels, fraction=0.2)
-    splits = [
-        Split(torch.from_numpy(pixels[part]), labels[part], labels[part].copy())
-        for part in (~held_out, held_out)
-    ]
-    return Read(*splits, class_names=card.classes)
-
-
-# --- CIFAR --------------------------------------------------------------------------------------
-
-_PICKLE_GLOBALS: dict[tuple[str, str], Any] = {
-    (module, name): value
-    for name, value in {
-        "_reconstruct": np._core.multiarray._reconstruct,
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
-    }.items()
-    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads builtin containers and numpy arrays, nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        if (module, name) not in _PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which is not an array")
-        return _PICKLE_GLOBALS[module, name]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes an array's bytes in pickle protocol 2."""
-    return text.encode("latin1")
-
-
-def load_pickle(path: Path) -> dict[str, Any]:
-    """Read a pickled dict of arrays without running code from it.
-
-    Raises:
-        UserError: names the file, whether it is missing, damaged or asks for more than arrays.
-    """
-    with _opened(path) as file:
-        try:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
-        except Exception as error:  # a damaged pickle can raise nearly anything
-            raise UserError(f"{path}: not a readable CIFAR batch: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}, expected a dict")
-    return content
-
-
-def _opened(path: Path) -> IO[bytes]:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+    return Read(whole.take(~held_out), whole.take(held_out), card.classes)
 
 
 _CIFAR = {  # classes: folder, training files, test files, key of the labels
@@ -148,43 +166,484 @@ _CIFAR = {  # classes: folder, training files, test files, key of the labels
 
 def read_cifar(card: Card, data: DataConfig) -> Read:
     """CIFAR-10 and CIFAR-100 in their Python layout, images in the official order."""
-    folder, train, test, key = _CIFAR[len(card.classes)]
-    splits = [_read_cifar_batches(Path(data.root) / folder, files, key) for files in (train, test)]
-    for files, split in zip((train, test), splits, strict=True):
-        check_labels(split.labels, len(card.classes), f"{Path(data.root) / folder / files[0]}")
-    return Read(*splits, class_names=card.classes)
+    folder, train_files, test_files, key = _CIFAR[len(card.classes)]
+    root, num_classes = Path(data.root) / folder, len(card.classes)
+    train, test = (
+        _cifar_batches([need(root / name, card) for name in names], key, num_classes)
+        for names in (train_files, test_files)
+    )
+    return Read(train, test, card.classes)
 
 
-def _read_cifar_batches(folder: Path, files: list[str], key: str) -> Split:
+def _cifar_batches(paths: list[Path], key: str, num_classes: int) -> Split:
     images, labels = [], []
-    for name in files:
-        batch = load_pickle(folder / name)
+    for path in paths:
+        batch = load_pickle(path)
         missing = {"data", key} - batch.keys()
         if missing:
-            raise UserError(f"{folder / name}: lacks {', '.join(sorted(missing))}")
-        pixels, given = np.asarray(batch["data"]), np.asarray(batch[key], dtype=np.int64)
+            raise UserError(f"{path}: lacks {', '.join(sorted(missing))}")
+        pixels, given = np.asarray(batch["data"]), np.asarray(batch[key])
         if pixels.dtype != np.uint8 or pixels.shape != (len(given), 3072):
             raise UserError(
-                f"{folder / name}: data is {pixels.dtype} {pixels.shape}, "
+                f"{path}: data is {pixels.dtype} of shape {pixels.shape}, "
                 f"expected uint8 ({len(given)}, 3072) for its {len(given)} labels"
             )
+        check_labels(given, num_classes, path)
         images.append(pixels.reshape(-1, 3, 32, 32))
-        labels.append(given)
+        labels.append(given.astype(np.int64))
     given = np.concatenate(labels)
     return Split(torch.from_numpy(np.concatenate(images)), given, given.copy())
 
 
-def check_labels(labels: np.ndarray, num_classes: int, source: str) -> None:
-    """Refuse labels (N,) outside 0..num_classes-1, naming the first offender and its source."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands for _codecs.encode, with which pickle protocol 2 writes the bytes of an array."""
+    return text.encode("latin1")
+
+
+_reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+_PICKLE_GLOBALS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads builtin containers and numpy arrays, nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLE_GLOBALS:
+            raise pickle.UnpicklingError(f"asks for {module}.{name}, which could run code")
+        return _PICKLE_GLOBALS[module, name]
+
+
+def load_pickle(path: Path) -> dict[str, Any]:
+    """Read a pickled dict of arrays, lists and numbers without running code from it.
+
+    Raises:
+        UserError: names the file: missing, damaged, or asking for more than arrays.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise UserError(f"{path}: not a readable CIFAR batch: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}, expected a dict")
+    return content
+
+
+# --- lists of image files: Clothing1M, WebVision, Food-101N, ANIMAL-10N -------------------------
+
+
+def read_clothing1m(card: Card, data: DataConfig) -> Read:
+    """Clothing1M: 1,000,000 noisy labels to train on, the clean test set; clean_train is not used.
+
+    Takes the three layouts in use: the lists in root or in root/annotations; the images in
+    root/images/0..9 or in root/0..9.
+    """
+    root = Path(data.root)
+    lists = root / "annotations" if (root / "annotations").is_dir() else root
+    folder = "images/" if (root / "images").is_dir() else ""
+
+    def split(keys: str, labels: str) -> Split:
+        label_of = dict(_pairs(need(lists / labels, card), len(card.classes)))
+        listed = _lines(need(lists / keys, card))
+        _refuse_repeated(listed, lists / keys)
+        unknown = [key for key in listed if key not in label_of]
+        if unknown:
+            raise UserError(
+                f"{lists / keys}: {unknown[0]} has no label in {labels} ({len(unknown)} such keys)"
+            )
+        paths = [folder + key.removeprefix("images/") for key in listed]
+        return _files(card, data, paths, [label_of[key] for key in listed])
+
+    train = split("noisy_train_key_list.txt", "noisy_label_kv.txt")
+    test = split("clean_test_key_list.txt", "clean_label_kv.txt")
+    return Read(train, test, card.classes)
+
+
+def read_webvision(card: Card, data: DataConfig) -> Read:
+    """WebVision 1.0: the images of its first K classes that came from Google, and its validation set."""
+    root, num_classes = Path(data.root), len(card.classes)
+
+    def split(name: str, folder: str) -> Split:
+        path = need(root / "info" / name, card)
+        pairs = [(key, label) for key, label in _pairs(path, 1000) if label < num_classes]
+        _refuse_repeated([key for key, _ in pairs], path)
+        return _files(card, data, [folder + key for key, _ in pairs], [label for _, label in pairs])
+
+    train = split("train_filelist_google.txt", "")
+    test = split("val_filelist.txt", "val_images_256/")
+    return Read(train, test, card.classes)
+
+
+def read_food101n(card: Card, data: DataConfig) -> Read:
+    """Food-101N to train on and Food-101's test images, each in its own folder as unpacked."""
+    root, number = Path(data.root), {name: i for i, name in enumerate(card.classes)}
+    release = "Food-101N_release"
+    folder = next((f for f in ("images", "train") if (root / release / f).is_dir()), "images")
+
+    def split(path: Path, folder: str, suffix: str, header: int) -> Split:
+        keys = _lines(need(path, card))[header:]
+        _refuse_repeated(keys, path)
+        classes = [key.split("/")[0] for key in keys]
+        for key, name in zip(keys, classes, strict=True):
+            if name not in number:
+                raise UserError(f"{path}: {key}: {did_you_mean(name, number)}")
+        paths = [f"{folder}/{key}{suffix}" for key in keys]
+        return _files(card, data, paths, [number[name] for name in classes])
+
+    train = split(root / release / "meta/imagelist.tsv", f"{release}/{folder}", "", header=1)
+    test = split(root / "food-101/meta/test.txt", "food-101/images", ".jpg", header=0)
+    return Read(train, test, card.classes)
+
+
+def read_animal10n(card: Card, data: DataConfig) -> Read:
+    """ANIMAL-10N: training/ and testing/ with files named <label>_<number>.jpg."""
+
+    def split(folder: str) -> tuple[Split, list[str]]:
+        paths, problems = find_images(need(Path(data.root) / folder, card))
+        labels = []
+        for path in paths:
+            first = PurePath(path).name.split("_")[0]
+            if not first.isdecimal() or int(first) >= len(card.classes):
+                raise UserError(
+                    f"{Path(data.root) / folder / path}: the name must start with a label, "
+                    f"valid: 0_ to {len(card.classes) - 1}_"
+                )
+            labels.append(int(first))
+        return _files(card, data, [f"{folder}/{path}" for path in paths], labels), problems
+
+    (train, problems), (test, more) = split("training"), split("testing")
+    return Read(train, test, card.classes, problems=problems + more)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as text: {error}") from None
+    return [line for line in map(str.strip, lines) if line]
+
+
+def _pairs(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
+    """Lines `key label`, apart by white space: Clothing1M's keys contain commas."""
+    for line in _lines(path):
+        key, _, label = line.replace("\t", " ").rpartition(" ")
+        if not key or not label.isdecimal() or int(label) >= num_classes:
+            raise UserError(
+                f"{path}: line {line!r}: expected `key label`, label from 0 to {num_classes - 1}"
+            )
+        yield key.strip(), int(label)
+
+
+def _refuse_repeated(keys: Iterable[str], source: object) -> None:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise UserError(f"{source}: {key} is listed twice")
+        seen.add(key)
+
+
+# --- own data -----------------------------------------------------------------------------------
+
+
+def read_own(card: Card, data: DataConfig) -> Read:
+    """Anyone's images: a manifest, or one folder per class, with or without a test split."""
+    return _read_manifest(card, data) if data.manifest else _read_folders(card, data)
+
+
+def _read_folders(card: Card, data: DataConfig) -> Read:
+    """root/<class>/…, or root/train/<class>/… with root/test (or val, validation)/<class>/…."""
+    root = need(Path(data.root), card)
+    test_folder = next((f for f in ("test", "val", "validation") if (root / f).is_dir()), None)
+    has_train = (root / "train").is_dir()
+    if not has_train:
+        test_folder = None  # classes may be called test or val
+    class_names = card.classes or tuple(_subfolders(root / "train" if has_train else root))
+    if len(class_names) < 2:
         raise UserError(
-            f"{source}: label {labels[wrong[0]]} of image {wrong[0]} is out of range "
-            f"0..{num_classes - 1} ({len(wrong)} such labels)"
+            f"{root}: needs a folder of images for each of two or more classes, "
+            f"found {', '.join(class_names) or 'none'}; or a list of them, data.manifest=FILE"
         )
+    problems: list[str] = []
+
+    def split(folder: str) -> Split:
+        paths, labels = [], []
+        unknown = sorted(set(_subfolders(root / folder)) - set(class_names))
+        if unknown:
+            raise UserError(
+                f"{root / folder / unknown[0]}: {did_you_mean(unknown[0], class_names)}"
+            )
+        for label, name in enumerate(class_names):
+            here = f"{folder}/{name}" if folder else name
+            found, wrong = find_images(root / here) if (root / here).is_dir() else ([], [])
+            if not found and folder == ("train" if has_train else ""):
+                raise UserError(f"{root / here}: no image in it; every class needs one at least")
+            paths += [f"{here}/{path}" for path in found]
+            labels += [label] * len(found)
+            problems.extend(wrong)
+        return _files(card, data, paths, labels)
+
+    train = split("train" if has_train else "")
+    test = split(test_folder) if test_folder else None
+    return Read(train, test, class_names, "unverified" if test else "noisy", problems)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, in order; numbers in the order of numbers."""
+    names = [e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
+    return _in_order(names)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    names = sorted(names)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+
+
+def find_images(folder: Path) -> tuple[list[str], list[str]]:
+    """Image files at any depth below `folder`, by name.
+
+    Returns:
+        their paths relative to `folder`, sorted; and what had to be left out, with the reason.
+    """
+    paths: list[str] = []
+    problems: list[str] = []
+
+    def walk(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
+        status = Path(path).stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            problems.append(f"{path}: a symbolic link to a folder that it is in")
+            return
+        for entry in os.scandir(path):
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link in a circle: opened as a file, it says so
+                is_folder = False
+            if is_folder:
+                walk(entry.path, f"{prefix}{entry.name}/", above | {here})
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                paths.append(prefix + entry.name)
+
+    try:
+        walk(str(folder), "", frozenset())
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    return sorted(paths), sorted(problems)
+
+
+_REQUIRED = ("path", "label")
+_OPTIONAL = ("clean_label", "split")
+
+
+def _read_manifest(card: Card, data: DataConfig) -> Read:
+    """CSV or Parquet with columns path, label and, where known, clean_label and split."""
+    assert data.manifest is not None
+    path = Path(data.manifest).expanduser()
+    if not path.is_file():
+        path = Path(data.root) / data.manifest
+    columns, place = _table(path)
+    missing = [name for name in _REQUIRED if name not in columns]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]}: has {', '.join(columns)}")
+    paths = [_inside(value, f"{path}: {place(i)}") for i, value in enumerate(columns["path"])]
+    _refuse_repeated_rows(paths, path, place)
+    used = [name for name in ("label", "clean_label") if name in columns]
+    for name in used:
+        for i, value in enumerate(columns[name]):
+            if value == "" or value.startswith("-"):
+                raise UserError(
+                    f"{path}: {place(i)}: {name} is {value!r}, valid: a class name or its number"
+                )
+    is_test = np.array([_is_test(v, f"{path}: {place(i)}") for i, v in enumerate(columns["split"])])
+    class_names = card.classes or tuple(_in_order(set(columns["label"])))
+    labels = {name: _numbers(columns[name], class_names, path, place) for name in used}
+    trained = np.bincount(labels["label"][~is_test], minlength=len(class_names))
+    if len(class_names) < 2 or not trained.all():
+        empty = [name for name, count in zip(class_names, trained, strict=True) if not count]
+        reason = (
+            f"class {empty[0]} has no training image" if empty else "has fewer than two classes"
+        )
+        raise UserError(f"{path}: {reason}")
+    whole = _files(card, data, paths, labels["label"])
+    whole = Split(whole.images, whole.labels, labels.get("clean_label"), paths)
+    train, test = whole.take(~is_test), whole.take(is_test) if is_test.any() else None
+    if test is not None and test.clean_labels is not None:
+        test = Split(test.images, test.clean_labels, test.clean_labels, test.paths)
+    known = "clean_label" in labels
+    return Read(train, test, class_names, "clean" if known else "unverified" if test else "noisy")
+
+
+def _table(path: Path) -> tuple[dict[str, list[str]], Callable[[int], str]]:
+    """The columns of a manifest as strings, and where a row is in the file."""
+    try:
+        if path.suffix == ".parquet":
+            table = pyarrow.parquet.read_table(path)
+            columns = {
+                name: ["" if value is None else str(value) for value in table[name].to_pylist()]
+                for name in table.column_names
+            }
+            place: Callable[[int], str] = lambda i: f"row {i + 1}"  # noqa: E731
+        elif path.suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.DictReader(file, strict=True)
+                rows = [(reader.line_num, row) for row in reader]
+                header = reader.fieldnames or []
+            for line, row in rows:
+                if None in row or None in row.values():
+                    raise UserError(f"{path}: line {line}: expected {len(header)} columns")
+            columns = {name: [row[name].strip() for _, row in rows] for name in header}
+            place = lambda i: f"line {rows[i][0]}"  # noqa: E731
+        else:
+            raise UserError(f"data.manifest={path}: valid: a .csv or .parquet file")
+    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: not readable as a manifest: {error}") from None
+    if not any(columns.values()):
+        raise UserError(f"{path}: has no rows")
+    columns.setdefault("split", ["train"] * len(next(iter(columns.values()))))
+    return columns, place
+
+
+def _inside(value: str, source: str) -> str:
+    """A relative path that stays inside the root."""
+    normal = os.path.normpath(value)
+    if not value or PurePath(value).is_absolute() or PurePath(normal).parts[:1] == ("..",):
+        raise UserError(f"{source}: path {value!r} must be relative to data.root and inside it")
+    return normal
+
+
+def _refuse_repeated_rows(paths: list[str], path: Path, place: Callable[[int], str]) -> None:
+    first: dict[str, int] = {}
+    for i, name in enumerate(paths):
+        if first.setdefault(name, i) != i:
+            raise UserError(f"{path}: {place(i)}: {name} is already on {place(first[name])}")
+
+
+def _is_test(value: str, source: str) -> bool:
+    if value not in ("train", "test"):
+        raise UserError(f"{source}: split: {did_you_mean(value, ('train', 'test'))}")
+    return value == "test"
+
+
+def _numbers(
+    names: list[str], class_names: Sequence[str], path: Path, place: Callable[[int], str]
+) -> Labels:
+    number = {name: i for i, name in enumerate(class_names)}
+    for i, name in enumerate(names):
+        if name not in number:
+            raise UserError(f"{path}: {place(i)}: class {did_you_mean(name, class_names)}")
+    return np.array([number[name] for name in names], dtype=np.int64)
+
+
+# --- what `pack` wrote --------------------------------------------------------------------------
+
+
+def read_packed(card: Card, data: DataConfig) -> Read:
+    """Decoded images in one file per split, mapped into memory: see pack in datatools.py."""
+    root = Path(data.root)
+    try:
+        about = json.loads((root / PACK).read_text("utf-8"))
+        if about["card"] != card.name:
+            raise UserError(f"{root / PACK}: holds {about['card']}, not data.name={card.name}")
+        if data.size not in (None, about["size"]):
+            raise UserError(f"data.size={data.size}: {root} was packed with size {about['size']}")
+        splits = {name: _packed_split(root, name, about[name]) for name in about["splits"]}
+        return Read(
+            splits["train"],
+            splits.get("test"),
+            tuple(about["classes"]),
+            about["test_labels"],
+            about["problems"],
+            about["train"]["images_sha256"],
+        )
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{root / PACK}: damaged: {error}; pack the images again") from None
+
+
+def _packed_split(root: Path, name: str, about: Mapping[str, Any]) -> Split:
+    # "c": pages are read when touched; torch wants memory that may be written, nothing reaches the file
+    images = np.load(root / f"{name}_images.npy", mmap_mode="c", allow_pickle=False)
+    table = pyarrow.parquet.read_table(root / f"{name}.parquet")
+    if not len(images) == table.num_rows == about["count"]:
+        raise ValueError(f"{name} has {len(images)} images and {table.num_rows} labels")
+    labels = {key: table[key].to_numpy() for key in table.column_names if key != "path"}
+    return Split(
+        torch.from_numpy(images),
+        labels["label"],
+        labels.get("clean_label"),
+        table["path"].to_pylist(),
+    )
+
+
+# --- test images only ---------------------------------------------------------------------------
+
+SEVERITIES = range(1, 6)
+
+
+def read_cifar_c(card: Card, data: DataConfig) -> Iterator[tuple[str, Split]]:
+    """CIFAR-10-C, CIFAR-100-C: for each corruption and severity `corruption/severity` and its images.
+
+    A file holds the test images five times, from the weakest severity to the strongest.
+    """
+    folder = need(Path(data.root) / f"CIFAR-{len(card.classes)}-C", card)
+    labels = _load_npy(need(folder / "labels.npy", card)).astype(np.int64)
+    check_labels(labels, len(card.classes), folder / "labels.npy")
+    for corruption in card.corruptions:
+        path = need(folder / f"{corruption}.npy", card)
+        images = _load_npy(path)
+        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+            raise UserError(
+                f"{path}: holds {images.dtype} of shape {images.shape}, "
+                f"expected uint8 ({len(labels)}, 32, 32, 3)"
+            )
+        parts = zip(
+            np.split(images, len(SEVERITIES)), np.split(labels, len(SEVERITIES)), strict=True
+        )
+        for severity, (pixels, given) in zip(SEVERITIES, parts, strict=True):
+            tensor = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+            yield f"{corruption}/{severity}", Split(tensor, given, given.copy())
+
+
+def read_test_folders(card: Card, data: DataConfig) -> Iterator[tuple[str, Split]]:
+    """Test images in one folder per class, whose names card.folders lists in label order."""
+    paths, labels = [], []
+    for label, name in enumerate(card.folders):
+        found, _ = find_images(need(Path(data.root) / name, card))
+        if not found:
+            raise UserError(f"{Path(data.root) / name}: no image in it")
+        paths += [f"{name}/{path}" for path in found]
+        labels += [label] * len(found)
+    yield "test", _files(card, data, paths, labels)
+
+
+def _load_npy(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not readable as a numpy array: {error}") from None
 
 
 LAYOUTS: dict[str, Callable[[Card, DataConfig], Read]] = {
     "digits": read_digits,
     "cifar": read_cifar,
+    "clothing1m": read_clothing1m,
+    "webvision": read_webvision,
+    "food101n": read_food101n,
+    "animal10n": read_animal10n,
+    "own": read_own,
+}
+
+EVALUATIONS: dict[str, Callable[[Card, DataConfig], Iterator[tuple[str, Split]]]] = {
+    "cifar_c": read_cifar_c,
+    "test_folders": read_test_folders,
 }
