@@ -128,7 +128,7 @@ class NetworkConfig(Section):
 
 
 class AugmentConfig(Section):
-    name: _named("noisybsd.augment:AUGMENTATIONS") = Field(  # type: ignore[valid-type]
+    name: _named("noisybsd.augment:VIEWS") = Field(  # type: ignore[valid-type]
         "cifar", description="family of weak and strong views"
     )
     views: tuple[Literal["weak", "strong"], ...] = Field(
