@@ -78,7 +78,7 @@ def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
     except UnidentifiedImageError:
         raise ImageError(path, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
-        raise ImageError(path, f"cannot be decoded: {error or type(error).__name__}") from None
+        raise ImageError(path, f"cannot be decoded: {str(error) or type(error).__name__}") from None
     return _square(torch.from_numpy(pixels), size)
 
 

@@ -16,11 +16,13 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -242,7 +244,8 @@ class StreamingLoader(Loader):
         first = epoch * self.steps_per_epoch + start
         if self._stream is None or self._next_number != first:
             self._numbers.first = self._next_number = first
-            self._stream = iter(self._loader)
+            with _main_module_hidden():
+                self._stream = iter(self._loader)
         count = self.steps_per_epoch - start
         return self._to_cuda(count) if self.device.type == "cuda" else self._on_host(count)
 
@@ -362,6 +365,21 @@ def _process_context() -> Any:
     return context
 
 
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Start workers without importing the running program again in each.
+
+    They need nothing of it, a training program takes seconds to import, and a user's script
+    without an `if __name__ == "__main__"` would run a second time.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _ignore_interrupt(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; the main one stops the workers in order."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -409,7 +427,7 @@ def _is_resident(
     fits = all(2 * needs[place] <= free[place] for place in needs)
     resident = fits if storage == "auto" else storage == "resident"
     log.info(
-        "%s images: %d of %s, %.2f GB, %s (data.storage=%s%s)",
+        "%s images: %d of %s, %.3g GB, %s (data.storage=%s%s)",
         what,
         len(images),
         "×".join(map(str, images.shape[1:])),
