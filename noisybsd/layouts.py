@@ -60,14 +60,9 @@ class Split:
     def take(self, index: npt.NDArray[Any]) -> Split:
         """The images at index (M,), or where it is True (N,)."""
         index = np.arange(len(self))[index]
-        images: torch.Tensor | ImageFiles
-        if isinstance(self.images, ImageFiles):
-            paths = [self.images.path(i) for i in index]
-            images = ImageFiles(paths, self.images.root, self.images.size, self.images.channels)
-        else:
-            images = self.images[torch.from_numpy(index)]
+        files = isinstance(self.images, ImageFiles)
         return Split(
-            images,
+            self.images[index if files else torch.from_numpy(index)],
             self.labels[index],
             None if self.clean_labels is None else self.clean_labels[index],
             None if self.paths is None else [self.paths[i] for i in index],
