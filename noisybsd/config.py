@@ -218,6 +218,9 @@ class Config(Section):
     loss: _named("noisybsd.objectives:LOSSES") = Field(  # type: ignore[valid-type]
         "cross_entropy", description="classification loss; a method's preset chooses it"
     )
+    options: dict[str, float] = Field(
+        {}, description="numbers of the method's own, see the list of methods"
+    )
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     noise: NoiseConfig = NoiseConfig()
@@ -241,11 +244,28 @@ class Config(Section):
             raise ValueError(
                 f"neighbours.weight={self.neighbours.weight} needs neighbours.k of at least 1, got 0"
             )
+        self._check_options()
         if self.noise.name == "none" and self.noise.rate > 0:
             raise ValueError(
                 f"noise.rate={self.noise.rate} needs noise.name (got none), e.g. noise.name=symmetric"
             )
         return self
+
+    def _check_options(self) -> None:
+        known = set(method_options(self.targets, self.loss))
+        for key, value in self.options.items():
+            if key not in known:
+                raise ValueError(
+                    f"options.{key}={value}: method {self.method} takes "
+                    + (did_you_mean(key, known) if known else "no options")
+                )
+
+
+def method_options(targets: str, loss: str) -> dict[str, float]:
+    """What `options.*` a target rule and a loss take together, with the defaults."""
+    from noisybsd.objectives import LOSSES, TARGET_RULES, options
+
+    return {p.name: p.default for p in (*options(TARGET_RULES[targets]), *options(LOSSES[loss]))}
 
 
 def load_config(arguments: Sequence[str]) -> Config:
@@ -276,6 +296,8 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     merged = OmegaConf.create({})
     for layer in layers:
         preset = METHODS.get(str(layer.get("method")), {})
+        if preset:
+            merged.pop("options", None)  # another method's
         merged = OmegaConf.merge(merged, OmegaConf.create(dict(preset)), OmegaConf.create(layer))
     try:
         values = OmegaConf.to_container(merged, resolve=True)
@@ -394,6 +416,8 @@ def _annotation_name(annotation: Any) -> str:
         return "|".join(str(value) for value in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"[{_annotation_name(get_args(annotation)[0])},…]"
+    if get_origin(annotation) is dict:
+        return "name=number"
     if get_args(annotation):  # X | None
         return " or ".join(_annotation_name(part) for part in get_args(annotation))
     return "null" if annotation is type(None) else annotation.__name__
@@ -422,6 +446,20 @@ def describe_keys() -> str:
         default = "(required)" if field.is_required() else _plain(field.default)
         lines.append(f"  {key}={default}")
         lines.append(f"      {field.description} [{_type_name(field)}]")
+    return "\n".join(lines)
+
+
+def describe_methods() -> str:
+    """Every method with its parts and options, for --help."""
+    from noisybsd.methods import METHODS
+
+    lines = []
+    for name, preset in METHODS.items():
+        contrast = preset["contrastive"]["name"]
+        parts = f"{preset['loss']} to {preset['targets']}"
+        lines.append(f"  {name:<20}{parts}" + (f" + {contrast}" if contrast != "none" else ""))
+        taken = method_options(preset["targets"], preset["loss"]) | preset.get("options", {})
+        lines += [f"      options.{key}={_plain(value)}" for key, value in taken.items()]
     return "\n".join(lines)
 
 

@@ -1,15 +1,18 @@
 """Target rules (what a sample should be called) and classification losses (how that is learned).
 
-Both read one `Batch`. A new loss is a function here and an entry in LOSSES; a new rule is a class here
-and an entry in TARGET_RULES; a preset in methods.py then gives the pair a name.
+A rule and a loss are given the `Task` when a run starts and a `Batch` at each step. A new one is a class
+here and an entry in TARGET_RULES or LOSSES; a preset in methods.py gives the pair a name. Its numbers are
+keyword arguments of its constructor, and thereby the method's `options.*` on the command line.
 
 Dimensions: N training samples, K classes, B batch, V views, D embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +23,17 @@ from noisybsd.posterior import Posterior
 
 
 @dataclass(frozen=True)
+class Task:
+    """What a rule or a loss is told when a run starts. Clean labels are not among it."""
+
+    labels: Tensor  # (N,) int64, the given labels
+    num_classes: int  # K
+    config: Config
+
+
+@dataclass(frozen=True)
 class Batch:
-    """What a loss may look at. Clean labels are not among it."""
+    """What a loss may look at in a step. Clean labels are not among it."""
 
     index: Tensor  # (B,) int64, positions in the training set
     labels: Tensor  # (B,) int64, the given labels
@@ -30,8 +42,15 @@ class Batch:
     targets: Tensor  # (B,K) float32, rows sum to one, no gradient
 
 
-class TargetRule(nn.Module):
-    """Says what each sample's target is. State lives in registered buffers, keyed by index."""
+class Part(nn.Module):
+    """A rule or a loss. What it remembers lives in registered buffers, and so in the checkpoint."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Epoch number `epoch`, from 0, begins or goes on after an interruption."""
+
+
+class TargetRule(Part):
+    """Says what each sample's target is."""
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """See the network's prediction `probs` (B,K) for the samples `index` (B,)."""
@@ -53,10 +72,10 @@ class LabelTargets(TargetRule):
 
     labels: Tensor
 
-    def __init__(self, labels: Tensor, num_classes: int):
+    def __init__(self, task: Task):
         super().__init__()
-        self.num_classes = num_classes
-        self.register_buffer("labels", labels, persistent=False)
+        self.num_classes = task.num_classes
+        self.register_buffer("labels", task.labels, persistent=False)
 
     def targets(self, index: Tensor) -> Tensor:
         return F.one_hot(self.labels[index], self.num_classes).float()
@@ -65,17 +84,25 @@ class LabelTargets(TargetRule):
 class PosteriorTargets(TargetRule):
     """The posterior mean of Bayesian self-distillation; the neighbours are a second sensor.
 
-    alpha <- gamma * alpha + p + kappa * mean_{j in kNN(i)} y_j, kappa = `neighbour_weight`.
+    alpha <- gamma * alpha + p + kappa * mean_{j in kNN(i)} y_j, with kappa = `neighbours.weight`
+    and the constants of `posterior.*`.
     """
 
     votes: Tensor
 
-    def __init__(self, posterior: Posterior, neighbour_weight: float = 0.0):
+    def __init__(self, task: Task):
         super().__init__()
-        self.posterior = posterior
-        self.neighbour_weight = neighbour_weight
-        if neighbour_weight > 0:
-            self.register_buffer("votes", torch.zeros_like(posterior.alpha))
+        prior = task.config.posterior
+        self.posterior = Posterior(
+            task.labels,
+            task.num_classes,
+            prior_strength=prior.prior_strength,
+            prior_floor=prior.prior_floor,
+            discount=prior.discount,
+        )
+        self.neighbour_weight = task.config.neighbours.weight
+        if self.neighbour_weight > 0:
+            self.register_buffer("votes", torch.zeros_like(self.posterior.alpha))
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         if self.neighbour_weight > 0:
@@ -93,29 +120,54 @@ class PosteriorTargets(TargetRule):
         return self.posterior.mean()
 
 
-def cross_entropy(batch: Batch) -> Tensor:
+class Loss(Part):
+    """The classification loss, a scalar for each batch.
+
+    A loss may have parameters: they are trained with the network's. One that reads `batch.z` says so
+    by `uses_embedding`, and the network then gets a projection head.
+    """
+
+    uses_embedding = False
+
+    def forward(self, batch: Batch) -> Tensor:
+        raise NotImplementedError(type(self).__name__)
+
+
+class CrossEntropy(Loss):
     """Cross-entropy to the targets, mean over views and samples: -sum_k y_k log p_k."""
-    log_probs = F.log_softmax(batch.logits, dim=-1)
-    return -(batch.targets * log_probs).sum(dim=-1).mean()
+
+    def __init__(self, task: Task):
+        super().__init__()
+
+    def forward(self, batch: Batch) -> Tensor:
+        log_probs = F.log_softmax(batch.logits, dim=-1)
+        return -(batch.targets * log_probs).sum(dim=-1).mean()
 
 
-def _posterior(labels: Tensor, num_classes: int, config: Config) -> TargetRule:
-    prior = config.posterior
-    posterior = Posterior(
-        labels,
-        num_classes,
-        prior_strength=prior.prior_strength,
-        prior_floor=prior.prior_floor,
-        discount=prior.discount,
-    )
-    return PosteriorTargets(posterior, config.neighbours.weight)
-
-
-TARGET_RULES: dict[str, Callable[[Tensor, int, Config], TargetRule]] = {
-    "labels": lambda labels, num_classes, config: LabelTargets(labels, num_classes),
-    "posterior": _posterior,
+TARGET_RULES: dict[str, type[TargetRule]] = {
+    "labels": LabelTargets,
+    "posterior": PosteriorTargets,
 }
 
-LOSSES: dict[str, Callable[[Batch], Tensor]] = {
-    "cross_entropy": cross_entropy,
+LOSSES: dict[str, type[Loss]] = {
+    "cross_entropy": CrossEntropy,
 }
+
+
+def options(part: type[Part]) -> Iterator[inspect.Parameter]:
+    """The keyword arguments of a rule's or loss's constructor: its `options.*`."""
+    parameters = inspect.signature(part).parameters.values()
+    return (p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def build_rule(task: Task) -> TargetRule:
+    return _build(TARGET_RULES[task.config.targets], task)
+
+
+def build_loss(task: Task) -> Loss:
+    return _build(LOSSES[task.config.loss], task)
+
+
+def _build(part: Any, task: Task) -> Any:
+    mine = {p.name for p in options(part)}
+    return part(task, **{k: v for k, v in task.config.options.items() if k in mine})

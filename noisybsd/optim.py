@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from noisybsd.config import OptimizerConfig
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Sequence[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW; fused on a GPU."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
     fused = parameters[0].is_cuda
     if config.name == "adamw":
         return torch.optim.AdamW(

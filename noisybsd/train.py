@@ -27,7 +27,7 @@ from torch import Tensor
 from noisybsd.augment import Views
 from noisybsd.bank import FeatureBank, knn_accuracy, vote
 from noisybsd.checkpoint import save_checkpoint
-from noisybsd.config import Config, describe_keys, describe_recipes, load_config
+from noisybsd.config import Config, describe_keys, describe_methods, describe_recipes, load_config
 from noisybsd.contrastive import CONTRASTIVE
 from noisybsd.data import Dataset, load_dataset
 from noisybsd.environment import describe_environment, pick_device
@@ -36,7 +36,7 @@ from noisybsd.loader import build_loader
 from noisybsd.metrics import label_metrics, prediction_metrics
 from noisybsd.monitor import EpochSums, SampleMonitor
 from noisybsd.networks import Network, build_network
-from noisybsd.objectives import LOSSES, TARGET_RULES, Batch
+from noisybsd.objectives import LOSSES, Batch, Task, build_loss, build_rule
 from noisybsd.optim import WeightEma, build_optimizer, learning_rate
 from noisybsd.predict import predict
 from noisybsd.rundir import RunDirectory, open_run, write_json, write_jsonl
@@ -72,10 +72,12 @@ class Trainer:
         self.views = Views(config.augment.name, dataset.size, dataset.mean, dataset.std).to(device)
         torch.manual_seed(config.seed)
         self.network = build_run_network(config, dataset).to(device)
-        self.optimizer = build_optimizer(self.network, config.optimizer)
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
-        self.rule = TARGET_RULES[config.targets](self.labels, self.num_classes, config).to(device)
-        self.loss = LOSSES[config.loss]
+        task = Task(self.labels, self.num_classes, config)
+        self.rule = build_rule(task).to(device)
+        self.loss = build_loss(task).to(device)
+        self.parameters = [*self.network.parameters(), *self.loss.parameters()]
+        self.optimizer = build_optimizer(self.parameters, config.optimizer)
         self.contrastive = CONTRASTIVE.get(config.contrastive.name)
         self.monitor = SampleMonitor(self.labels)
         self.sums = EpochSums(device)
@@ -134,7 +136,7 @@ class Trainer:
         loss.backward()
         if self.config.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(
-                self.network.parameters(), self.config.optimizer.clip_norm, foreach=True
+                self.parameters, self.config.optimizer.clip_norm, foreach=True
             )
         self.optimizer.step()
         if self.ema is not None:
@@ -158,6 +160,8 @@ class Trainer:
         done = self.step_number - self.epoch * self.loader.steps_per_epoch
         if done == 0:
             self.sums.reset()
+        self.rule.start_epoch(self.epoch)
+        self.loss.start_epoch(self.epoch)
         begin = time.perf_counter()
         try:
             for index, images in self.loader.epoch(self.epoch, start=done):
@@ -258,6 +262,7 @@ class Trainer:
             "network": self.network,
             "ema": self.ema,
             "rule": self.rule,
+            "loss": self.loss,
             "bank": self.bank,
             "monitor": self.monitor,
             "sums": self.sums,
@@ -426,14 +431,15 @@ def step_seed(seed: int, rank: int, step: int) -> int:
 
 
 def build_run_network(config: Config, dataset: Dataset) -> Network:
-    """The run's network. Without a contrastive term nothing would train a projection head."""
+    """The run's network, with a projection head where something trains it."""
+    projects = config.contrastive.name != "none" or LOSSES[config.loss].uses_embedding
     return build_network(
         config.network.name,
         len(dataset.class_names),
         dataset.channels,
         width=config.network.width,
         embedding_dim=config.network.embedding_dim,
-        projection="identity" if config.contrastive.name == "none" else "mlp",
+        projection="mlp" if projects else "identity",
         pretrained=config.network.pretrained,
     )
 
@@ -510,9 +516,10 @@ key=value changes any of its settings, e.g.
 @command
 def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(
-            f"{USAGE}\nrecipes:\n{describe_recipes()}\n\nkeys, with their defaults:\n{describe_keys()}"
-        )
+        print(USAGE)
+        print(f"recipes:\n{describe_recipes()}\n")
+        print(f"methods, each a loss to targets + a contrastive term:\n{describe_methods()}\n")
+        print(f"keys, with their defaults:\n{describe_keys()}")
         return 0 if arguments else 2
     config = load_config(arguments)
     run = open_run(config)

@@ -164,3 +164,8 @@ def test_all_errors_at_once_even_with_a_misspelt_recipe(capsys: pytest.CaptureFi
     main(["recipe=typo", "postrior.discount=1"])
     text = capsys.readouterr().err
     assert "recipe" in text and "postrior" in text
+
+
+def test_an_option_the_method_does_not_take() -> None:
+    (line,) = mistakes("recipe=digits_sym40", "method=ce", "options.q=0.5")
+    assert "options.q" in line and "method ce takes no options" in line

@@ -1,0 +1,77 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from noisybsd.config import build_config
+from noisybsd.objectives import Batch, CrossEntropy, LabelTargets, PosteriorTargets, Task
+
+N, K, B, V = 8, 3, 4, 2
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+INDEX = torch.tensor([5, 0, 7, 2])
+
+
+def task(**settings: object) -> Task:
+    return Task(LABELS, K, build_config({"recipe": "test", "method": "bsd", **settings}))
+
+
+def batch(targets: torch.Tensor, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(V, B, K, generator=generator, requires_grad=True)
+    return Batch(INDEX, LABELS[INDEX], logits, torch.zeros(V * B, 2), targets)
+
+
+def test_cross_entropy_is_the_mean_over_views_and_samples() -> None:
+    targets = torch.rand(B, K).softmax(dim=1)
+    one = batch(targets)
+    slow = 0.0
+    for v in range(V):
+        for b in range(B):
+            log_p = one.logits[v, b].detach().log_softmax(dim=0)
+            slow -= sum(float(targets[b, k] * log_p[k]) for k in range(K)) / (V * B)
+    assert float(CrossEntropy(task())(one)) == pytest.approx(slow, rel=1e-5)
+
+
+def test_cross_entropy_to_labels_is_torchs_own() -> None:
+    one = batch(LabelTargets(task()).targets(INDEX))
+    own = F.cross_entropy(one.logits.flatten(0, 1), LABELS[INDEX].repeat(V))
+    torch.testing.assert_close(CrossEntropy(task())(one), own)
+
+
+def test_label_targets_do_not_move_and_hold_no_belief() -> None:
+    rule = LabelTargets(task())
+    rule.observe(INDEX, torch.full((B, K), 1 / K))
+    assert torch.equal(rule.targets(INDEX), F.one_hot(LABELS[INDEX], K).float())
+    assert rule.belief() is None and not rule.state_dict()
+
+
+def test_posterior_targets_use_the_configured_constants() -> None:
+    rule = PosteriorTargets(
+        task(posterior={"prior_strength": 4, "discount": 0.5, "prior_floor": 0.1})
+    )
+    p = torch.tensor([[0.2, 0.3, 0.5]])
+    rule.observe(torch.tensor([0]), p)
+    alpha = 0.5 * torch.tensor([[4, 0.1, 0.1]]) + p
+    torch.testing.assert_close(rule.targets(torch.tensor([0])), alpha / alpha.sum())
+
+
+def test_neighbours_are_a_second_sensor() -> None:
+    """alpha <- gamma * alpha + p + kappa * votes, for the observed rows alone."""
+    kappa = 0.7
+    settings = {"posterior": {"discount": 0.9}, "neighbours": {"weight": kappa}}
+    rule, without = PosteriorTargets(task(**settings)), PosteriorTargets(task())
+    votes = torch.rand(N, K).softmax(dim=1)
+    p = torch.rand(B, K).softmax(dim=1)
+    before = rule.posterior.alpha.clone()
+
+    rule.observe(INDEX, p)  # before any search the neighbours say nothing
+    torch.testing.assert_close(rule.posterior.alpha[INDEX], 0.9 * before[INDEX] + p)
+    before = rule.posterior.alpha.clone()
+    rule.observe_neighbours(votes)
+    assert torch.equal(rule.posterior.alpha, before)  # evidence counts at visits only
+    rule.observe(INDEX, p)
+    expected = before.clone()
+    expected[INDEX] = 0.9 * before[INDEX] + p + kappa * votes[INDEX]
+    torch.testing.assert_close(rule.posterior.alpha, expected)
+
+    without.observe_neighbours(votes)
+    assert "votes" in rule.state_dict() and "votes" not in without.state_dict()
