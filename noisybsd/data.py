@@ -35,7 +35,14 @@ from noisybsd.layouts import (
     read_packed,
     stratified_holdout,
 )
-from noisybsd.noise import inject, labels_sha256, read_description, read_labels, read_matrix
+from noisybsd.noise import (
+    NoisyLabels,
+    inject,
+    labels_sha256,
+    read_description,
+    read_labels,
+    read_matrix,
+)
 
 __all__ = ["Dataset", "Split", "load_dataset", "load_evaluation"]
 
@@ -246,17 +253,29 @@ def _check_order(data: DataConfig, clean: Labels, own: Labels) -> None:
 def with_noise(
     card: Card, noise: NoiseConfig, seed: int, train: Split, num_classes: int
 ) -> tuple[Split, dict[str, Any]]:
-    """Inject noise.name into the clean labels, or into the given ones where none are known."""
+    """Inject noise.name; the labels before that count as the clean ones where none are known."""
     if noise.name == "none":
         return train, {"name": "none", "rate": 0.0, "seed": None}
-    true = train.labels if train.clean_labels is None else train.clean_labels
-    if (true != train.labels).any():
+    noisy = draw_noise(card, noise, seed, train, num_classes)
+    clean = train.labels if train.clean_labels is None else train.clean_labels
+    return replace(train, labels=noisy.labels, clean_labels=clean), noisy.notes
+
+
+def draw_noise(
+    card: Card, noise: NoiseConfig, seed: int, train: Split, num_classes: int
+) -> NoisyLabels:
+    """Noisy labels for a split that has no synthetic noise yet, by noise.name.
+
+    Raises:
+        UserError: see noise.inject; or the given labels are known to be noisy already.
+    """
+    if train.clean_labels is not None and (train.clean_labels != train.labels).any():
         raise UserError(
             f"noise.name={noise.name}: the training labels are noisy already; synthetic noise goes "
-            "with data.labels=default of a dataset with clean labels"
+            "with data.labels=default of a dataset whose labels are clean"
         )
-    noisy = inject(
-        true,
+    return inject(
+        train.labels,
         noise.name,
         noise.rate,
         num_classes,
@@ -266,7 +285,6 @@ def with_noise(
         features=_features(train) if noise.name == "instance" else None,
         matrix=None if noise.file is None else read_matrix(noise.file, num_classes),
     )
-    return replace(train, labels=noisy.labels, clean_labels=true), noisy.notes
 
 
 def _features(train: Split) -> np.ndarray:

@@ -101,10 +101,22 @@ def _files(card: Card, data: DataConfig, paths: list[str], labels: Sequence[int]
     return Split(images, given, given.copy() if card.clean else None, paths)
 
 
+class Missing(UserError):
+    """Data that are not there, and how to get them."""
+
+    def __init__(self, path: Path, card: Card):
+        super().__init__(f"{path}: not there. How to get {card.name}: {card.obtain.strip()}")
+        self.path = path
+
+
 def need(path: Path, card: Card) -> Path:
-    """`path`, if it is there; else say how to get it."""
+    """`path`, if it is there.
+
+    Raises:
+        Missing: it is not.
+    """
     if not path.exists():
-        raise UserError(f"{path}: not there. How to get {card.name}: {card.obtain.strip()}")
+        raise Missing(path, card)
     return path
 
 
