@@ -458,8 +458,7 @@ class RandAugment(Operator):
         below = counts.cumsum(2) - counts
         step_count = ((pixels - counts.gather(2, levels.amax(2, keepdim=True))) / 255).floor()
         equal = ((below + (step_count / 2).floor()) / step_count.clamp_min(1)).floor().clamp(0, 255)
-        # The first level has no level below it and stays black.
-        equal = torch.where(step_count > 0, equal * (tables > 0), tables)
+        equal = torch.where(step_count > 0, equal, tables)
 
         for name, table in (
             ("posterize", posterized),
@@ -489,9 +488,9 @@ class RandAugment(Operator):
 
 
 def simclr(size: int) -> nn.Module:
-    """SimCLR's view of CIFAR, jitter strength 0.5 (Chen et al. 2020, appendix B.9).
+    """SimCLR's view of CIFAR (Chen et al. 2020a), jitter strength 0.5, crops of at least 0.2.
 
-    MoCo v2's view of ImageNet (Chen et al. 2020) is the same but for a blur, which is left out.
+    MoCo v2's view of ImageNet (Chen et al. 2020b) is the same but for a blur, which is left out.
     """
     return nn.Sequential(
         RandomResizedCropFlip(size, scale=(0.2, 1.0)),

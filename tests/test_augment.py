@@ -124,6 +124,24 @@ def test_grayscale_equals_kornia() -> None:
     same(actual, K.RandomGrayscale(p=0.5)(colours(), params=grayscale._params))
 
 
+def boxes(left: Tensor, top: Tensor, width: Tensor, height: Tensor, size: int) -> dict[str, Tensor]:
+    """The parameters of Kornia's crops."""
+    zero, whole = torch.zeros(len(left)), torch.full((len(left),), float(size))
+    src = bbox_generator(left.float(), top.float(), width, height)
+    dst = bbox_generator(zero, zero, whole, whole)
+    return {"src": src, "dst": dst, "forward_input_shape": torch.tensor([len(left), 3, 16, 16])}
+
+
+def test_crop_equals_kornia() -> None:
+    images, crop = colours(), RandomCropFlip(18, padding=4)
+    actual, params = crop(images), crop._params
+    side = torch.full((24,), 18.0)
+    stock = K.RandomCrop((18, 18), padding=4, padding_mode="reflect")
+    box = boxes(params["left"], params["top"], side, side, 18)
+    box["padding_size"] = torch.full((24, 4), 4)
+    same(actual, kornia_flip(stock(images, params=box), params["flip"]))
+
+
 def test_crop_equals_padding_and_slicing() -> None:
     images, crop = photographs(side=20), RandomCropFlip(18, padding=4)
     actual, params = crop(images / 255), crop._params
@@ -141,14 +159,9 @@ def test_resized_crop_equals_kornia_and_a_loop(size: int) -> None:
     images, crop = colours(), RandomResizedCropFlip(size, scale=(0.05, 1.0))
     actual, params = crop(images), crop._params
     left, top, width, height = (params[k] for k in ("left", "top", "width", "height"))
-    zero, whole = torch.zeros(24), torch.full((24,), float(size))
-    boxes = {
-        "src": bbox_generator(left, top, width, height),
-        "dst": bbox_generator(zero, zero, whole, whole),
-        "forward_input_shape": torch.tensor(images.shape),
-    }
     stock = K.RandomResizedCrop((size, size), align_corners=False)
-    same(actual, kornia_flip(stock(images, params=boxes), params["flip"]))
+    box = boxes(left, top, width, height, size)
+    same(actual, kornia_flip(stock(images, params=box), params["flip"]))
     for i in range(24):
         x, y, w, h = (int(value[i]) for value in (left, top, width, height))
         piece = F.interpolate(images[i : i + 1, :, y : y + h, x : x + w], size, mode="bilinear")
@@ -190,10 +203,10 @@ def fixed(kind: str, magnitude: float, batch: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("magnitude", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("kind", [*RandAugment.ENHANCE, *RandAugment.POINT, "identity"])
 def test_randaugment_equals_torchvision(kind: str, magnitude: float) -> None:
-    images = photographs()
+    images = photographs(side=40)
     images[0] = 77
     images[1] = images[1] // 8 + 100
-    images[2, :, :8] = images[2, :, 8:]
+    images[2, :, :30] = 255
     factor = 0.05 + 0.9 * magnitude
     reference = {
         "identity": lambda x: x,
@@ -379,8 +392,9 @@ def test_operators_replay_and_stand_in_kornias_container(name: str) -> None:
     assert torch.equal(first, container(colours(), params=container._params))
 
 
-def test_bfloat16_autocast_changes_nothing() -> None:
-    module = views("cifar")
+@pytest.mark.parametrize("name", VIEWS)
+def test_bfloat16_autocast_changes_nothing(name: str) -> None:
+    module = views(name)
     torch.manual_seed(0)
     expected = module.strong(photographs())
     torch.manual_seed(0)
