@@ -73,25 +73,25 @@ def epoch_order(
     """
     shards = [np.arange(r, n, world_size)[: n // world_size] for r in range(world_size)]
     length = len(shards[rank])
-    key = np.array([seed, epoch | rank << 32], dtype=np.uint64)
-    keys = np.random.Philox(key=key).random_raw(length)
-    order = shards[rank][np.argsort(keys, kind="stable")]
+    bits = np.random.Philox(key=np.array([seed, epoch | rank << 32], dtype=np.uint64))
+    order = shards[rank][np.argsort(bits.random_raw(length), kind="stable")]
     if balanced is not None:
         assert labels is not None and len(labels) == n
         quota = balanced // world_size
         # ranks hold different numbers of a rare class, and all must take equally many steps
         length = min(int(np.minimum(np.bincount(labels[s]), quota).sum()) for s in shards)
-        order = _first_of_each_class(order, labels, quota)[:length]
+        order = _first_of_each_class(order, labels, quota)
+        order = order[np.argsort(bits.random_raw(len(order)), kind="stable")][:length]
     return torch.from_numpy(order)
 
 
 def _first_of_each_class(order: np.ndarray, labels: np.ndarray, quota: int) -> np.ndarray:
-    """Keep the first `quota` samples of every class, in the given order (M,)."""
+    """The first `quota` samples of every class in the order (M,), class by class."""
     given = labels[order]
     by_class = np.argsort(given, kind="stable")
     counts = np.bincount(given)
     position = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return order[np.sort(by_class[position < quota])]
+    return order[by_class[position < quota]]
 
 
 def candidates(order: Tensor, batch_size: int, step: int, slot: int) -> Tensor:
@@ -282,14 +282,14 @@ class StreamingLoader(Loader):
     def _next(self) -> Batch:
         try:
             batch = next(self._stream)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_lost_worker(error):
                 raise
             self.close()
             raise UserError(
-                f"a decoding process was killed, most often for want of memory (RAM, or /dev/shm "
+                "a decoding process was killed, most often for want of memory (RAM, or /dev/shm "
                 f"in a container): use a smaller data.workers (got {self.workers}) or batch_size "
-                f"(got {self.batch_size}). {error}"
+                f"(got {self.batch_size}). {repr(error)[:200]}"
             ) from None
         if isinstance(batch, UserError):
             self.close()
@@ -383,6 +383,13 @@ def _main_module_hidden() -> Iterator[None]:
 def _ignore_interrupt(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; the main one stops the workers in order."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Whether a worker is gone, rather than wrong: found dead, or while it handed over a batch."""
+    lost = isinstance(error, ConnectionError | EOFError | FileNotFoundError)
+    raised_inside = "in DataLoader worker process" in str(error)
+    return (lost or "DataLoader worker (pid" in str(error)) and not raised_inside
 
 
 def _note_skipped(skipped: list[str], errors: Iterable[ImageError]) -> None:
