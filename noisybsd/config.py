@@ -160,6 +160,9 @@ class PosteriorConfig(Section):
         1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
     )
     discount: float = Field(0.95, gt=0, le=1, description="gamma: what stays of old evidence")
+    temperature: float = Field(
+        1.0, gt=0, le=1, description="sharpens the evidence: p^(1/T), normalised; 1: as predicted"
+    )
     observe: Literal["weak", "mean"] = Field(
         "weak", description="evidence: the weak view's prediction, or the mean over all views"
     )

@@ -100,11 +100,15 @@ class PosteriorTargets(TargetRule):
             prior_floor=prior.prior_floor,
             discount=prior.discount,
         )
+        self.temperature = prior.temperature
         self.neighbour_weight = task.config.neighbours.weight
         if self.neighbour_weight > 0:
             self.register_buffer("votes", torch.zeros_like(self.posterior.alpha))
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
+        if self.temperature != 1:
+            probs = probs.pow(1 / self.temperature)
+            probs = probs / probs.sum(dim=1, keepdim=True)
         if self.neighbour_weight > 0:
             probs = probs + self.neighbour_weight * self.votes[index]
         self.posterior.observe(index, probs)
