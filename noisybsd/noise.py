@@ -18,8 +18,6 @@ import csv
 import hashlib
 import json
 import math
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -624,7 +622,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], _Place]:
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError):
+    except Exception:  # a damaged pickle can raise anything
         raise UserError(
             f"{path}: damaged, or holds more than tensors, lists and int64 arrays; other objects "
             "are not loaded, because they could run code"
@@ -694,8 +692,11 @@ def _load_numpy(path: Path) -> Any:
     """An array, or a dict of arrays; never a pickled object."""
     try:
         content = np.load(path, allow_pickle=False)
-        return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            return content
+        with content:
+            return dict(content)
+    except Exception as error:  # a damaged file can raise anything
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path}: not readable as numpy arrays: {first}") from None
 

@@ -346,16 +346,17 @@ def test_no_other_generator_is_touched() -> None:
     assert (torch.get_rng_state() == before[1]).all()
 
 
-def test_draw_never_leaves_the_classes() -> None:
-    """Rows that sum to a little less than 1, and the largest uniform there is."""
+@pytest.mark.parametrize(("raw", "expected"), [(2**64 - 1, [9, 2]), (0, [0, 1])])
+def test_draw_at_both_ends_of_the_uniforms(raw: int, expected: list[int]) -> None:
+    """Rows that sum to a little less than 1, and classes of probability 0, which are never drawn."""
 
-    class Largest:
+    class Constant:
         def random_raw(self, n: int) -> np.ndarray:
-            return np.full(n, 2**64 - 1, np.uint64)
+            return np.full(n, raw, np.uint64)
 
-    probabilities = np.array([[0.1] * 10, [1 / 3] * 3 + [0] * 7])
-    drawn = draw(probabilities, np.array([0, 1]), Largest())  # type: ignore[arg-type]
-    assert drawn.tolist() == [9, 2]
+    probabilities = np.array([[0.1] * 10, [0, 1 / 3, 2 / 3] + [0] * 7])
+    drawn = draw(probabilities, np.array([0, 1]), Constant())  # type: ignore[arg-type]
+    assert drawn.tolist() == expected
 
 
 def test_draw_in_parts_is_the_draw_in_one() -> None:
@@ -649,6 +650,30 @@ def test_bad_arrays_are_named(tmp_path: Path, array: np.ndarray, message: str) -
     np.save(tmp_path / "l.npy", array, allow_pickle=True)
     with pytest.raises(UserError, match=rf"l\.npy: .*{message}|{message}"):
         read_labels(tmp_path / "l.npy", 3, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
+def test_truncated_and_altered_files_are_answered(tmp_path: Path, suffix: str) -> None:
+    """Damage anywhere ends in the same kind of error, or is not to be seen."""
+    whole, damaged = tmp_path / f"whole{suffix}", tmp_path / f"damaged{suffix}"
+    labels = np.array([2, 0, 1])
+    if suffix == ".pt":
+        torch.save({"label": labels}, whole, _use_new_zipfile_serialization=False)
+    elif suffix == ".npz":
+        np.savez(whole, label=labels)
+    else:
+        np.save(whole, labels)
+    content = whole.read_bytes()
+    for position in range(0, len(content), max(1, len(content) // 40)):
+        altered = bytearray(content)
+        altered[position] ^= 0x15
+        for variant in (content[:position], bytes(altered)):
+            damaged.write_bytes(variant)
+            try:
+                assert len(read_labels(damaged, 3, 3)[0]) == 3
+            except UserError as error:
+                assert str(damaged) in str(error)
 
 
 def write_several(path: Path) -> None:
