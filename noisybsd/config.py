@@ -296,12 +296,12 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     """Merge layers of (nested) settings, later ones over earlier ones, and validate the result."""
     from noisybsd.methods import METHODS
 
-    merged = OmegaConf.create({})
+    merged: Any = OmegaConf.create({})
     for layer in layers:
         preset = METHODS.get(str(layer.get("method")), {})
         if preset:
             merged.pop("options", None)  # another method's
-        merged = OmegaConf.merge(merged, OmegaConf.create(dict(preset)), OmegaConf.create(layer))
+        merged = OmegaConf.merge(merged, OmegaConf.create(preset), OmegaConf.create(dict(layer)))
     try:
         values = OmegaConf.to_container(merged, resolve=True)
         return Config.model_validate(values)

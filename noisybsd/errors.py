@@ -20,7 +20,7 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
     return f"got {value!r}{nearest} valid: {', '.join(known)}"
 
 
-def command(main: Callable[[list[str]], int]) -> Callable[[list[str] | None], int]:
+def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     """Make a command of a function of its arguments: user errors become a message and exit code 2."""
 
     @functools.wraps(main)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noisybsd.config import OptimizerConfig
+from noisybsd.networks import Network
 
 
 def build_optimizer(
@@ -52,19 +53,19 @@ class WeightEma(nn.Module):
     the host wait for the GPU; the step number is known here.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: Network, decay: float):
         super().__init__()
         self.decay = decay
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.network: Network = copy.deepcopy(network).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, network: Network, step: int) -> None:
         """Average in the weights after step number `step`; early steps count more (1/10 at first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         mine, theirs = self._tensors(self.network), self._tensors(network)
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
     @staticmethod
-    def _tensors(network: nn.Module) -> list[Tensor]:
+    def _tensors(network: Network) -> list[Tensor]:
         # batch norm's integer step counter takes no part in evaluation
         return [t for t in network.state_dict(keep_vars=True).values() if t.is_floating_point()]

@@ -21,6 +21,7 @@ def predict(
     *,
     batch_size: int = 500,
     workers: int = 2,
+    on_error: str = "stop",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The network's outputs on a split, in its order, without augmentation.
 
@@ -30,7 +31,9 @@ def predict(
     training = network.training
     network.eval()
     logits, embeddings, labels = [], [], []
-    for images, given in eval_batches(split, batch_size, device, workers=workers):
+    for images, given in eval_batches(
+        split, batch_size, device, workers=workers, on_error=on_error
+    ):
         inputs = views.plain(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp, enabled=amp is not None):
             output, z = network(inputs)

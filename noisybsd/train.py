@@ -16,6 +16,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -32,14 +33,14 @@ from noisybsd.contrastive import CONTRASTIVE
 from noisybsd.data import Dataset, load_dataset
 from noisybsd.environment import describe_environment, pick_device
 from noisybsd.errors import UserError, command
-from noisybsd.loader import build_loader
+from noisybsd.loader import build_loader, keep_resident
 from noisybsd.metrics import label_metrics, prediction_metrics
 from noisybsd.monitor import EpochSums, SampleMonitor
 from noisybsd.networks import Network, build_network
 from noisybsd.objectives import LOSSES, Batch, Task, build_loss, build_rule
 from noisybsd.optim import WeightEma, build_optimizer, learning_rate
 from noisybsd.predict import predict
-from noisybsd.rundir import RunDirectory, open_run, write_json, write_jsonl
+from noisybsd.rundir import RunDirectory, append_jsonl, open_run, write_json, write_jsonl
 from noisybsd.tracking import Tracker
 
 log = logging.getLogger("noisybsd")
@@ -68,7 +69,9 @@ class Trainer:
             storage=config.data.storage,
             workers=config.data.workers,
             on_error=config.data.on_error,
+            balanced=config.data.balanced,
         )
+        self.test = keep_resident(dataset.test, device, config.data.storage, config.data.on_error)
         self.views = Views(config.augment.name, dataset.size, dataset.mean, dataset.std).to(device)
         torch.manual_seed(config.seed)
         self.network = build_run_network(config, dataset).to(device)
@@ -176,13 +179,23 @@ class Trainer:
             self.train_seconds += time.perf_counter() - begin
 
     def check_finite(self) -> None:
-        bad = self.sums.first_bad_step()
-        if bad is not None:
-            raise NonFiniteLoss(
-                f"the loss is not finite at step {bad} (epoch {bad // self.loader.steps_per_epoch + 1}), "
-                f"learning rate {self.lr(bad):.3g}. Try a lower optimizer.lr, "
-                "optimizer.clip_norm=1, or precision=fp32"
-            )
+        """Look at every loss so far and at the weights as they are. Waits for the device.
+
+        Raises:
+            NonFiniteLoss: some of them are NaN or infinite.
+        """
+        what, step = "the loss is not finite at", self.sums.first_bad_step()
+        if step is None:
+            state = self.network.state_dict().values()
+            largest = torch._foreach_norm([t for t in state if t.is_floating_point()], math.inf)
+            if torch.stack(largest).isfinite().all():
+                return
+            what, step = "the weights are not finite after", self.step_number - 1
+        raise NonFiniteLoss(
+            f"{what} step {step} (epoch {step // self.loader.steps_per_epoch + 1}), "
+            f"learning rate {self.lr(step):.3g}. Try a lower optimizer.lr, optimizer.clip_norm=1, "
+            "or precision=fp32"
+        )
 
     @torch.no_grad()
     def end_epoch(self) -> dict[str, Any]:
@@ -238,11 +251,12 @@ class Trainer:
         """
         logits, z, labels = predict(
             network,
-            self.dataset.test,
+            self.test,
             self.views,
             self.device,
             self.amp,
             workers=self.config.data.workers,
+            on_error=self.config.data.on_error,
         )
         if not logits.isfinite().all():
             raise NonFiniteLoss(
@@ -279,6 +293,7 @@ class Trainer:
             "seconds": self.seconds,
             "images_seen": self.images_seen,
             "train_seconds": self.train_seconds,
+            "skipped": list(self.loader.skipped),
             "history": self.history,
             "wandb_id": self.wandb_id,
         }
@@ -301,6 +316,7 @@ class Trainer:
         self.seconds = state["seconds"]
         self.images_seen = state["images_seen"]
         self.train_seconds = state["train_seconds"]
+        self.loader.skipped = list(dict.fromkeys([*state["skipped"], *self.loader.skipped]))
         self.history = state["history"]
         self.wandb_id = state["wandb_id"]
 
@@ -336,8 +352,17 @@ class Trainer:
             "images_per_second": self.images_seen / self.train_seconds,
             "seconds": self.seconds,
             "data_sha256": self.dataset.sha256,
-            "data": self.dataset.notes | {"skipped_images": len(self.loader.skipped)},
+            "data": self.data_notes(),
             **describe_environment(self.device),
+        }
+
+    def data_notes(self) -> dict[str, Any]:
+        """What results.json says of the data, with the images skipped so far."""
+        notes = self.dataset.notes
+        skipped = [*notes.get("skipped", []), *self.loader.skipped]
+        return notes | {
+            "skipped_images": notes.get("skipped_images", 0) + len(self.loader.skipped),
+            "skipped": skipped[:20],
         }
 
 
@@ -358,14 +383,14 @@ def train(config: Config, run: RunDirectory) -> dict[str, Any]:
             total_steps=trainer.total_steps,
             first_step=trainer.step_number,
         ) as tracker,
-        StopSignal() as stop,
+        StopSignal(tracker.stopping) as stop,
     ):
         _announce(trainer, run)
         tracker.start_wandb()
         results = None
         try:
             # rows past the checkpoint belong to a part of the run that is trained again
-            write_jsonl(run.path / "metrics.jsonl", trainer.history)
+            write_jsonl(run.metrics, trainer.history)
             while trainer.epoch < config.epochs:
                 _one_epoch(trainer, run, tracker, stop)
             results = trainer.results()
@@ -388,11 +413,11 @@ def _one_epoch(trainer: Trainer, run: RunDirectory, tracker: Tracker, stop: Stop
     metrics["seconds"] = trainer.seconds
     metrics["images_per_second"] = trainer.images_seen / trainer.train_seconds
     trainer.history.append(metrics)
+    append_jsonl(run.metrics, metrics)
     tracker.epoch(metrics)
     last = trainer.epoch == trainer.config.epochs
     if last or stop.received or trainer.epoch % trainer.config.run.checkpoint_every == 0:
         save_checkpoint(trainer.state(), run.checkpoint)
-        write_jsonl(run.path / "metrics.jsonl", trainer.history)
     if stop.received and not last:
         raise Stopped(stop.received)
 
@@ -406,9 +431,16 @@ class Stopped(Exception):
 
 
 class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
-    """Notes SIGINT and SIGTERM, for the loop to stop at a good moment; a second one stops at once."""
+    """Notes SIGINT and SIGTERM, for the loop to stop at a good moment; a second one ends the process.
+
+    Args:
+        announce: is told the name of the first signal.
+    """
 
     received: int = 0
+
+    def __init__(self, announce: Callable[[str], None]):
+        self._announce = announce
 
     def __enter__(self) -> StopSignal:
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -419,10 +451,10 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            raise KeyboardInterrupt
         self.received = number
-        log.info("%s: saving at the end of this step …", signal.Signals(number).name)
+        for each in self._before:  # by the kernel, whatever the process is busy with
+            signal.signal(each, signal.SIG_DFL)
+        self._announce(signal.Signals(number).name)
 
 
 def step_seed(seed: int, rank: int, step: int) -> int:
