@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -26,41 +27,77 @@ def previous(path: Path) -> Path:
     return path.with_suffix(".previous.pt")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place: whole or not at all."""
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None
+) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place: whole or not at all.
+
+    Args:
+        keep: where the file that is replaced stays, if there is one.
+
+    Raises:
+        UserError: the disk is full, or not writable; what was at `path` is still there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            _keep(path, keep)
         temporary.replace(path)
+        _sync_directory(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch.save hides the system's error behind one of its own
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"{path}: cannot be written: {cause.strerror or cause}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Give the file at `path` the name `keep` too, so that `path` exists at every moment."""
+    link = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    link.unlink(missing_ok=True)
     try:
-        os.fsync(directory)  # the rename itself
+        os.link(path, link)
+    except OSError:  # a file system without hard links: for a moment, only `keep` exists
+        path.replace(keep)
+    else:
+        link.replace(keep)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` last."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what processes that were killed while writing left in `directory`."""
+    for temporary in directory.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write `state` (tensors and plain values) to `path`; the one before it stays as `previous(path)`."""
+    """Write `state` (tensors and plain values) to `path`; the one before it stays as `previous(path)`.
+
+    Raises:
+        UserError: it cannot be written; the checkpoint at `path` is still there.
+    """
     content = {"mark": _MARK, "schema": SCHEMA, **state}
-
-    def write(temporary: Path) -> None:
-        torch.save(content, temporary)
-        if path.exists():
-            # a second name for the old file, so that `path` exists at every moment
-            link = path.with_name(f".{path.name}.{os.getpid()}.link")
-            link.unlink(missing_ok=True)
-            os.link(path, link)
-            link.replace(previous(path))
-
-    write_atomically(path, write)
+    write_atomically(path, lambda file: torch.save(content, file), keep=previous(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU. No code in the file is run.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged, foreign or of another schema.
@@ -69,15 +106,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise CheckpointError(f"{path}: truncated, or not a checkpoint ({error})") from None
-    if damaged:
-        raise CheckpointError(f"{path}: damaged, checksum of its part {damaged} is wrong")
-    try:
+            damaged = archive.testzip()  # torch.load does not compare checksums
+        if damaged:
+            raise CheckpointError(f"{path}: damaged, the checksum of its part {damaged} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable ({str(error).splitlines()[0]})") from None
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of noisybsd, it holds more than tensors and plain values"
+        ) from None
+    except Exception as error:  # there is no end to what zipfile and torch raise on foreign bytes
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: truncated, damaged or not a checkpoint ({reason})"
+        ) from None
     if not isinstance(content, dict) or content.get("mark") != _MARK:
         raise CheckpointError(f"{path}: not a checkpoint of noisybsd")
     if content["schema"] != SCHEMA:
@@ -87,15 +130,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_latest(path: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The checkpoint at `path`, or the one before it where `path` cannot be used; None if neither is.
+def load_latest(path: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint at `path`, or the one before it where `path` cannot be used.
 
-    `warn` is told the name and the fault of each file that was passed over.
+    Args:
+        warn: is told the name and the fault of each file that was passed over.
+
+    Returns:
+        which file it is, and its content; None if there is no usable one.
     """
     for candidate in (path, previous(path)):
         if candidate.exists():
             try:
-                return load_checkpoint(candidate)
+                return candidate, load_checkpoint(candidate)
             except CheckpointError as error:
                 warn(str(error))
     return None

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from noisybsd.checkpoint import load_checkpoint, load_latest, previous, write_atomically
+from noisybsd.checkpoint import (
+    load_checkpoint,
+    load_latest,
+    previous,
+    remove_temporaries,
+    write_atomically,
+)
 from noisybsd.config import Config, read_yaml, save_config
 from noisybsd.errors import UserError
 
@@ -34,6 +40,10 @@ class RunDirectory:
         return self.path / "checkpoint.pt"
 
     @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
     def results(self) -> Path:
         return self.path / "results.json"
 
@@ -50,7 +60,7 @@ def open_run(config: Config) -> RunDirectory:
         return _continue_from(Path(resume).expanduser(), config)
     if config.run.dir is not None:
         path = Path(config.run.dir).expanduser()
-        if resume == "none" and path.exists() and any(path.iterdir()):
+        if resume == "none" and path.is_dir() and any(path.iterdir()):
             raise UserError(f"run.dir={path} is not empty; run.resume=none needs a new directory")
         return _claim(path, config)
     if resume == "auto":
@@ -62,11 +72,11 @@ def open_run(config: Config) -> RunDirectory:
     stem = Path("runs") / config.recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.seed}"
     for number in range(1, 1000):  # runs started within one second
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return _claim(path, config)
+        if not path.exists():
+            try:
+                return _claim(path, config)
+            except _InUse:  # by one that was faster
+                continue
     raise UserError(f"run.dir: {stem} and its successors exist already")
 
 
@@ -80,35 +90,68 @@ def load_run_state(directory: Path) -> dict[str, Any] | None:
     Raises:
         UserError: there are checkpoints, none of them usable.
     """
-    checkpoint = directory / "checkpoint.pt"
-    state = load_latest(checkpoint, log.warning)
-    if state is None and (checkpoint.exists() or previous(checkpoint).exists()):
-        raise UserError(f"{checkpoint}: no usable checkpoint (see above)")
-    return state
+    found = _latest(directory / "checkpoint.pt")
+    return None if found is None else found[1]
 
 
-def _claim(path: Path, config: Config) -> RunDirectory:
-    """Lock `path`, check that it is this run's (or empty), and load its checkpoint if it has one."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"run.dir={path} is a file, expected a directory")
-    path.mkdir(parents=True, exist_ok=True)
-    lock = (path / ".lock").open("a")
+def _latest(checkpoint: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Which checkpoint is the latest usable one, and its content."""
+    found = load_latest(checkpoint, log.warning)
+    if found is None and (checkpoint.exists() or previous(checkpoint).exists()):
+        raise UserError(
+            f"{checkpoint}: no usable checkpoint (see above); run.resume=none starts a new run"
+        )
+    if found is not None and found[0] != checkpoint:
+        log.warning("using the checkpoint before it, %s", found[0])
+    return found
+
+
+def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirectory:
+    """Lock `path`, check that it is this run's (or new), and load its checkpoint if it has one.
+
+    Args:
+        source: the checkpoint to load; default: the latest usable one.
+    """
+    run = RunDirectory(path, None, _lock(path))
+    remove_temporaries(path)
+    record = path / "config.yaml"
+    if record.exists():
+        _check_same(f"run.dir={path}", read_yaml(record), config)
+    if run.results.exists():
+        return run
+    found = _latest(run.checkpoint) if source is None else (source, load_checkpoint(source))
+    if found is not None:
+        source, run.state = found
+        _check_same(str(source), run.state["config"], config)
+        if run.checkpoint.exists() and not source.samefile(run.checkpoint):
+            # or else the next checkpoint would keep it in the place of the good one before it
+            run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))
+    if not record.exists():
+        header = f"rerun: python -m noisybsd.train recipe={record}"
+        write_atomically(record, lambda file: save_config(config, Path(file.name), header))
+    return run
+
+
+def _lock(path: Path) -> TextIO:
+    """Make the directory `path` if need be, and lock it until the process ends."""
     try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise _InUse(f"run.dir={path} is in use by another process") from None
-    record = path / "config.yaml"
-    if record.exists():
-        changed = list(_differences(read_yaml(record), config))
-        if changed:
-            raise UserError(
-                f"run.dir={path} holds a run of another configuration; use another run.dir\n"
-                + "\n".join(changed)
-            )
-    state = load_run_state(path)
-    if not record.exists():
-        save_config(config, record, f"rerun: python -m noisybsd.train recipe={record}")
-    return RunDirectory(path, state, lock)
+    except OSError as error:
+        raise UserError(f"run.dir={path}: cannot be a run directory: {error.strerror}") from None
+    return lock
+
+
+def _check_same(place: str, there: dict[str, Any], config: Config) -> None:
+    changed = list(_differences(there, config))
+    if changed:
+        lines = "\n".join(changed)
+        raise UserError(
+            f"{place} holds a run of another configuration; use another run.dir\n{lines}"
+        )
 
 
 def _continue_from(path: Path, config: Config) -> RunDirectory:
@@ -123,10 +166,7 @@ def _continue_from(path: Path, config: Config) -> RunDirectory:
         raise UserError(f"run.dir={config.run.dir}: run.resume={path} continues in {directory}")
     if not (directory / "config.yaml").exists():
         raise UserError(f"run.resume={path}: {directory} is not a run directory, no config.yaml")
-    run = _claim(directory, config)
-    if path.is_file():
-        run.state = load_checkpoint(path)
-    return run
+    return _claim(directory, config, None if path.is_dir() else path)
 
 
 def _unfinished(config: Config) -> Iterator[Path]:
@@ -164,11 +204,24 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` whole or not at all. NaN is not JSON: it raises ValueError."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", "utf-8"))
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    text = "".join(_line(row) for row in rows)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Add one JSON object as a line."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

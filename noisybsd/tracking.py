@@ -13,7 +13,8 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from rich.console import Console
@@ -24,7 +25,8 @@ from noisybsd.config import Config, TrackingConfig
 
 log = logging.getLogger("noisybsd")
 
-_FINISH_SECONDS = 60  # how long the end of a run waits for W&B
+_INIT_SECONDS = 30  # how long the start of a run waits for W&B
+_FINISH_SECONDS = 60  # and its end
 
 # what an epoch's line shows: metric, label, format
 _COLUMNS = (
@@ -62,13 +64,13 @@ class Tracker:
             config.tracking.console == "auto" and sys.stdout.isatty()
         )
         console = Console(soft_wrap=True, highlight=False) if rich else None
-        self._handlers: list[logging.Handler] = [
+        self._console: logging.Handler = (
             RichHandler(console=console, show_time=False, show_level=False, show_path=False)
             if console
-            else logging.StreamHandler(sys.stdout),
-            logging.FileHandler(directory / "log.txt", encoding="utf-8"),
-        ]
-        self._handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            else logging.StreamHandler(sys.stdout)
+        )
+        self._file = logging.FileHandler(directory / "log.txt", encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._progress: Progress | None = None
         if console:
             self._progress = Progress(
@@ -85,18 +87,32 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         log.setLevel(logging.INFO)
-        for handler in self._handlers:
-            log.addHandler(handler)
+        log.addHandler(self._console)
+        log.addHandler(self._file)
         if self._progress:
             self._progress.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._progress:
             self._progress.stop()
-        for handler in self._handlers:
+        if error is not None:  # the console is told by the command
+            text = f"ended by {type(error).__name__}: {error}"
+            self._file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, text, (), None))
+        for handler in (self._console, self._file):
             log.removeHandler(handler)
             handler.close()
+
+    def stopping(self, signal_name: str) -> None:
+        """Say that a signal has arrived, and leave the terminal as it was, should another one follow."""
+        log.info("%s: saving after this step; once more ends it at once", signal_name)
+        if self._progress:
+            self._progress.console.show_cursor(True)
 
     def start_wandb(self) -> None:
         self._wandb.start()
@@ -127,10 +143,29 @@ class _Wandb:
         mode, reason = wandb_mode(self._config.tracking)
         if reason:
             log.info(reason)
-        if mode != "disabled":
-            self._guard(lambda: self._start(mode))
+        if mode == "online":
+            self._guard(self._start_online)
+        elif mode == "offline":
+            self._guard(lambda: self._init("offline"))
 
-    def _start(self, mode: str) -> None:
+    def _start_online(self) -> None:
+        """Start online; where that fails, record offline, so that nothing is lost."""
+        try:
+            self._init("online")
+        except Exception as error:
+            log.warning(
+                "W&B cannot be used online: %s\nrecording offline instead; to upload: wandb sync %s",
+                _first_line(error),
+                self._directory / "wandb" / "offline-run-*",
+            )
+            import wandb
+
+            wandb.teardown()  # its service still holds the run's id
+            self._init("offline")
+
+    def _init(self, mode: Literal["online", "offline"]) -> None:
+        # W&B's reports on itself make the exit of the process wait for the network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         tracking = self._config.tracking
@@ -142,10 +177,12 @@ class _Wandb:
             name=f"{self._config.recipe}-{self._config.method}-{self._config.seed}",
             id=self._run_id,
             resume="allow" if mode == "online" else None,
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             dir=self._directory,
             config=self._config.model_dump(mode="json"),
-            settings=wandb.Settings(init_timeout=60, console="off", silent=True),
+            settings=wandb.Settings(
+                init_timeout=_INIT_SECONDS, login_timeout=_INIT_SECONDS, console="off", silent=True
+            ),
         )
         # a resumed run logs some epochs again: W&B wants its own axis to be free to go back
         self._run.define_metric("epoch")
@@ -177,7 +214,11 @@ class _Wandb:
             call()
         except Exception as error:  # whatever W&B raises must not end a training run
             self._run = None
-            log.warning("W&B is off from here on: %s", " ".join(str(error).split())[:300])
+            log.warning("W&B is off from here on: %s", _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0][:300]
 
 
 def wandb_mode(tracking: TrackingConfig) -> tuple[str, str | None]:

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 import secrets
+import shlex
 import signal
 import sys
 import time
@@ -396,6 +397,7 @@ def train(config: Config, run: RunDirectory) -> dict[str, Any]:
             results = trainer.results()
             write_json(run.results, results)
         finally:
+            trainer.loader.close()
             tracker.finish(results)
     return results
 
@@ -572,7 +574,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _continue_command(run: RunDirectory) -> str:
-    return f"python -m noisybsd.train recipe={run.path / 'config.yaml'} run.resume={run.path}"
+    settings = [f"recipe={run.path / 'config.yaml'}", f"run.resume={run.path}"]
+    return shlex.join(["python", "-m", "noisybsd.train", *settings])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""What the tests share: one thread, no network, and a tiny run that takes a fraction of a second."""
+
+from __future__ import annotations
+
+import os
+
+# before torch is imported here or in a child: on a shared machine, threads wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"
+# whatever key this machine holds
+os.environ.pop("WANDB_API_KEY", None)
+os.environ["NETRC"] = os.devnull
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# 4 steps an epoch, everything switched on that has state
+TINY = (
+    "recipe=digits_sym40",
+    "device=cpu",
+    "data.limit=128",
+    "batch_size=32",
+    "epochs=3",
+    "network.width=4",
+    "network.embedding_dim=8",
+    "neighbours.k=5",
+    "neighbours.weight=0.5",
+    "neighbours.start_epoch=1",
+    "neighbours.engine=torch",
+    "tracking.wandb=disabled",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def quiet_logger() -> Iterator[None]:
+    """Leave the package's logger as it was: a test that fails in a run must not add to the next."""
+    log = logging.getLogger("noisybsd")
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Arguments of a tiny run; later ones win. The working directory is `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *more: [*TINY, *more]
