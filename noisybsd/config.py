@@ -134,6 +134,9 @@ class AugmentConfig(Section):
     views: tuple[Literal["weak", "strong"], ...] = Field(
         ("weak",), min_length=1, max_length=2, description="the views of an image in a step"
     )
+    mixup: float = Field(
+        0.0, ge=0, description="mix pairs of images, by Beta(mixup, mixup); 0: do not"
+    )
 
 
 class OptimizerConfig(Section):
@@ -161,7 +164,7 @@ class PosteriorConfig(Section):
     )
     discount: float = Field(0.95, gt=0, le=1, description="gamma: what stays of old evidence")
     temperature: float = Field(
-        1.0, gt=0, le=1, description="sharpens the evidence: p^(1/T), normalised; 1: as predicted"
+        0.5, gt=0, le=1, description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's"
     )
     observe: Literal["weak", "mean"] = Field(
         "weak", description="evidence: the weak view's prediction, or the mean over all views"
@@ -247,12 +250,46 @@ class Config(Section):
             raise ValueError(
                 f"neighbours.weight={self.neighbours.weight} needs neighbours.k of at least 1, got 0"
             )
+        self._check_parts()
         self._check_options()
         if self.noise.name == "none" and self.noise.rate > 0:
             raise ValueError(
                 f"noise.rate={self.noise.rate} needs noise.name (got none), e.g. noise.name=symmetric"
             )
         return self
+
+    def _check_parts(self) -> None:
+        """Whether target rule and loss can do with the views, mixup and neighbours asked for."""
+        from noisybsd.objectives import LOSSES, TARGET_RULES
+        from noisybsd.parts import TargetRule
+
+        rule, loss, views, mixup = (
+            TARGET_RULES[self.targets],
+            LOSSES[self.loss],
+            self.augment.views,
+            self.augment.mixup,
+        )
+        if loss.needs_two_views and len(views) != 2:
+            raise ValueError(
+                f"loss={self.loss} needs two views; augment.views has {len(views)}: "
+                "use augment.views=[weak,strong]"
+            )
+        if loss.mixup == "beside" and mixup == 0:
+            raise ValueError(f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0")
+        suits = {"never": False, "beside": True, "instead": rule.mixup == "instead"}
+        if mixup > 0 and not suits[loss.mixup]:
+            fitting = ", ".join(name for name, each in LOSSES.items() if each.mixup == "instead")
+            raise ValueError(
+                f"augment.mixup={mixup} does not go with targets={self.targets} and loss={self.loss}, "
+                f"which tell samples apart: use targets=labels and a loss of {fitting}"
+            )
+        if self.neighbours.weight > 0 and (
+            rule.observe_neighbours is TargetRule.observe_neighbours
+        ):
+            raise ValueError(
+                f"neighbours.weight={self.neighbours.weight} is evidence for a belief, and "
+                f"targets={self.targets} takes none: use targets=posterior"
+            )
 
     def _check_options(self) -> None:
         known = set(method_options(self.targets, self.loss))
