@@ -23,18 +23,7 @@ from noisybsd.config import DataConfig, NoiseConfig
 from noisybsd.download import checksum, fetch
 from noisybsd.errors import UserError, command, did_you_mean
 from noisybsd.images import ImageFiles
-from noisybsd.layouts import (
-    EVALUATIONS,
-    LAYOUTS,
-    PACK,
-    Labels,
-    Read,
-    Split,
-    image_size,
-    need,
-    read_packed,
-    stratified_holdout,
-)
+from noisybsd.layouts import EVALUATIONS, LAYOUTS, PACK, read_packed
 from noisybsd.noise import (
     NoisyLabels,
     inject,
@@ -43,6 +32,7 @@ from noisybsd.noise import (
     read_labels,
     read_matrix,
 )
+from noisybsd.splits import Labels, Read, Split, hold_out, image_size, need
 
 __all__ = ["Dataset", "Split", "load_dataset", "load_evaluation"]
 
@@ -89,11 +79,9 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     train, test, problems = read.train, read.test, list(read.problems)
     train, label_note = with_labels(card, data, train, len(read.class_names))
     train, images_sha256 = _present(train, data, problems)
+    test_labels = read.test_labels
     if test is None:
-        held_out = stratified_holdout(train.labels, data.test_fraction)
-        train, test = train.take(~held_out), train.take(held_out)
-        if test.clean_labels is not None:
-            test = replace(test, labels=test.clean_labels)
+        train, test, test_labels = hold_out(train, data.test_fraction)
     else:
         test, _ = _present(test, data, problems)
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
@@ -105,7 +93,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         class_names=read.class_names,
         train=train,
         test=test,
-        size=image_size(card, data)[0],
+        size=read.size or image_size(card, data)[0],
         channels=card.channels,
         mean=card.mean,
         std=card.std,
@@ -118,7 +106,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
                 "real_rate": None if clean is None else float((train.labels != clean).mean()),
                 "labels_sha256": labels_sha256(train.labels),
             },
-            "test_labels": read.test_labels,
+            "test_labels": test_labels,
             "skipped_images": len(problems),
             "skipped": problems[:20],
         },

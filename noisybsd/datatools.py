@@ -26,8 +26,9 @@ from noisybsd.data import draw_noise, read_splits, with_labels
 from noisybsd.download import checksum, fetch
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.images import ImageError, ImageFiles
-from noisybsd.layouts import EVALUATIONS, PACK, Missing, Split, image_size, stratified_holdout
+from noisybsd.layouts import EVALUATIONS, PACK
 from noisybsd.noise import summary, write_labels
+from noisybsd.splits import Missing, Split, hold_out, image_size
 
 HELP = """\
 usage: python -m noisybsd.data check|prepare|pack|noise NAME key=value …
@@ -254,10 +255,7 @@ def pack(config: Config, out: Path | None) -> int:
     if not isinstance(train.images, ImageFiles):
         raise UserError(f"pack: the images of {card.name} are in one array already")
     if test is None:
-        held_out = stratified_holdout(train.labels, data.test_fraction)
-        train, test = train.take(~held_out), train.take(held_out)
-        if test.clean_labels is not None:
-            test = Split(test.images, test.clean_labels, test.clean_labels, test.paths)
+        train, test, test_labels = hold_out(train, data.test_fraction)
     problems = list(read.problems)
     splits = {"train": train, "test": test}
     _refuse_without_room(out, splits)

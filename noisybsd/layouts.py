@@ -12,12 +12,9 @@ Dimensions: N images, C channels, S side of a stored image, K classes.
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -30,124 +27,18 @@ import torch
 from noisybsd.cards import Card
 from noisybsd.config import DataConfig
 from noisybsd.errors import UserError, did_you_mean
-from noisybsd.images import ImageFiles
+from noisybsd.own import read_own
+from noisybsd.splits import (
+    Read,
+    Split,
+    check_labels,
+    file_split,
+    find_images,
+    need,
+    stratified_holdout,
+)
 
-Labels = npt.NDArray[np.int64]
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 PACK = "pack.json"  # marks a folder that `python -m noisybsd.data pack` wrote
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images with the labels given to them.
-
-    Args:
-        images: uint8 (N,C,S,S), or image files that decode to that.
-        labels: int64 (N,), the given labels.
-        clean_labels: int64 (N,), benchmarks only: for metrics, never for training.
-        paths: N image files relative to data.root, where the images come from files.
-    """
-
-    images: torch.Tensor | ImageFiles
-    labels: Labels
-    clean_labels: Labels | None
-    paths: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: npt.NDArray[Any]) -> Split:
-        """The images at index (M,), or where it is True (N,)."""
-        index = np.arange(len(self))[index]
-        files = isinstance(self.images, ImageFiles)
-        return Split(
-            self.images[index if files else torch.from_numpy(index)],
-            self.labels[index],
-            None if self.clean_labels is None else self.clean_labels[index],
-            None if self.paths is None else [self.paths[i] for i in index],
-        )
-
-
-@dataclass(frozen=True)
-class Read:
-    """What a reader found.
-
-    Args:
-        test: None where the data have no test split: one is to be held out of the training split.
-        test_labels: what is known of the test labels: clean, noisy or unverified.
-        problems: entries that had to be left out, each with its reason.
-        images_sha256: of the training images, where the reader knows it.
-    """
-
-    train: Split
-    test: Split | None
-    class_names: tuple[str, ...]
-    test_labels: str = "clean"
-    problems: list[str] = field(default_factory=list)
-    images_sha256: str | None = None
-
-
-def image_size(card: Card, data: DataConfig) -> tuple[int, int]:
-    """Side of the network's input, and the side at which image files are stored before cropping."""
-    size = data.size or card.size
-    return size, round(size * (card.stored_size or card.size) / card.size)
-
-
-def _files(card: Card, data: DataConfig, paths: list[str], labels: Sequence[int] | Labels) -> Split:
-    """A split of image files, relative to data.root; clean where the card says so."""
-    given = np.asarray(labels, dtype=np.int64)
-    images = ImageFiles(paths, data.root, image_size(card, data)[1], card.channels)
-    return Split(images, given, given.copy() if card.clean else None, paths)
-
-
-class Missing(UserError):
-    """Data that are not there, and how to get them."""
-
-    def __init__(self, path: Path, card: Card):
-        super().__init__(f"{path}: not there. How to get {card.name}: {card.obtain.strip()}")
-        self.path = path
-
-
-def need(path: Path, card: Card) -> Path:
-    """`path`, if it is there.
-
-    Raises:
-        Missing: it is not.
-    """
-    if not path.exists():
-        raise Missing(path, card)
-    return path
-
-
-def check_labels(labels: Labels, num_classes: int, source: object) -> None:
-    """Refuse labels (N,) outside 0..num_classes-1, naming the first and where it comes from."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        raise UserError(
-            f"{source}: label {labels[wrong[0]]} of image {wrong[0]} is out of range, "
-            f"valid: 0 to {num_classes - 1} ({len(wrong)} such labels)"
-        )
-
-
-def stratified_holdout(labels: Labels, fraction: float, seed: int = 0) -> npt.NDArray[np.bool_]:
-    """Choose a share of every class, the same on every machine and with every version of numpy.
-
-    Args:
-        labels: int64 (N,).
-        fraction: the share; of a class at least one image is chosen, and at least one is not. Of a
-            single image, none is chosen.
-
-    Returns:
-        (N,), True where chosen.
-    """
-    keys = np.random.Philox(key=seed).random_raw(len(labels))
-    chosen = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        chosen[members[np.argsort(keys[members], kind="stable")[:count]]] = True
-    return chosen
 
 
 # --- arrays: digits, CIFAR ----------------------------------------------------------------------
@@ -267,7 +158,7 @@ def read_clothing1m(card: Card, data: DataConfig) -> Read:
                 f"{lists / keys}: {unknown[0]} has no label in {labels} ({len(unknown)} such keys)"
             )
         paths = [folder + key.removeprefix("images/") for key in listed]
-        return _files(card, data, paths, [label_of[key] for key in listed])
+        return file_split(card, data, paths, [label_of[key] for key in listed])
 
     train = split("noisy_train_key_list.txt", "noisy_label_kv.txt")
     test = split("clean_test_key_list.txt", "clean_label_kv.txt")
@@ -282,7 +173,9 @@ def read_webvision(card: Card, data: DataConfig) -> Read:
         path = need(root / "info" / name, card)
         pairs = [(key, label) for key, label in _pairs(path, 1000) if label < num_classes]
         _refuse_repeated([key for key, _ in pairs], path)
-        return _files(card, data, [folder + key for key, _ in pairs], [label for _, label in pairs])
+        return file_split(
+            card, data, [folder + key for key, _ in pairs], [label for _, label in pairs]
+        )
 
     train = split("train_filelist_google.txt", "")
     test = split("val_filelist.txt", "val_images_256/")
@@ -303,7 +196,7 @@ def read_food101n(card: Card, data: DataConfig) -> Read:
             if name not in number:
                 raise UserError(f"{path}: {key}: {did_you_mean(name, number)}")
         paths = [f"{folder}/{key}{suffix}" for key in keys]
-        return _files(card, data, paths, [number[name] for name in classes])
+        return file_split(card, data, paths, [number[name] for name in classes])
 
     train = split(root / release / "meta/imagelist.tsv", f"{release}/{folder}", "", header=1)
     test = split(root / "food-101/meta/test.txt", "food-101/images", ".jpg", header=0)
@@ -324,7 +217,7 @@ def read_animal10n(card: Card, data: DataConfig) -> Read:
                     f"valid: 0_ to {len(card.classes) - 1}_"
                 )
             labels.append(int(first))
-        return _files(card, data, [f"{folder}/{path}" for path in paths], labels), problems
+        return file_split(card, data, [f"{folder}/{path}" for path in paths], labels), problems
 
     (train, problems), (test, more) = split("training"), split("testing")
     return Read(train, test, card.classes, problems=problems + more)
@@ -357,199 +250,6 @@ def _refuse_repeated(keys: Iterable[str], source: object) -> None:
         seen.add(key)
 
 
-# --- own data -----------------------------------------------------------------------------------
-
-
-def read_own(card: Card, data: DataConfig) -> Read:
-    """Anyone's images: a manifest, or one folder per class, with or without a test split."""
-    return _read_manifest(card, data) if data.manifest else _read_folders(card, data)
-
-
-def _read_folders(card: Card, data: DataConfig) -> Read:
-    """root/<class>/…, or root/train/<class>/… with root/test (or val, validation)/<class>/…."""
-    root = need(Path(data.root), card)
-    test_folder = next((f for f in ("test", "val", "validation") if (root / f).is_dir()), None)
-    has_train = (root / "train").is_dir()
-    if not has_train:
-        test_folder = None  # classes may be called test or val
-    class_names = card.classes or tuple(_subfolders(root / "train" if has_train else root))
-    if len(class_names) < 2:
-        raise UserError(
-            f"{root}: needs a folder of images for each of two or more classes, "
-            f"found {', '.join(class_names) or 'none'}; or a list of them, data.manifest=FILE"
-        )
-    problems: list[str] = []
-
-    def split(folder: str) -> Split:
-        paths, labels = [], []
-        unknown = sorted(set(_subfolders(root / folder)) - set(class_names))
-        if unknown:
-            raise UserError(
-                f"{root / folder / unknown[0]}: {did_you_mean(unknown[0], class_names)}"
-            )
-        for label, name in enumerate(class_names):
-            here = f"{folder}/{name}" if folder else name
-            found, wrong = find_images(root / here) if (root / here).is_dir() else ([], [])
-            if not found and folder == ("train" if has_train else ""):
-                raise UserError(f"{root / here}: no image in it; every class needs one at least")
-            paths += [f"{here}/{path}" for path in found]
-            labels += [label] * len(found)
-            problems.extend(wrong)
-        return _files(card, data, paths, labels)
-
-    train = split("train" if has_train else "")
-    test = split(test_folder) if test_folder else None
-    return Read(train, test, class_names, "unverified" if test else "noisy", problems)
-
-
-def _subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, in order; numbers in the order of numbers."""
-    names = [e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
-    return _in_order(names)
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    names = sorted(names)
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
-
-
-def find_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Image files at any depth below `folder`, by name.
-
-    Returns:
-        their paths relative to `folder`, sorted; and what had to be left out, with the reason.
-    """
-    paths: list[str] = []
-    problems: list[str] = []
-
-    def walk(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
-        status = Path(path).stat()
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            problems.append(f"{path}: a symbolic link to a folder that it is in")
-            return
-        for entry in os.scandir(path):
-            if entry.name.startswith("."):
-                continue
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link in a circle: opened as a file, it says so
-                is_folder = False
-            if is_folder:
-                walk(entry.path, f"{prefix}{entry.name}/", above | {here})
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-                paths.append(prefix + entry.name)
-
-    try:
-        walk(str(folder), "", frozenset())
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    return sorted(paths), sorted(problems)
-
-
-_REQUIRED = ("path", "label")
-_OPTIONAL = ("clean_label", "split")
-
-
-def _read_manifest(card: Card, data: DataConfig) -> Read:
-    """CSV or Parquet with columns path, label and, where known, clean_label and split."""
-    assert data.manifest is not None
-    path = Path(data.manifest).expanduser()
-    if not path.is_file():
-        path = Path(data.root) / data.manifest
-    columns, place = _table(path)
-    missing = [name for name in _REQUIRED if name not in columns]
-    if missing:
-        raise UserError(f"{path}: no column {missing[0]}: has {', '.join(columns)}")
-    paths = [_inside(value, f"{path}: {place(i)}") for i, value in enumerate(columns["path"])]
-    _refuse_repeated_rows(paths, path, place)
-    used = [name for name in ("label", "clean_label") if name in columns]
-    for name in used:
-        for i, value in enumerate(columns[name]):
-            if value == "" or value.startswith("-"):
-                raise UserError(
-                    f"{path}: {place(i)}: {name} is {value!r}, valid: a class name or its number"
-                )
-    is_test = np.array([_is_test(v, f"{path}: {place(i)}") for i, v in enumerate(columns["split"])])
-    class_names = card.classes or tuple(_in_order(set(columns["label"])))
-    labels = {name: _numbers(columns[name], class_names, path, place) for name in used}
-    trained = np.bincount(labels["label"][~is_test], minlength=len(class_names))
-    if len(class_names) < 2 or not trained.all():
-        empty = [name for name, count in zip(class_names, trained, strict=True) if not count]
-        reason = (
-            f"class {empty[0]} has no training image" if empty else "has fewer than two classes"
-        )
-        raise UserError(f"{path}: {reason}")
-    whole = _files(card, data, paths, labels["label"])
-    whole = Split(whole.images, whole.labels, labels.get("clean_label"), paths)
-    train, test = whole.take(~is_test), whole.take(is_test) if is_test.any() else None
-    if test is not None and test.clean_labels is not None:
-        test = Split(test.images, test.clean_labels, test.clean_labels, test.paths)
-    known = "clean_label" in labels
-    return Read(train, test, class_names, "clean" if known else "unverified" if test else "noisy")
-
-
-def _table(path: Path) -> tuple[dict[str, list[str]], Callable[[int], str]]:
-    """The columns of a manifest as strings, and where a row is in the file."""
-    try:
-        if path.suffix == ".parquet":
-            table = pyarrow.parquet.read_table(path)
-            columns = {
-                name: ["" if value is None else str(value) for value in table[name].to_pylist()]
-                for name in table.column_names
-            }
-            place: Callable[[int], str] = lambda i: f"row {i + 1}"  # noqa: E731
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, strict=True)
-                rows = [(reader.line_num, row) for row in reader]
-                header = reader.fieldnames or []
-            for line, row in rows:
-                if None in row or None in row.values():
-                    raise UserError(f"{path}: line {line}: expected {len(header)} columns")
-            columns = {name: [row[name].strip() for _, row in rows] for name in header}
-            place = lambda i: f"line {rows[i][0]}"  # noqa: E731
-        else:
-            raise UserError(f"data.manifest={path}: valid: a .csv or .parquet file")
-    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: not readable as a manifest: {error}") from None
-    if not any(columns.values()):
-        raise UserError(f"{path}: has no rows")
-    columns.setdefault("split", ["train"] * len(next(iter(columns.values()))))
-    return columns, place
-
-
-def _inside(value: str, source: str) -> str:
-    """A relative path that stays inside the root."""
-    normal = os.path.normpath(value)
-    if not value or PurePath(value).is_absolute() or PurePath(normal).parts[:1] == ("..",):
-        raise UserError(f"{source}: path {value!r} must be relative to data.root and inside it")
-    return normal
-
-
-def _refuse_repeated_rows(paths: list[str], path: Path, place: Callable[[int], str]) -> None:
-    first: dict[str, int] = {}
-    for i, name in enumerate(paths):
-        if first.setdefault(name, i) != i:
-            raise UserError(f"{path}: {place(i)}: {name} is already on {place(first[name])}")
-
-
-def _is_test(value: str, source: str) -> bool:
-    if value not in ("train", "test"):
-        raise UserError(f"{source}: split: {did_you_mean(value, ('train', 'test'))}")
-    return value == "test"
-
-
-def _numbers(
-    names: list[str], class_names: Sequence[str], path: Path, place: Callable[[int], str]
-) -> Labels:
-    number = {name: i for i, name in enumerate(class_names)}
-    for i, name in enumerate(names):
-        if name not in number:
-            raise UserError(f"{path}: {place(i)}: class {did_you_mean(name, class_names)}")
-    return np.array([number[name] for name in names], dtype=np.int64)
-
-
 # --- what `pack` wrote --------------------------------------------------------------------------
 
 
@@ -570,6 +270,7 @@ def read_packed(card: Card, data: DataConfig) -> Read:
             about["test_labels"],
             about["problems"],
             about["train"]["images_sha256"],
+            about["size"],
         )
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         if isinstance(error, UserError):
@@ -630,7 +331,7 @@ def read_test_folders(card: Card, data: DataConfig) -> Iterator[tuple[str, Split
             raise UserError(f"{Path(data.root) / name}: no image in it")
         paths += [f"{name}/{path}" for path in found]
         labels += [label] * len(found)
-    yield "test", _files(card, data, paths, labels)
+    yield "test", file_split(card, data, paths, labels)
 
 
 def _load_npy(path: Path) -> npt.NDArray[Any]:

@@ -6,13 +6,12 @@ import hashlib
 import io
 import socket
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_server import Server, serving
 
 from noisybsd.download import ATTEMPTS, download, unpack
 from noisybsd.errors import UserError
@@ -21,60 +20,10 @@ CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(ThreadingHTTPServer):
-    """Serves CONTENT at /file; `cut` bytes are sent per answer, then the connection drops."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.cut: int | None = None
-        self.ranges = True
-        self.content = CONTENT
-        self.asked: list[str | None] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/file"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.asked.append(wanted)
-        if self.path != "/file":
-            self.send_error(404)
-            return
-        content, start = self.server.content, 0
-        if wanted and self.server.ranges:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(content):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(content)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start:][: self.server.cut])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving({"/file": CONTENT}) as server:
+        yield server
 
 
 def files(folder: Path) -> list[str]:
@@ -82,14 +31,14 @@ def files(folder: Path) -> list[str]:
 
 
 def test_a_whole_file_arrives_and_nothing_else(server: Server, tmp_path: Path) -> None:
-    path = download(server.url, tmp_path / "sub" / "file", expected=SHA)
+    path = download(server.url + "/file", tmp_path / "sub" / "file", expected=SHA)
     assert path.read_bytes() == CONTENT
     assert files(tmp_path / "sub") == ["file"]
 
 
 def test_a_cut_download_resumes_where_it_broke(server: Server, tmp_path: Path) -> None:
     server.cut = 400_000
-    download(server.url, tmp_path / "file", expected=SHA, pause=0)
+    download(server.url + "/file", tmp_path / "file", expected=SHA, pause=0)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=400000-", "bytes=800000-"]
 
@@ -97,25 +46,25 @@ def test_a_cut_download_resumes_where_it_broke(server: Server, tmp_path: Path) -
 def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     (tmp_path / "file.part").write_bytes(b"x" * 1000)
-    download(server.url, tmp_path / "file", expected=SHA)
+    download(server.url + "/file", tmp_path / "file", expected=SHA)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_what_an_earlier_call_left_is_continued(server: Server, tmp_path: Path) -> None:
     server.cut = 1000
     with pytest.raises(UserError, match=f"broke {ATTEMPTS} times.*file.part"):
-        download(server.url, tmp_path / "file", expected=SHA, pause=0)
+        download(server.url + "/file", tmp_path / "file", expected=SHA, pause=0)
     assert files(tmp_path) == ["file.part"]
     assert (tmp_path / "file.part").stat().st_size == 1000 * ATTEMPTS
     server.cut, server.asked = None, []
-    download(server.url, tmp_path / "file", expected=SHA)
+    download(server.url + "/file", tmp_path / "file", expected=SHA)
     assert server.asked == [f"bytes={1000 * ATTEMPTS}-"]
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_a_complete_part_needs_no_second_copy(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT)
-    download(server.url, tmp_path / "file", expected=SHA)
+    download(server.url + "/file", tmp_path / "file", expected=SHA)
     assert len(server.asked) == 1
     assert (tmp_path / "file").read_bytes() == CONTENT
 
@@ -123,34 +72,34 @@ def test_a_complete_part_needs_no_second_copy(server: Server, tmp_path: Path) ->
 @pytest.mark.parametrize("left", [b"another version", b"x" * (len(CONTENT) + 5)])
 def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path, left: bytes) -> None:
     (tmp_path / "file.part").write_bytes(left)
-    download(server.url, tmp_path / "file", expected=SHA)
+    download(server.url + "/file", tmp_path / "file", expected=SHA)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    server.content = b"something else"
+    server.files["/file"] = b"something else"
     with pytest.raises(UserError, match=r"sha256 is .* expected .*removed"):
-        download(server.url, tmp_path / "file", expected=SHA)
+        download(server.url + "/file", tmp_path / "file", expected=SHA)
     assert files(tmp_path) == []
 
 
 def test_a_server_that_cuts_and_lies_is_given_up(server: Server, tmp_path: Path) -> None:
-    server.content, server.cut = b"something else", 4
+    server.files["/file"], server.cut = b"something else", 4
     (tmp_path / "file.part").write_bytes(b"some")
     with pytest.raises(UserError, match="removed"):
-        download(server.url, tmp_path / "file", expected=SHA, pause=0)
+        download(server.url + "/file", tmp_path / "file", expected=SHA, pause=0)
     assert files(tmp_path) == []
 
 
 def test_a_full_disk_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"file\.part: cannot be written: No space left"):
-        download(server.url, tmp_path / "file", expected=SHA, pause=60)
+        download(server.url + "/file", tmp_path / "file", expected=SHA, pause=60)
 
 
 def test_404_says_what_to_put_where(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone: HTTP 404 .*put the file at .*file yourself"):
-        download(server.url.replace("/file", "/gone"), tmp_path / "file")
+        download(server.url + "/gone", tmp_path / "file")
     assert files(tmp_path) == []
 
 
