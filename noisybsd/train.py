@@ -38,8 +38,9 @@ from noisybsd.loader import build_loader, keep_resident
 from noisybsd.metrics import label_metrics, prediction_metrics
 from noisybsd.monitor import EpochSums, SampleMonitor
 from noisybsd.networks import Network, build_network
-from noisybsd.objectives import LOSSES, Batch, Task, build_loss, build_rule
+from noisybsd.objectives import LOSSES, build_loss, build_rule
 from noisybsd.optim import WeightEma, build_optimizer, learning_rate
+from noisybsd.parts import Batch, Mixup, Task
 from noisybsd.predict import predict
 from noisybsd.rundir import RunDirectory, append_jsonl, open_run, write_json, write_jsonl
 from noisybsd.tracking import Tracker
@@ -120,20 +121,30 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
 
-        views = torch.cat([getattr(self.views, name)(images) for name in self.config.augment.views])
+        views = [getattr(self.views, name)(images) for name in self.config.augment.views]
+        mixup, alpha = None, self.config.augment.mixup
+        if alpha > 0:
+            mixup = Mixup.draw(len(index), alpha, self.device)
+            views = [*(views if self.loss.mixup == "beside" else []), *map(mixup, views)]
+        inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            logits, z = self.network(views.contiguous(memory_format=torch.channels_last))
-        logits = logits.float().view(num_views, len(index), self.num_classes)  # (V,B,K)
+            logits, z = self.network(inputs)
+        logits = logits.float().view(len(views), len(index), self.num_classes)  # (V,B,K)
 
-        probs = logits.detach().softmax(dim=-1)
+        probs = logits.detach()[:num_views].softmax(dim=-1)
         observe_mean = self.config.posterior.observe == "mean"
         self.rule.observe(index, probs.mean(dim=0) if observe_mean else probs[0])
         targets = self.rule.targets(index)  # (B,K)
+        if mixup is not None and self.loss.mixup == "instead":
+            targets = mixup(targets)
 
-        classification = self.loss(Batch(index, self.labels[index], logits, z, targets))
+        batch = Batch(index, self.labels[index], logits, z, targets, mixup)
+        classification = self.loss(batch)
         contrast = logits.new_zeros(())
         if self.contrastive is not None:
-            contrast = self.contrastive(z, targets, self.config.contrastive.temperature)
+            contrast = self.contrastive(
+                z[: 2 * len(index)], targets, self.config.contrastive.temperature
+            )
         loss = classification + self.contrastive_weight(step) * contrast
 
         self.optimizer.zero_grad(set_to_none=True)
