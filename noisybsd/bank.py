@@ -119,8 +119,9 @@ def search(
             each of which is excluded from its own neighbours, also where it has duplicates.
         engine: a key of `ENGINES`. "exact" and "ivf" are faiss's, on the GPU where the bank is on
             one and faiss can use it; "ivf" is approximate, with a measured recall of at least
-            `RECALL_TARGET`; "torch" is exact, on the bank's device; "auto" takes "torch" on a GPU,
-            else "exact", or "ivf" above `EXACT_LIMIT` rows.
+            `RECALL_TARGET`; "torch" is exact (on a GPU to TF32's precision, where that is enabled),
+            on the bank's device; "auto" takes "torch" on a GPU, else "exact", or "ivf" above
+            `EXACT_LIMIT` rows.
 
     Returns:
         Neighbours of shape (Q,k), Q = N without queries, on the bank's device.

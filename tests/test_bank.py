@@ -181,7 +181,10 @@ def test_search_ignores_autocast_and_takes_bf16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = search(bank, 3, engine="torch")
     assert torch.equal(found.similarity, search(bank, 3, engine="torch").similarity)
-    assert search(bank.bfloat16(), 3, engine="exact").similarity.dtype == torch.float32
+    rounded = bank.bfloat16()
+    found = search(rounded, 3, queries=rounded, engine="exact")
+    expected = search(rounded.float(), 3, queries=rounded.float(), engine="exact")
+    assert torch.equal(found.similarity, expected.similarity)
 
 
 def _use_faiss(queue: multiprocessing.Queue[str]) -> None:
