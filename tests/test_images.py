@@ -63,6 +63,13 @@ def test_resize_then_crop_as_pillow_does(
     assert difference.abs().float().mean() < 2
 
 
+def test_resize_is_antialiased(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    expected = pixels(Image.fromarray(noise).resize((64, 64), Image.Resampling.BILINEAR))
+    assert (decode_image(tmp_path / "a.png", 64).int() - expected.int()).abs().max() <= 1
+
+
 def test_crop_is_central(tmp_path: Path) -> None:
     wide = Image.new("RGB", (96, 32), "red")
     wide.paste((0, 255, 0), (32, 0, 64, 32))
@@ -105,7 +112,7 @@ def test_transparent_palette_is_composited_onto_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("suffix", "dtype"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2")])
 def test_16_bit_grey_is_scaled_by_its_full_range(tmp_path: Path, suffix: str, dtype: str) -> None:
     values = np.zeros((2, 2), dtype="<u2")
-    values[:] = [[0, 257], [32896, 65535]]
+    values[:] = [[0, 200], [32896, 65535]]
     path = tmp_path / f"a.{suffix}"
     mode = "I;16" if dtype == "<u2" else "I;16B"
     Image.frombytes(mode, (2, 2), values.astype(dtype).tobytes()).save(path)
@@ -202,9 +209,7 @@ def damaged(folder: Path, kind: str) -> Path:
             "truncated": jpeg[: len(jpeg) // 2],
             "without its end": jpeg[:-2],
             "header only": jpeg[:20],
-            "truncated png": png(struct.pack(">2I5B", 64, 64, 8, 2, 0, 0, 0), b"")[
-                :-8
-            ],
+            "truncated png": png(struct.pack(">2I5B", 64, 64, 8, 2, 0, 0, 0), b"")[:-8],
             "decompression bomb": png(header, zlib.compress(bytes(1000))),
         }
         path.write_bytes(content[kind])

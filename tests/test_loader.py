@@ -66,7 +66,7 @@ def test_order_is_a_shuffled_permutation() -> None:
 
 def test_order_is_a_pure_function_of_seed_epoch_and_rank() -> None:
     state = torch.get_rng_state()
-    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**63, 2**31, 0)]
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**63, 0, 0), (0, 2**31, 0)]
     orders = [epoch_order(100, s, e, rank=r, world_size=2).tolist() for s, e, r in keys]
     again = [epoch_order(100, s, e, rank=r, world_size=2).tolist() for s, e, r in keys]
     assert orders == again
@@ -183,17 +183,37 @@ def test_resume_within_an_epoch(
     assert next(fresh.epoch(4))[0].tolist() == epoch_order(50, 5, 4)[:8].tolist()
 
 
-def test_workers_keep_the_order_over_epochs_and_jumps(split: Split) -> None:
+def test_workers_keep_the_order_over_epochs_and_jumps(
+    split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+    begin = loader_module._NumbersFrom.__iter__
+    monkeypatch.setattr(
+        loader_module._NumbersFrom,
+        "__iter__",
+        lambda self: starts.append(self.first) or begin(self),
+    )
     loader = build_loader(split, 8, 5, "cpu", storage="stream", workers=2)
+    state = torch.get_rng_state()
     try:
         for epoch, start in [(0, 0), (1, 0), (0, 2), (0, 3), (7, 5)]:
             for step, (index, images) in enumerate(loader.epoch(epoch, start), start):
                 assert torch.equal(index, epoch_order(50, 5, epoch)[8 * step : 8 * step + 8])
                 assert indices_shown(images) == index.tolist()
-                if (epoch, step) == (0, 3):  # leave an epoch early
+                if start == 3:  # leave an epoch early
                     break
+        assert list(dict.fromkeys(starts)) == [
+            0,
+            2,
+            3,
+            47,
+        ]  # epoch 1 came without a new start, so without a pause
         assert loader.waited_seconds > 0
+        assert torch.equal(torch.get_rng_state(), state)
         workers = children()
+        for worker in workers:  # Ctrl-C in a terminal, which the program may handle
+            os.kill(worker, signal.SIGINT)
+        assert len(list(loader.epoch(8))) == len(list(loader.epoch(9))) == 6
     finally:
         loader.close()
     assert workers and not alive(workers)
@@ -235,27 +255,36 @@ def test_an_unreadable_image_stops_the_run(damaged_split: Split, storage: str) -
         list(build_loader(damaged_split, 8, 0, "cpu", storage=storage, workers=0).epoch(0))
 
 
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
 def test_skipped_images_are_replaced_alike_by_both_loaders(
-    damaged_split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damaged_split: Split,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    rank: int,
+    world_size: int,
 ) -> None:
-    options = {"on_error": "skip", "workers": 0}
+    shard = {"rank": rank, "world_size": world_size}
+    options = {"on_error": "skip", "workers": 0, **shard}
+    bad = [i for i in (3, 17, 18, 40) if i % world_size == rank]
     resident = build_loader(damaged_split, 8, 0, "cpu", storage="resident", **options)
     stream = build_loader(damaged_split, 8, 0, "cpu", storage="stream", **options)
     for epoch in range(3):
-        order = epoch_order(50, 0, epoch)
+        order = epoch_order(50, 0, epoch, **shard)
         pairs = zip(resident.epoch(epoch), stream.epoch(epoch), strict=True)
         for step, ((index, images), (index2, images2)) in enumerate(pairs):
             assert torch.equal(index, index2) and torch.equal(images, images2)
             assert indices_shown(images) == index.tolist()
             assert len(set(index.tolist())) == 8
             expected = order[8 * step : 8 * step + 8]
-            readable = ~torch.isin(expected, torch.tensor([3, 17, 18, 40]))
+            readable = ~torch.isin(expected, torch.tensor(bad))
             assert torch.equal(index[readable], expected[readable])
-    expected_paths = {str(tmp_path / f"{i}.png") for i in (3, 17, 18, 40)}
+    expected_paths = {str(tmp_path / f"{i}.png") for i in bad}
     for loader in (resident, stream):
-        assert len(loader.skipped) == 4 and set(loader.skipped) == expected_paths
+        assert len(loader.skipped) == len(bad) and set(loader.skipped) == expected_paths
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(warnings) == 8 and all("skipped an unreadable image: " in w for w in warnings)
+    assert len(warnings) == 2 * len(bad) and all(
+        "skipped an unreadable image: " in w for w in warnings
+    )
 
 
 def test_a_file_that_disappears_during_training(split: Split, tmp_path: Path) -> None:
@@ -293,6 +322,19 @@ def test_a_workers_error_is_the_users_message_not_a_traceback(damaged_split: Spl
         list(loader.epoch(0))
     assert "Traceback" not in str(caught.value) and "is empty" in str(caught.value)
     assert children() == []
+
+
+class BrokenFiles(ImageFiles):
+    def decode(self, i: int) -> Tensor:
+        raise FileNotFoundError("a bug")
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback(split: Split) -> None:
+    broken = Split(BrokenFiles(["a"] * 50, "", SIZE), split.labels, None)
+    loader = build_loader(broken, 8, 0, "cpu", storage="stream", workers=1)
+    with pytest.raises(FileNotFoundError, match=r"Traceback(.|\n)*in decode(.|\n)*a bug"):
+        list(loader.epoch(0))
+    loader.close()
 
 
 @pytest.mark.slow
