@@ -84,7 +84,10 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         train, test, test_labels = hold_out(train, data.test_fraction)
     else:
         test, _ = _present(test, data, problems)
+    known = "known" if train.clean_labels is not None else None
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
+    if known is None and train.clean_labels is not None:
+        known = "the given ones, before noise"
     if data.limit is not None:
         train = train.take(_first(train.labels, data.limit))
     clean = train.clean_labels
@@ -106,6 +109,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
                 "real_rate": None if clean is None else float((train.labels != clean).mean()),
                 "labels_sha256": labels_sha256(train.labels),
             },
+            "clean_labels": known,
             "test_labels": test_labels,
             "skipped_images": len(problems),
             "skipped": problems[:20],
@@ -301,9 +305,10 @@ def _present(split: Split, data: DataConfig, problems: list[str]) -> tuple[Split
     """
     if not isinstance(split.images, ImageFiles):
         return split, hashlib.sha256(split.images.contiguous().numpy().data).hexdigest()
+    assert split.paths is not None
     digest = hashlib.sha256()
     usable = np.zeros(len(split), dtype=bool)
-    for i, path in enumerate(split.images.paths):
+    for i, path in enumerate(split.paths):
         full = os.path.join(split.images.root, path)  # noqa: PTH118 (up to a million times)
         try:
             size = os.stat(full).st_size  # noqa: PTH116

@@ -83,6 +83,8 @@ def test_noise_on_labels_that_nobody_checked_is_measured_against_them(tmp_path: 
     assert given.train.clean_labels is None and noisy.train.clean_labels is not None
     assert (noisy.train.clean_labels == given.train.labels).all()
     assert (noisy.train.labels == 1 - given.train.labels).all()
+    assert given.notes["clean_labels"] is None
+    assert noisy.notes["clean_labels"] == "the given ones, before noise"
     assert (noisy.test.labels == given.test.labels).all()
 
 
@@ -173,6 +175,7 @@ def test_a_label_set_replaces_the_labels(
     root, card, clean, worse = cifar10n
     data = load(card, root, labels="worst")
     assert (data.train.labels == worse).all() and (data.train.clean_labels == clean).all()
+    assert data.notes["clean_labels"] == "known"
     assert data.notes["label_set"] == "worst" and data.notes["noise"]["real_rate"] == 0.25
     assert (load(card, root).train.labels == clean).all()
 
