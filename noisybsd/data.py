@@ -79,6 +79,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     train, test, problems = read.train, read.test, list(read.problems)
     train, label_note = with_labels(card, data, train, len(read.class_names))
     train, images_sha256 = _present(train, data, problems)
+    images_sha256 = read.images_sha256 or images_sha256 or _pixels_sha256(train)
     test_labels = read.test_labels
     if test is None:
         train, test, test_labels = hold_out(train, data.test_fraction)
@@ -100,7 +101,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         channels=card.channels,
         mean=card.mean,
         std=card.std,
-        sha256=_fingerprint(read.images_sha256 or images_sha256, train.labels),
+        sha256=_fingerprint(images_sha256, train.labels),
         notes={
             "pixels_verified": verified,
             **label_note,
@@ -294,17 +295,17 @@ def _first(labels: Labels, limit: int) -> np.ndarray:
     return np.arange(min(limit, n))
 
 
-def _present(split: Split, data: DataConfig, problems: list[str]) -> tuple[Split, str]:
+def _present(split: Split, data: DataConfig, problems: list[str]) -> tuple[Split, str | None]:
     """Leave out files that are missing or empty, if data.on_error=skip, and add them to `problems`.
 
     Returns:
-        what is left, and the SHA-256 of its pixels, or of its files' paths and sizes.
+        what is left, and the SHA-256 of its files' paths and sizes (None: it is not in files).
 
     Raises:
         UserError: lists the first problems, if data.on_error=stop.
     """
     if not isinstance(split.images, ImageFiles):
-        return split, hashlib.sha256(split.images.contiguous().numpy().data).hexdigest()
+        return split, None
     assert split.paths is not None
     digest = hashlib.sha256()
     usable = np.zeros(len(split), dtype=bool)
@@ -327,6 +328,11 @@ def _present(split: Split, data: DataConfig, problems: list[str]) -> tuple[Split
     if not usable.any():
         raise UserError(f"data.root={data.root}: not one usable image. {problems[0]}")
     return split if usable.all() else split.take(usable), digest.hexdigest()
+
+
+def _pixels_sha256(split: Split) -> str:
+    assert not isinstance(split.images, ImageFiles)
+    return hashlib.sha256(split.images.contiguous().numpy().data).hexdigest()
 
 
 def _fingerprint(images_sha256: str, labels: Labels) -> str:
