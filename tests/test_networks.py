@@ -103,7 +103,7 @@ def test_takes_one_channel(name: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("pixels", [8, 28, 32])
+@pytest.mark.parametrize("pixels", [4, 8, 28, 32])
 def test_small_cnn_sizes(channels: int, pixels: int) -> None:
     network = build_network("small_cnn", num_classes=10, channels=channels)
     logits, z = network(torch.randn(2, channels, pixels, pixels))
@@ -129,6 +129,11 @@ def test_width_scales_the_network(name: str) -> None:
     assert 3.5 < _count(small.encoder) / _count(smaller.encoder) < 4.1
     logits, _ = smaller(torch.randn(2, 3, 16, 16))
     assert logits.shape == (2, 3)
+
+
+def test_mlp_projection_has_two_layers_and_a_batch_norm() -> None:
+    network = build_network("small_cnn", num_classes=3, embedding_dim=24)
+    assert _count(network.projection) == 128 * 128 + 2 * 128 + 128 * 24 + 24
 
 
 def test_identity_projection_normalises_the_features() -> None:
@@ -195,8 +200,19 @@ def test_preact_unit_at_a_stage_start_shares_the_activation(width: int, stride: 
 def test_preact_resnet_ends_with_batch_norm_and_relu() -> None:
     encoder = build_network("preact_resnet18", num_classes=3, width=4).encoder.eval()
     assert encoder(torch.randn(8, 3, 8, 8)).min() >= 0
-    shared = [block.shared for block in encoder if isinstance(block, PreActBlock)]
+
+
+def test_preact_resnet_stages() -> None:
+    encoder = build_network("preact_resnet18", num_classes=3, width=4).encoder.eval()
+    shared, shapes = [], []
+    x = torch.randn(1, 3, 32, 32)
+    for layer in encoder:
+        x = layer(x)
+        if isinstance(layer, PreActBlock):
+            shared.append(layer.shared)
+            shapes.append(tuple(x.shape[1:3]))
     assert shared == [True, False] * 4
+    assert shapes[1::2] == shapes[::2] == [(4, 32), (8, 16), (16, 8), (32, 4)]
 
 
 # --- ImageNet weights ---
