@@ -20,7 +20,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from noisybsd.contrastive import simclr
-from noisybsd.parts import Batch, Loss, TargetRule, Task, check_option, cross_entropy
+from noisybsd.parts import Batch, Loss, TargetRule, Task, check_option, cross_entropy, one_hot
 
 # ---------------------------------------------------------------------------------------------
 # losses that know nothing of a sample but its target
@@ -122,7 +122,7 @@ class EarlyLearningTargets(TargetRule):
     def belief(self) -> Tensor:
         """The memory, normalised; the label of a sample that was never seen."""
         total = self.memory.sum(dim=1, keepdim=True)
-        labels = F.one_hot(self.labels, self.num_classes).float()
+        labels = one_hot(self.labels, self.num_classes)
         return torch.where(total > 0, self.memory / total.clamp_min(1e-12), labels)
 
 
@@ -139,7 +139,7 @@ class EarlyLearningRegularization(Loss):
         self.weight = weight
 
     def forward(self, batch: Batch) -> Tensor:
-        labels = F.one_hot(batch.labels, batch.logits.shape[-1])
+        labels = one_hot(batch.labels, batch.logits.shape[-1])
         agreement = (_inside(batch.logits.softmax(dim=-1)) * batch.targets).sum(dim=-1)  # (V,B)
         regulariser = torch.log1p(-agreement).mean()
         return cross_entropy(batch.logits, labels) + self.weight * regulariser
@@ -162,7 +162,7 @@ class SelfEnsembleLabels(TargetRule):
         self.momentum = momentum
         self.warmup_epochs = round(warmup * task.config.epochs)
         self.correcting = False
-        labels = F.one_hot(task.labels, task.num_classes).float()
+        labels = one_hot(task.labels, task.num_classes)
         self.register_buffer("soft_labels", labels)
 
     def start_epoch(self, epoch: int) -> None:
@@ -221,7 +221,7 @@ class TemporalEnsemble(TargetRule):
 
     def _corrected(self, ensemble: Tensor, visits: Tensor, labels: Tensor) -> Tensor:
         mean = ensemble / (1 - self.momentum**visits).clamp_min(1e-12)
-        return torch.where(visits > 0, mean, F.one_hot(labels, self.num_classes).float())
+        return torch.where(visits > 0, mean, one_hot(labels, self.num_classes))
 
 
 class TemporalConsistency(Loss):
@@ -245,7 +245,7 @@ class TemporalConsistency(Loss):
         self.weight_now = self.weight * ramp if epoch > 0 else 0.0  # no ensemble before
 
     def forward(self, batch: Batch) -> Tensor:
-        labels = F.one_hot(batch.labels, batch.logits.shape[-1])
+        labels = one_hot(batch.labels, batch.logits.shape[-1])
         difference = (batch.logits.softmax(dim=-1) - batch.targets).square().mean()
         return cross_entropy(batch.logits, labels) + self.weight_now * difference
 
@@ -267,7 +267,7 @@ class ProgressiveTargets(TemporalEnsemble):
         self.alpha_now = self.alpha * (epoch + 1) / self.epochs
 
     def targets(self, index: Tensor) -> Tensor:
-        labels = F.one_hot(self.labels[index], self.num_classes).float()
+        labels = one_hot(self.labels[index], self.num_classes)
         return labels.lerp(super().targets(index), self.alpha_now)
 
 
@@ -328,7 +328,7 @@ class SparseOverparameterization(Loss):
         self.register_buffer("v", v)
 
     def forward(self, batch: Batch) -> Tensor:
-        index, y = batch.index, F.one_hot(batch.labels, batch.logits.shape[-1]).float()
+        index, y = batch.index, one_hot(batch.labels, batch.logits.shape[-1])
         u, v = (
             self._descending(self.u, index, self.rate_u),
             self._descending(self.v, index, self.rate_v),
@@ -341,7 +341,7 @@ class SparseOverparameterization(Loss):
         explained = explained / explained.sum(dim=1, keepdim=True)
         explained = explained.clamp_min(self.FLOOR)
         loss = -(y * explained.log()).sum(dim=1).mean()
-        hard = F.one_hot(p.argmax(dim=1), p.shape[1])
+        hard = one_hot(p.argmax(dim=1), p.shape[1])
         loss = loss + (hard + added.detach() - removed - y).square().sum(dim=1).mean()
         if self.balance > 0:
             loss = loss - self.balance * explained.mean(dim=0).log().mean()
@@ -496,7 +496,7 @@ class TwinContrastive(Loss):
         assert batch.mixup is not None
         plain, mixed = batch.logits.chunk(2)  # (2,B,K) each: the weak view, the strong view
         z, z_mixed = batch.z.chunk(2)  # (2B,D) each
-        y = F.one_hot(batch.labels, plain.shape[-1]).float()
+        y = one_hot(batch.labels, plain.shape[-1])
         p = plain.detach().softmax(dim=-1)
         self.features.index_copy_(0, batch.index, z.detach()[: len(y)])
         self.probs.index_copy_(0, batch.index, p[0])

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from noisybsd import baselines
-from noisybsd.parts import Batch, Loss, Part, TargetRule, Task, cross_entropy
+from noisybsd.parts import Batch, Loss, Part, TargetRule, Task, cross_entropy, one_hot
 from noisybsd.posterior import Posterior
 
 
@@ -34,7 +33,7 @@ class LabelTargets(TargetRule):
         self.register_buffer("labels", task.labels, persistent=False)
 
     def targets(self, index: Tensor) -> Tensor:
-        return F.one_hot(self.labels[index], self.num_classes).float()
+        return one_hot(self.labels[index], self.num_classes)
 
 
 class PosteriorTargets(TargetRule):

@@ -111,6 +111,11 @@ class Loss(Part):
         raise NotImplementedError(type(self).__name__)
 
 
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """(B,) int64 to (B,K) float32; torch's own reads the labels back to check them, off CUDA."""
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-sum_k y_k log p_k, the mean over views and samples.
 
