@@ -35,7 +35,7 @@ from noisybsd.data import Dataset, load_dataset
 from noisybsd.environment import describe_environment, pick_device
 from noisybsd.errors import UserError, command
 from noisybsd.loader import build_loader, keep_resident
-from noisybsd.metrics import label_metrics, prediction_metrics
+from noisybsd.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.monitor import EpochSums, SampleMonitor
 from noisybsd.networks import Network, build_network
 from noisybsd.objectives import LOSSES, build_loss, build_rule
@@ -46,6 +46,8 @@ from noisybsd.rundir import RunDirectory, append_jsonl, open_run, write_json, wr
 from noisybsd.tracking import Tracker
 
 log = logging.getLogger("noisybsd")
+
+RESULTS_SCHEMA = 1  # of results.json; compare.py reads this one
 
 # steps between looks at whether the loss is finite; each look waits for the device
 CHECK_EVERY = 50
@@ -92,6 +94,7 @@ class Trainer:
         self.step_number = 0  # steps taken since the start of the run
         self.seconds = 0.0  # spent training and evaluating, over all parts of the run
         self.images_seen = 0
+        self.network_passes = 0  # of single images through the network, a backward one counted 2
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self.wandb_id = secrets.token_hex(4)
@@ -163,6 +166,7 @@ class Trainer:
         self.sums.add(step, loss, classification, contrast, correct)
         self.step_number += 1
         self.images_seen += len(index)
+        self.network_passes += 3 * len(inputs)
 
     def train_epoch(self, tracker: Tracker, stop: StopSignal) -> None:
         """The rest of the present epoch.
@@ -304,6 +308,7 @@ class Trainer:
             "step": self.step_number,
             "seconds": self.seconds,
             "images_seen": self.images_seen,
+            "network_passes": self.network_passes,
             "train_seconds": self.train_seconds,
             "skipped": list(self.loader.skipped),
             "history": self.history,
@@ -327,6 +332,7 @@ class Trainer:
         self.step_number = state["step"]
         self.seconds = state["seconds"]
         self.images_seen = state["images_seen"]
+        self.network_passes = state["network_passes"]
         self.train_seconds = state["train_seconds"]
         self.loader.skipped = list(dict.fromkeys([*state["skipped"], *self.loader.skipped]))
         self.history = state["history"]
@@ -337,7 +343,9 @@ class Trainer:
         last, config = self.history[-1], self.config
         accuracies = [row["test_accuracy"] for row in self.history]
         noise_rate = last.get("noise_rate")
+        logits, _, labels = self.predict_test(self.network)
         return {
+            "schema": RESULTS_SCHEMA,
             "recipe": config.recipe,
             "method": config.method,
             "seed": config.seed,
@@ -361,6 +369,9 @@ class Trainer:
             "label_correction_accuracy": last.get("label_correction_accuracy"),
             "noise_detection_auroc": last.get("noise_detection_auroc"),
             "memorised_fraction": last.get("memorised_fraction"),
+            "reliability": reliability(logits, labels),
+            # per sample and epoch: an image forward counts 1, backward 2
+            "network_passes": self.network_passes / self.images_seen,
             "images_per_second": self.images_seen / self.train_seconds,
             "seconds": self.seconds,
             "data_sha256": self.dataset.sha256,
