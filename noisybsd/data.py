@@ -23,15 +23,9 @@ from noisybsd.config import DataConfig, NoiseConfig
 from noisybsd.download import checksum, fetch
 from noisybsd.errors import UserError, command, did_you_mean
 from noisybsd.images import ImageFiles
+from noisybsd.label_files import labels_sha256, read_description, read_labels, read_matrix
 from noisybsd.layouts import EVALUATIONS, LAYOUTS, PACK, read_packed
-from noisybsd.noise import (
-    NoisyLabels,
-    inject,
-    labels_sha256,
-    read_description,
-    read_labels,
-    read_matrix,
-)
+from noisybsd.noise import NoisyLabels, inject
 from noisybsd.splits import Labels, Read, Split, hold_out, image_size, need
 
 __all__ = ["Dataset", "Split", "load_dataset", "load_evaluation"]

@@ -26,8 +26,9 @@ from noisybsd.data import draw_noise, read_splits, with_labels
 from noisybsd.download import checksum, fetch
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.images import ImageError, ImageFiles
+from noisybsd.label_files import write_labels
 from noisybsd.layouts import EVALUATIONS, PACK
-from noisybsd.noise import summary, write_labels
+from noisybsd.noise import summary
 from noisybsd.splits import Missing, Split, hold_out, image_size
 
 HELP = """\
