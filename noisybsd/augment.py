@@ -14,7 +14,6 @@ Dimensions: B batch, C channels (1 or 3), H, W input pixels, S output pixels (he
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from kornia.augmentation import AugmentationBase2D
 from torch import Tensor, nn
+
+from noisybsd.errors import UserError, did_you_mean
 
 Params = dict[str, Tensor]
 
@@ -38,16 +39,26 @@ def luma(images: Tensor) -> Tensor:
     return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def blend_(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """PIL's ImageEnhance, in place: `factor` of the image, the rest of `other`, clipped to [0, 1].
+def blend_(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """PIL's ImageEnhance, in place: 1 - `share` of the image, the rest of `other`, clipped to [0, 1].
 
     Args:
         images: (B, C, H, W) in [0, 1].
-        other: what a factor of zero gives, broadcastable to `images`: black for brightness, the
-            mean grey for contrast, the grey image for saturation, a smoothed one for sharpness.
-        factor: (B,), 1 keeps the image, more than 1 leads away from `other`.
+        other: broadcastable to `images`, as from `degenerate`.
+        share: (B, 1, 1, 1), 1 minus the enhancement factor; less than 0 leads away from `other`.
     """
-    return images.lerp_(other, 1 - factor[:, None, None, None]).clamp_(0, 1)
+    return images.lerp_(other, share).clamp_(0, 1)
+
+
+def degenerate(images: Tensor, mean_grey: Tensor, grey: Tensor) -> Tensor:
+    """What an enhancement leads away from, (B, 1, H, W).
+
+    The mean grey for contrast where `mean_grey` is 1, the grey image for saturation where `grey` is
+    1, black for brightness where both are 0; (B, 1, 1, 1) each.
+    """
+    luminance = luma(images)
+    mean = luminance.mean((-2, -1), keepdim=True).mul_(mean_grey)
+    return torch.lerp(mean, luminance, grey)
 
 
 def shift_hue_(images: Tensor, turns: Tensor) -> Tensor:
@@ -64,13 +75,29 @@ def shift_hue_(images: Tensor, turns: Tensor) -> Tensor:
     # is 0 and one 1, its size is 1 - R + G + B in all six sectors, its sign that of G - B.
     hue = (value - red).add_(green).add_(blue).sub_(least, alpha=2)
     hue = hue.div_(chroma.clamp_min(1e-12)).copysign_(green - blue)
-    # Red is least around the hue 3, green around 5, blue around 1: within a sixth of a turn; from
-    # two sixths on it has the full value. `frac` needs what is positive, hence two more turns.
-    middles = torch.arange(3, 8, 2, device=images.device).view(1, 3, 1, 1) / 6
-    distance = torch.add(turns.view(-1, 1, 1, 1) - middles + 2.5, hue, alpha=1 / 6, out=images)
-    distance.frac_().sub_(0.5).abs_()  # in turns
-    fall = distance.mul_(-6).add_(2).clamp_(0, 1)
-    return fall.mul_(chroma).neg_().add_(value)
+    # Back: a channel is least within a sixth of a turn of its opposite (of hue 3 for red, 5 for green,
+    # 1 for blue), greatest from two sixths on. `frac` needs positive numbers: two more turns.
+    opposite = torch.arange(3, 8, 2, device=images.device).view(1, 3, 1, 1) / 6
+    distance = torch.add(turns.view(-1, 1, 1, 1) - opposite + 2.5, hue, alpha=1 / 6, out=images)
+    distance.frac_().sub_(0.5).abs_().clamp_(1 / 6, 2 / 6)  # in turns
+    return torch.addcmul(least - chroma, distance, chroma.mul_(6), out=images)
+
+
+def centres(length: int, device: torch.device) -> Tensor:
+    """Where the pixels of a side lie between its ends -1 and 1, (length,)."""
+    return (2 * torch.arange(length, device=device) + 1) / length - 1
+
+
+def sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Read images bilinearly; outside of an image its border goes on.
+
+    Args:
+        images: (B, C, H, W)
+        x, y: where, between the ends -1 and 1 of a side, broadcastable to (B, S, S).
+    """
+    grid = images.new_empty(*torch.broadcast_shapes(x.shape, y.shape), 2)
+    grid[..., 0], grid[..., 1] = x, y
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def warp_affine(images: Tensor, params: Params) -> Tensor:
@@ -88,7 +115,7 @@ def warp_affine(images: Tensor, params: Params) -> Tensor:
     scale_x, scale_y = params["scale"].split(1, dim=1)
     shift_x, shift_y = params["translations"].split(1, dim=1)
     # From a place of the output back to one of the input: x and y in pixels from the centre are
-    # affine forms (B, 3) of the output's normalised x, y and 1, and the steps are undone in turn.
+    # affine forms (B, 3) of the output's x, y between ±1 and of 1. The steps are undone in turn.
     zero = torch.zeros_like(angle)
     x = torch.cat((zero + half_width, zero, -shift_x), dim=1)
     y = torch.cat((zero, zero + half_height, -shift_y), dim=1)
@@ -96,9 +123,14 @@ def warp_affine(images: Tensor, params: Params) -> Tensor:
     x, y = x / scale_x, y / scale_y
     y = y + shear_y.tan() * x
     x = x + shear_x.tan() * y
-    theta = torch.stack((x / half_width, y / half_height), dim=1)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    columns = centres(images.shape[-1], images.device)
+    rows = centres(images.shape[-2], images.device)[:, None]
+
+    def place(form: Tensor) -> Tensor:  # (B, 3) to (B, H, W)
+        of_x, of_y, constant = form.T[..., None, None]
+        return of_x * columns + (of_y * rows + constant)
+
+    return sample(images, place(x / half_width), place(y / half_height))
 
 
 def uniform(low: float, high: float, *shape: int, device: torch.device) -> Tensor:
@@ -110,7 +142,10 @@ def uniform(low: float, high: float, *shape: int, device: torch.device) -> Tenso
 
 
 class Operator(AugmentationBase2D):
-    """A Kornia augmentation whose `apply_transform` heeds the gate `batch_prob` by itself."""
+    """A Kornia augmentation whose `apply_transform` heeds the gate `batch_prob` by itself.
+
+    Kornia's own way makes the changed batch, then picks each image from it or from the old one.
+    """
 
     def transform_inputs(
         self,
@@ -121,6 +156,17 @@ class Operator(AugmentationBase2D):
         **kwargs: Any,
     ) -> Tensor:
         return self.apply_transform(input, params, flags, transform)
+
+
+class ColourOperator(Operator):
+    """An operator that changes pixels where they are; on a copy, unless `inplace`."""
+
+    def __init__(self, p: float = 1.0, inplace: bool = False) -> None:
+        super().__init__(p=p)
+        self.inplace = inplace
+
+    def transform_inputs(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return super().transform_inputs(input if self.inplace else input.clone(), *args, **kwargs)
 
     def gate(self, params: Params) -> Tensor:
         """Which images to change, (B,) bool."""
@@ -194,13 +240,13 @@ class RandomResizedCropFlip(Operator):
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> Params:
         batch, _, full_height, full_width = batch_shape
         low, high = self.ratio
-        area = uniform(*self.scale, batch, 10, device=self.device) * (full_height * full_width)
+        area = uniform(*self.scale, batch, 10, device=self.device).mul_(full_height * full_width)
         ratio = uniform(math.log(low), math.log(high), batch, 10, device=self.device).exp_()
-        widths, heights = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()
+        widths, heights = (area * ratio).sqrt_().round_(), area.div_(ratio).sqrt_().round_()
         # An eleventh try always fits: the largest crop of an allowed aspect ratio.
         widths = F.pad(widths, (0, 1), value=min(full_width, round(full_height * high)))
         heights = F.pad(heights, (0, 1), value=min(full_height, round(full_width / low)))
-        fits = (widths >= 1) & (widths <= full_width) & (heights >= 1) & (heights <= full_height)
+        fits = (widths <= full_width) & (heights <= full_height) & (widths.minimum(heights) >= 1)
         first = fits.int().argmax(1, keepdim=True)
         width, height = widths.gather(1, first)[:, 0], heights.gather(1, first)[:, 0]
         left, top = (
@@ -224,9 +270,7 @@ class RandomResizedCropFlip(Operator):
         rows = places(params["top"], params["height"], input.shape[-2])
         columns = places(params["left"], params["width"], input.shape[-1])
         columns = torch.where(params["flip"][:, None], columns.flip(1), columns)
-        grid = input.new_empty(input.shape[0], self.size, self.size, 2)
-        grid[..., 0], grid[..., 1] = columns[:, None, :], rows[:, :, None]
-        return F.grid_sample(input, grid, padding_mode="border", align_corners=False)
+        return sample(input, columns[:, None, :], rows[:, :, None])
 
 
 class RandomWarp(Operator):
@@ -270,11 +314,13 @@ class RandomWarp(Operator):
         return warp_affine(input, params)
 
 
-class RandomColorJitter(Operator):
-    """Brightness, contrast, saturation and hue, in an order drawn for each image.
+class RandomColorJitter(ColourOperator):
+    """Brightness, contrast and saturation, in an order drawn for each image, then hue.
 
-    Equals `kornia.augmentation.ColorJitter(order=...)`, hence torchvision's, on each image. Of one
-    channel only brightness and contrast change.
+    Equals `kornia.augmentation.ColorJitter(order=(*order, 3))`, hence torchvision's steps, on each
+    image. The hue, the costly step, has no turn of its own in the order: it would commute with the
+    others but for clipping and for its small effect on the grey values. Of one channel only
+    brightness and contrast change.
 
     Args:
         brightness, contrast, saturation: factors are drawn from 1 ± this.
@@ -282,7 +328,7 @@ class RandomColorJitter(Operator):
         p: probability to change an image.
     """
 
-    BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+    BRIGHTNESS, CONTRAST, SATURATION = range(3)
 
     def __init__(
         self,
@@ -291,8 +337,9 @@ class RandomColorJitter(Operator):
         saturation: float = 0.0,
         hue: float = 0.0,
         p: float = 1.0,
+        inplace: bool = False,
     ) -> None:
-        super().__init__(p=p)
+        super().__init__(p, inplace)
         self.ranges = {
             "brightness_factor": (max(0.0, 1 - brightness), 1 + brightness),
             "contrast_factor": (max(0.0, 1 - contrast), 1 + contrast),
@@ -306,48 +353,35 @@ class RandomColorJitter(Operator):
             name: uniform(*limits, batch, device=self.device)
             for name, limits in self.ranges.items()
         }
-        return {**factors, "order": torch.rand(batch, 4, device=self.device).argsort(1)}
+        return {**factors, "order": torch.rand(batch, 3, device=self.device).argsort(1)}
 
     def apply_transform(
         self, input: Tensor, params: Params, flags: Any = None, transform: Any = None
     ) -> Tensor:
         gate = self.gate(params)
-        factors = torch.stack([params[name] for name in self.ranges], dim=1)  # (B, 4)
-        order = params["order"]  # (B, 4)
-        # Three steps may come before the hue and three after it: the hue, the dear one, is done
-        # once for all images, and a step on its other side gets the neutral factor 1.
-        turn = order.eq(self.HUE).int().argmax(1)  # (B,)
-
-        def step(images: Tensor, k: int, active: Tensor) -> Tensor:
-            kind = order[:, k]
-            factor = factors.gather(1, kind[:, None])[:, 0]
-            grey = luma(images)
-            kind = kind[:, None, None, None]
-            mean = grey.mean((-2, -1), keepdim=True) * (kind == self.CONTRAST)
-            other = (grey * (kind == self.SATURATION)).add_(mean)
-            return blend_(images, other, torch.where(active & gate, factor, 1.0))
-
-        images = input.clamp(0, 1)
-        for k in (0, 1, 2):
-            images = step(images, k, k < turn)
+        order = params["order"]  # (B, 3)
+        factors = torch.stack([params[name] for name in list(self.ranges)[:3]], dim=1)  # (B, 3)
+        share = (1 - factors.gather(1, order)) * gate[:, None]
+        steps = torch.stack((share, order == self.CONTRAST, order == self.SATURATION))
+        images = input.clamp_(0, 1)
+        for share, mean_grey, grey in steps.permute(2, 0, 1)[..., None, None, None]:
+            blend_(images, degenerate(images, mean_grey, grey), share)
         if images.shape[1] == 3:
-            images = shift_hue_(images, torch.where(gate, factors[:, self.HUE], 0.0))
-        for k in (1, 2, 3):
-            images = step(images, k, k > turn)
+            shift_hue_(images, params["hue_factor"] * gate)
         return images
 
 
-class RandomGrayscale(Operator):
+class RandomGrayscale(ColourOperator):
     """Grey images with probability `p`; equals `kornia.augmentation.RandomGrayscale`."""
 
     def apply_transform(
         self, input: Tensor, params: Params, flags: Any = None, transform: Any = None
     ) -> Tensor:
         grey = self.gate(params).to(input.dtype)[:, None, None, None]
-        return torch.lerp(input, luma(input), grey)
+        return input.lerp_(luma(input), grey)
 
 
-class RandomErase(Operator):
+class RandomErase(ColourOperator):
     """A square block of each image set to `value`; equals `kornia.augmentation.RandomErasing`.
 
     Args:
@@ -357,8 +391,14 @@ class RandomErase(Operator):
         p: probability to change an image.
     """
 
-    def __init__(self, side: tuple[float, float], value: float = 0.0, p: float = 0.5) -> None:
-        super().__init__(p=p)
+    def __init__(
+        self,
+        side: tuple[float, float],
+        value: float = 0.0,
+        p: float = 0.5,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(p, inplace)
         self.side, self.value = side, value
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> Params:
@@ -380,7 +420,7 @@ class RandomErase(Operator):
         rows = inside(params["ys"], params["heights"], input.shape[-2])
         columns = inside(params["xs"], params["widths"], input.shape[-1])
         block = rows[:, :, None] & columns[:, None, :] & self.gate(params)[:, None, None]
-        return input.masked_fill(block[:, None], self.value)
+        return input.masked_fill_(block[:, None], self.value)
 
 
 class RandAugment(Operator):
@@ -460,11 +500,8 @@ class RandAugment(Operator):
         equal = ((below + (step_count / 2).floor()) / step_count.clamp_min(1)).floor().clamp(0, 255)
         equal = torch.where(step_count > 0, equal, tables)
 
-        for name, table in (
-            ("posterize", posterized),
-            ("solarize", solarized),
-            ("autocontrast", stretched),
-            ("equalize", equal),
+        for name, table in zip(
+            RandAugment.POINT, (stretched, equal, posterized, solarized), strict=True
         ):
             tables = torch.where(on[name], table, tables)
         return (tables / 255).gather(2, levels).view_as(images)
@@ -473,18 +510,31 @@ class RandAugment(Operator):
     def enhance_(images: Tensor, drawn: dict[str, Tensor], magnitude: Tensor) -> Tensor:
         """What blends an image with black, its mean grey, its grey image or a smoothed one."""
         on = {name: chosen[:, None, None, None] for name, chosen in drawn.items()}
-        grey = luma(images)
-        smooth = images.clone()  # weights 1, in the middle 5, over 13; the border stays
-        inner = smooth[..., 1:-1, 1:-1]
-        inner.mul_(4 / 13).add_(F.avg_pool2d(images, 3, stride=1), alpha=9 / 13)
-        other = smooth.mul_(on["sharpness"])
-        other += grey * on["color"] + grey.mean((-2, -1), keepdim=True) * on["contrast"]
-        chosen = drawn["brightness"] | drawn["contrast"] | drawn["color"] | drawn["sharpness"]
-        return blend_(images, other, torch.where(chosen, 0.05 + 0.9 * magnitude, 1.0))
+        # Smooth is a mean of 3 × 3 pixels in which the middle counts five times; the border stays.
+        smooth = images.clone()
+        sums = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+        sums = sums[..., :-2] + sums[..., 1:-1] + sums[..., 2:]
+        smooth[..., 1:-1, 1:-1].mul_(4 / 13).add_(sums, alpha=1 / 13)
+        other = degenerate(images, on["contrast"], on["color"].to(images.dtype))
+        other = smooth.mul_(on["sharpness"]).add_(other)
+        chosen = on["brightness"] | on["contrast"] | on["color"] | on["sharpness"]
+        return blend_(images, other, chosen * (0.95 - 0.9 * magnitude[:, None, None, None]))
 
 
 # ---------------------------------------------------------------------------------------------
 # views
+
+
+class CentreCrop(nn.Module):
+    """The middle of the images, (B, C, H, W) to (B, C, S, S)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        top, left = ((side - self.size) // 2 for side in images.shape[-2:])
+        return images[..., top : top + self.size, left : left + self.size].contiguous()
 
 
 def simclr(size: int) -> nn.Module:
@@ -494,8 +544,8 @@ def simclr(size: int) -> nn.Module:
     """
     return nn.Sequential(
         RandomResizedCropFlip(size, scale=(0.2, 1.0)),
-        RandomColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-        RandomGrayscale(p=0.2),
+        RandomColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8, inplace=True),
+        RandomGrayscale(p=0.2, inplace=True),
     )
 
 
@@ -504,15 +554,17 @@ def digits(size: int) -> nn.Module:
     return nn.Sequential(
         RandomCropFlip(size, padding=max(1, size // 8), flip=0.0),
         RandomWarp(degrees=12.0, scale=(0.85, 1.15), shear=10.0),
-        RandomColorJitter(brightness=0.4, contrast=0.4),
-        RandomErase(side=(0.125, 0.25), p=0.5),
+        RandomColorJitter(brightness=0.4, contrast=0.4, inplace=True),
+        RandomErase(side=(0.125, 0.25), p=0.5, inplace=True),
     )
 
 
 def randaugment(size: int) -> nn.Module:
     """FixMatch's strong view: the weak one, RandAugment, and Cutout of half the side."""
     return nn.Sequential(
-        RandomCropFlip(size, padding=4), RandAugment(), RandomErase(side=(0.5, 0.5), value=0.5, p=1)
+        RandomCropFlip(size, padding=4),
+        RandAugment(),
+        RandomErase(side=(0.5, 0.5), value=0.5, p=1.0, inplace=True),
     )
 
 
@@ -523,7 +575,7 @@ VIEWS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] 
     "cifar_randaugment": (lambda size: RandomCropFlip(size, padding=4), randaugment),
     "digits": (lambda size: RandomCropFlip(size, padding=max(1, size // 8), flip=0.0), digits),
     "imagenet": (RandomCropFlip, simclr),
-    "none": (lambda size: nn.Identity(), lambda size: nn.Identity()),
+    "none": (CentreCrop, CentreCrop),
 }
 
 
@@ -539,7 +591,7 @@ class Views(nn.Module):
         mean, std: (C,) of the channels, for pixels in [0, 1].
 
     Raises:
-        ValueError: for an unknown `name`, or `mean` and `std` that are no pair.
+        UserError: for an unknown `name`, or `mean` and `std` that are no pair.
 
     Example:
         >>> views = Views("cifar", 32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
@@ -554,18 +606,21 @@ class Views(nn.Module):
     def __init__(self, name: str, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if name not in VIEWS:
-            near = difflib.get_close_matches(str(name), VIEWS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"augment.name: {name!r} is not one of {', '.join(VIEWS)}{hint}")
+            raise UserError(f"augment.name: {did_you_mean(name, VIEWS)}")
         if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(
+            raise UserError(
                 f"mean, std: {list(mean)}, {list(std)}; need one value a channel in each, "
                 "and std above zero"
             )
         self.name, self.size = name, size
         self.weak_view, self.strong_view = (view(size) for view in VIEWS[name])
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.plain_view = CentreCrop(size)
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=torch.float).view(1, -1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(std, dtype=torch.float).view(1, -1, 1, 1), persistent=False
+        )
 
     def weak(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 (B, C, S, S), lightly changed."""
@@ -577,28 +632,22 @@ class Views(nn.Module):
 
     def plain(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 (B, C, S, S), the middle of the image; nothing is drawn."""
-        return self.render(images, None)
+        return self.render(images, self.plain_view)
 
     @torch.no_grad()
-    def render(self, images: Tensor, view: nn.Module | None) -> Tensor:
-        """Apply `view` to the pixels in [0, 1], cut out the middle, normalise."""
+    def render(self, images: Tensor, view: nn.Module) -> Tensor:
+        """Apply `view` to the pixels in [0, 1], then normalise."""
         _, channels, height, width = images.shape
         if images.dtype != torch.uint8 or channels != self.mean.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"images: {images.dtype} with {channels} channels; views of {self.name!r} need "
                 f"torch.uint8 with {self.mean.shape[1]}, as many as the mean has values"
             )
         if min(height, width) < self.size:
-            raise ValueError(
+            raise UserError(
                 f"images: {height} × {width} pixels are too small for views of {self.size}; "
                 "choose a smaller size or store larger images"
             )
         if images.device != self.mean.device:
             self.to(images.device)
-        with torch.autocast(images.device.type, enabled=False):
-            pixels = images.float().div_(255)
-            if view is not None:
-                pixels = view(pixels)
-            top, left = ((side - self.size) // 2 for side in pixels.shape[-2:])
-            pixels = pixels[..., top : top + self.size, left : left + self.size]
-            return (pixels - self.mean).div_(self.std)
+        return view(images.float().div_(255)).sub_(self.mean).div_(self.std)
