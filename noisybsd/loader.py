@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from noisybsd.errors import UserError
 from noisybsd.images import ImageError, ImageFiles
@@ -94,13 +94,14 @@ def _first_of_each_class(order: np.ndarray, labels: np.ndarray, quota: int) -> n
     return order[by_class[position < quota]]
 
 
-def candidates(order: Tensor, batch_size: int, step: int, slot: int) -> Tensor:
+def candidates(order: Tensor, batch_size: int, step: int, slot: int) -> Iterator[int]:
     """The sample of a slot of a batch, and after it those to take its place if it is unreadable.
 
     These are the same slot of the following batches, round to the preceding ones: deterministic,
     of the same rank, and never a sample that is in the batch already.
     """
-    return order[slot::batch_size].roll(-step)
+    yield int(order[step * batch_size + slot])
+    yield from order[slot::batch_size].roll(-step)[1:].tolist()
 
 
 class Loader:
@@ -175,7 +176,7 @@ class ResidentLoader(Loader):
         readable = order.clone()
         bad = np.isin(order.numpy(), list(self.unreadable))
         for position in np.flatnonzero(bad[: self.steps_per_epoch * self.batch_size]).tolist():
-            column = candidates(order, self.batch_size, *divmod(position, self.batch_size)).tolist()
+            column = list(candidates(order, self.batch_size, *divmod(position, self.batch_size)))
             good = [i for i in column if i not in self.unreadable]
             if not good:
                 raise _no_replacement(self.unreadable[column[0]])
@@ -328,12 +329,12 @@ class _NumberedBatches(Dataset):
         index = order[step * self.batch_size : (step + 1) * self.batch_size].clone()
         if isinstance(self.images, Tensor):
             return index, self.images[index], []
-        images = torch.empty(self.batch_size, *self.images.shape[1:], dtype=torch.uint8)
+        images: list[Tensor] = []
         errors: list[ImageError] = []
         for slot in range(self.batch_size):
-            for i in candidates(order, self.batch_size, step, slot).tolist():
+            for i in candidates(order, self.batch_size, step, slot):
                 try:
-                    images[slot] = self.images.decode(i)
+                    images.append(self.images.decode(i))
                 except ImageError as error:
                     if self.on_error == "stop":
                         return error
@@ -343,7 +344,7 @@ class _NumberedBatches(Dataset):
                     break
             else:
                 return _no_replacement(errors[-1])
-        return index, images, errors
+        return index, default_collate(images), errors  # straight into shared memory
 
 
 class _NumbersFrom(Sampler[int]):

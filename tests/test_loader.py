@@ -127,7 +127,7 @@ def test_balanced_epochs_mix_classes_from_begin_to_end() -> None:
 def test_candidates_never_repeat_a_sample_of_the_batch() -> None:
     order = epoch_order(23, 0, 0)
     for step in range(5):
-        columns = [candidates(order, 4, step, slot).tolist() for slot in range(4)]
+        columns = [list(candidates(order, 4, step, slot)) for slot in range(4)]
         assert [c[0] for c in columns] == order[step * 4 : step * 4 + 4].tolist()
         assert sorted(i for c in columns for i in c) == list(range(23))
 
