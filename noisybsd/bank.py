@@ -180,7 +180,7 @@ def vote(targets: Tensor, neighbours: Neighbours, temperature: float) -> Tensor:
         UserError: a temperature that is not positive.
     """
     if not temperature > 0:
-        raise UserError(f"neighbours.temperature: got {temperature}; valid: a number above 0")
+        raise UserError(f"temperature: got {temperature}; valid: a number above 0")
     none = neighbours.index < 0
     weights = (neighbours.similarity / temperature).masked_fill(none, -math.inf).softmax(dim=1)
     return F.embedding_bag(

@@ -209,7 +209,7 @@ class Config(Section):
 
     recipe: str = Field(description="recipe: a name in recipes/ or a path to a YAML")
     method: _named("noisybsd.methods:METHODS") = Field(  # type: ignore[valid-type]
-        "bsd_simclr", description="method: a preset of target rule, loss and contrastive term"
+        "bsd_supcon", description="method: a preset of target rule, loss and contrastive term"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, order, views, noise")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")

@@ -355,7 +355,7 @@ def test_vote_of_integer_one_hot_labels() -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_vote_names_a_bad_temperature(temperature: float) -> None:
     neighbours, targets = _neighbours()
-    with pytest.raises(UserError, match=r"neighbours\.temperature: got"):
+    with pytest.raises(UserError, match=r"^temperature: got"):
         vote(targets, neighbours, temperature)
 
 
