@@ -4,8 +4,8 @@
 
 All four make the same views: a padded crop and a flip (weak); a resized crop, a flip, colour jitter
 and grey (strong); normalised float32 at the end. The libraries take turns, batch by batch, so that a
-busy machine slows all of them alike; CPU time is counted, on one thread the same as time on an idle
-machine. The images are noise: the costs hardly depend on the pixels.
+busy machine slows all of them alike, and CPU time is counted, which other programs disturb less than
+time. The images are noise: the costs hardly depend on the pixels.
 """
 
 from __future__ import annotations

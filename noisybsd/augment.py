@@ -363,12 +363,11 @@ class RandomColorJitter(ColourOperator):
         factors = torch.stack([params[name] for name in list(self.ranges)[:3]], dim=1)  # (B, 3)
         share = (1 - factors.gather(1, order)) * gate[:, None]
         steps = torch.stack((share, order == self.CONTRAST, order == self.SATURATION))
-        images = input.clamp_(0, 1)
         for share, mean_grey, grey in steps.permute(2, 0, 1)[..., None, None, None]:
-            blend_(images, degenerate(images, mean_grey, grey), share)
-        if images.shape[1] == 3:
-            shift_hue_(images, params["hue_factor"] * gate)
-        return images
+            blend_(input, degenerate(input, mean_grey, grey), share)
+        if input.shape[1] == 3:
+            shift_hue_(input, params["hue_factor"] * gate)
+        return input
 
 
 class RandomGrayscale(ColourOperator):
@@ -634,7 +633,6 @@ class Views(nn.Module):
         """uint8 (B, C, H, W) to float32 (B, C, S, S), the middle of the image; nothing is drawn."""
         return self.render(images, self.plain_view)
 
-    @torch.no_grad()
     def render(self, images: Tensor, view: nn.Module) -> Tensor:
         """Apply `view` to the pixels in [0, 1], then normalise."""
         _, channels, height, width = images.shape

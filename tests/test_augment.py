@@ -294,6 +294,8 @@ def test_resized_crop_falls_back_to_the_whole_image() -> None:
     assert p["width"].tolist() == p["height"].tolist() == [16.0] * 5
     p = crop.generate_parameters((5, 3, 16, 64))
     assert p["height"].tolist() == [16.0] * 5 and p["width"].tolist() == [21.0] * 5
+    p = RandomResizedCropFlip(8, scale=(0.0, 0.01)).generate_parameters((500, 3, 8, 8))
+    assert p["width"].min() == p["height"].min() == 1
 
 
 def test_crop_draws_every_place() -> None:
