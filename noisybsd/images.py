@@ -79,7 +79,7 @@ def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
         raise ImageError(path, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
         raise ImageError(path, f"cannot be decoded: {str(error) or type(error).__name__}") from None
-    return _square(torch.from_numpy(pixels), size)
+    return _square(pixels, size)
 
 
 def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
@@ -111,15 +111,18 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _square(pixels: Tensor, size: int) -> Tensor:
+def _square(pixels: np.ndarray, size: int) -> Tensor:
     """The central square of (H,W,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8."""
     height, width, _ = pixels.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = pixels[top : top + side, left : left + side].permute(2, 0, 1)
+    square = pixels[top : top + side, left : left + side]
     if side != size:
-        square = interpolate(square[None], (size, size), mode="bilinear", antialias=True)[0]
-    return square.contiguous()
+        batch = torch.from_numpy(square).permute(2, 0, 1)[None]
+        resized = interpolate(batch, (size, size), mode="bilinear", antialias=True)
+        square = resized[0].permute(1, 2, 0).numpy()
+    # by NumPy: torch would use all cores for this small a copy, in each of many decoding threads
+    return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))
 
 
 class ImageFiles:
