@@ -202,7 +202,7 @@ class Trainer:
         """
         what, step = "the loss is not finite at", self.sums.first_bad_step()
         if step is None:
-            state = self.network.state_dict().values()
+            state = [*self.network.state_dict().values(), *self.loss.state_dict().values()]
             largest = torch._foreach_norm([t for t in state if t.is_floating_point()], math.inf)
             if torch.stack(largest).isfinite().all():
                 return

@@ -19,9 +19,10 @@ import torch
 
 torch.set_num_threads(1)
 
-# 4 steps an epoch, everything switched on that has state
+# 4 steps an epoch
 TINY = (
     "recipe=digits_sym40",
+    "method=bsd_simclr",
     "device=cpu",
     "data.limit=128",
     "batch_size=32",
@@ -29,7 +30,6 @@ TINY = (
     "network.width=4",
     "network.embedding_dim=8",
     "neighbours.k=5",
-    "neighbours.weight=0.5",
     "neighbours.start_epoch=1",
     "neighbours.engine=torch",
     "tracking.wandb=disabled",
@@ -55,6 +55,6 @@ def quiet_logger() -> Iterator[None]:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Arguments of a tiny run; later ones win. The working directory is `tmp_path`."""
+    """Arguments of a run of half a second; later ones win. The working directory is `tmp_path`."""
     monkeypatch.chdir(tmp_path)
     return lambda *more: [*TINY, *more]
