@@ -495,9 +495,14 @@ def describe_methods() -> str:
 
     lines = []
     for name, preset in METHODS.items():
-        contrast = preset["contrastive"]["name"]
-        parts = f"{preset['loss']} to {preset['targets']}"
-        lines.append(f"  {name:<20}{parts}" + (f" + {contrast}" if contrast != "none" else ""))
+        parts = [f"{preset['loss']} to {preset['targets']}"]
+        if preset["augment"]["mixup"] > 0:
+            parts.append("mixup")
+        if preset["contrastive"]["name"] != "none":
+            parts.append(preset["contrastive"]["name"])
+        if preset["neighbours"]["weight"] > 0:
+            parts.append("neighbours")
+        lines.append(f"  {name:<20}{' + '.join(parts)}")
         taken = method_options(preset["targets"], preset["loss"]) | preset.get("options", {})
         lines += [f"      options.{key}={_plain(value)}" for key, value in taken.items()]
     return "\n".join(lines)
