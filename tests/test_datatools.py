@@ -303,6 +303,9 @@ def test_pack_of_what_is_packed_and_wrong_packs(
     with pytest.raises(UserError, match=r"data\.size=64: .* was packed with size 28"):
         load("own", out, size=64)
     assert check(capsys, "own", f"root={out}")[0] == 0
+    (out / "train.parquet").write_bytes((out / "test.parquet").read_bytes())
+    with pytest.raises(UserError, match=r"pack\.json: damaged: train has 6 images and 2 labels"):
+        load("own", out)
     images = out / "train_images.npy"
     images.write_bytes(images.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"pack\.json: damaged: .*pack the images again"):

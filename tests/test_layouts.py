@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import trees
 from trees import load
 
@@ -528,7 +529,9 @@ def test_cifar_c_gives_every_corruption_and_severity(tmp_path: Path) -> None:
         for severity in range(1, 6):
             split = found[f"{corruption}/{severity}"]
             assert split.images.shape == (4, 3, 32, 32)
-            assert (split.images == 10 * c + severity).all() and (split.labels == labels).all()
+            assert isinstance(split.images, torch.Tensor) and (split.labels == labels).all()
+            assert (split.images[:, :, 1:] == 10 * c + severity).all()
+            assert split.images[2, :, 0, 31].tolist() == [200, 201, 202]
 
 
 def test_cifar_c_that_is_not_whole(tmp_path: Path) -> None:
