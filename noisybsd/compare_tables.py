@@ -1,0 +1,323 @@
+"""A comparison as tables: in the terminal, as Markdown, as LaTeX (booktabs) and as CSV.
+
+The first three show the same cells, rounded; CSV holds every number whole, fractions in [0,1].
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from noisybsd.compare import (
+    METRICS,
+    Comparison,
+    Difference,
+    Metric,
+    Row,
+    Section,
+    condition,
+    describe,
+)
+from noisybsd.errors import UserError
+
+UNKNOWN = "–"
+LEFT = ("method", "epoch", "network", "networks", "source")  # columns of words
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as shown, in plain text."""
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def section_tables(section: Section) -> Iterator[Table]:
+    """What a section shows: measured values, differences to the baseline, published numbers."""
+    mixing = "".join(f" {note}." for note in section.notes)
+    known = [m for m in METRICS if any(row.values(m) for row in section.rows)]
+    yield Table(
+        f"{section.title}: {describe(section)}.{mixing}",
+        ("method", "n", *(m.heading for m in known)),
+        tuple((r.label, str(len(r.runs)), *(_mean(r, m) for m in known)) for r in section.rows),
+    )
+    compared = [(row, base) for row in section.rows if (base := section.baseline_of(row))]
+    if compared:
+        paired = [metric for metric in known if metric.paired]
+        yield Table(
+            f"{section.title}: difference to {section.baseline} [95 % confidence interval].{mixing}",
+            ("method", "pairs", *(m.heading for m in paired)),
+            tuple(
+                (row.label, _pairs(row, base), *(_difference(row, base, m) for m in paired))
+                for row, base in compared
+            ),
+        )
+    if section.published:
+        yield Table(
+            f"{section.title}: measured here and published. Epochs, networks and protocols of the "
+            "published numbers differ.",
+            ("method", "accuracy %", "epoch", "network", "networks", "source"),
+            tuple(_beside_published(section)),
+        )
+
+
+def _scaled(value: float, metric: Metric, sign: str = "") -> str:
+    value = 100 * value if metric.percent else value
+    return f"{value:{sign},.{metric.digits}f}".replace("-", "−")
+
+
+def _mean(row: Row, metric: Metric) -> str:
+    summary = row.summary(metric)
+    if summary is None:
+        return UNKNOWN
+    spread = summary.std is not None and metric.spread
+    text = _scaled(summary.mean, metric) + (
+        f" ± {_scaled(summary.std or 0.0, metric)}" if spread else ""
+    )
+    return text if summary.n == len(row.runs) else f"{text} (n={summary.n})"
+
+
+def _pairs(row: Row, base: Row) -> str:
+    return str(len(set(row.seeds) & set(base.seeds)))
+
+
+def _difference(row: Row, base: Row, metric: Metric) -> str:
+    found = row.difference(base, metric)
+    if found is None:
+        return UNKNOWN
+    mean = _scaled(found.mean, metric, "+")
+    if found.low is None or found.high is None:
+        return mean
+    return f"{mean} [{_scaled(found.low, metric, '+')}, {_scaled(found.high, metric, '+')}]"
+
+
+def _beside_published(section: Section) -> Iterator[tuple[str, ...]]:
+    """Ours (last epoch) and the published ones, the highest first."""
+    rows: list[tuple[float, tuple[str, ...]]] = []
+    for row in section.rows:
+        summary = row.summary(METRICS[0])
+        assert summary is not None
+        network = row.runs[0].settings["network.name"]
+        source = f"measured here, n={summary.n}"
+        cells = (row.label, _mean(row, METRICS[0]), "last", network, "1", source)
+        rows.append((100 * summary.mean, cells))
+    for entry in section.published:
+        cells = (
+            f"{entry['method']} (published)",
+            entry["value"],
+            entry["kind"],
+            entry["network"] or UNKNOWN,
+            entry["networks"] or UNKNOWN,
+            entry["source"],
+        )
+        rows.append((float(entry["value"]), cells))
+    yield from (cells for _, cells in sorted(rows, key=lambda each: -each[0]))
+
+
+def show(comparison: Comparison) -> None:
+    """Print to the terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=250, soft_wrap=True)
+    for section in comparison.sections:
+        for table in section_tables(section):
+            shown = RichTable(title=Text(table.caption), title_justify="left")
+            for heading in table.headings:
+                shown.add_column(Text(heading), justify="left" if heading in LEFT else "right")
+            for row in table.rows:
+                shown.add_row(*map(Text, row))  # as it is: brackets are no markup
+            console.print(shown)
+    for note in comparison.notes:
+        console.print(Text(note))
+
+
+def write(comparison: Comparison, file: Path) -> None:
+    """Write in the format that the file's suffix names, a key of WRITERS."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(WRITERS[file.suffix](comparison), "utf-8")
+    except OSError as error:
+        raise UserError(f"out={file}: cannot be written: {error.strerror}") from None
+
+
+def markdown(comparison: Comparison) -> str:
+    def line(cells: tuple[str, ...]) -> str:
+        return f"| {' | '.join(_markdown_escape(cell) for cell in cells)} |\n"
+
+    parts = []
+    for section in comparison.sections:
+        parts.append(f"## {_markdown_escape(section.title)}\n")
+        for table in section_tables(section):
+            rule = "".join("|---" if h in LEFT else "|---:" for h in table.headings) + "|\n"
+            body = "".join(map(line, table.rows))
+            parts.append(f"{_markdown_escape(table.caption)}\n")
+            parts.append(line(table.headings) + rule + body)
+    lines = [*comparison.notes, f"made by: `{comparison.command}`"]
+    parts.append("".join(f"- {_markdown_escape(note)}\n" for note in lines))
+    return "\n".join(parts)
+
+
+def _markdown_escape(text: str) -> str:
+    return re.sub(r"([\\|*<])", r"\\\1", text)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+}
+
+
+def latex_escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def latex(comparison: Comparison) -> str:
+    """Tables for `booktabs`; the notes are comments."""
+    parts = [f"% {line}\n" for note in _provenance(comparison) for line in note.splitlines()]
+    parts.append("% needs \\usepackage{booktabs}\n")
+    for section in comparison.sections:
+        for table in section_tables(section):
+            lines = [" & ".join(map(latex_escape, row)) + r" \\" for row in table.rows]
+            headings = " & ".join(map(latex_escape, table.headings))
+            columns = "".join("l" if heading in LEFT else "r" for heading in table.headings)
+            parts.append(
+                "\n".join(
+                    [
+                        r"\begin{table}",
+                        r"\centering\small",
+                        rf"\caption{{{latex_escape(table.caption)}}}",
+                        rf"\begin{{tabular}}{{{columns}}}",
+                        r"\toprule",
+                        rf"{headings} \\",
+                        r"\midrule",
+                        *lines,
+                        r"\bottomrule",
+                        r"\end{tabular}",
+                        r"\end{table}",
+                        "",
+                    ]
+                )
+            )
+    return "\n".join(parts)
+
+
+def _provenance(comparison: Comparison) -> Iterator[str]:
+    yield f"made by: {comparison.command}"
+    yield from comparison.notes
+    for section in comparison.sections:
+        yield f"{section.title}: {describe(section)}; n: " + ", ".join(
+            f"{row.label} {len(row.runs)}" for row in section.rows
+        )
+        yield from (f"{section.title}: {note}" for note in section.notes)
+
+
+def csv_text(comparison: Comparison) -> str:
+    """Comment lines that begin with #, then one line for each row and each published number."""
+    text = io.StringIO()
+    for note in _provenance(comparison):
+        text.writelines(f"# {line}\n" for line in note.splitlines())
+    records = [r for section in comparison.sections for r in _records(section)]
+    columns = dict.fromkeys(key for record in records for key in record)
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _records(section: Section) -> Iterator[dict[str, Any]]:
+    for row in section.rows:
+        run = row.runs[0]
+        known = [r.results.get("noise_rate") for r in row.runs]
+        real = [rate for rate in known if rate is not None]
+        yield {
+            "kind": "measured",
+            "recipe": section.recipe,
+            "dataset": run.settings["data.name"],
+            "labels_or_noise": condition(run.settings),
+            "method": row.method,
+            "settings": " ".join(row.settings),
+            "n": len(row.runs),
+            "seeds": " ".join(map(str, row.seeds)),
+            "network": run.settings["network.name"],
+            "networks": 1,
+            "epochs": run.settings["epochs"],
+            "batch_size": run.settings["batch_size"],
+            "data_limit": run.settings["data.limit"],
+            "noise_rate": statistics.fmean(real) if real else None,
+            **_mean_columns(row),
+            **_difference_columns(section, row),
+            "published_accuracy": None,
+            "published_epoch": None,
+            "source": None,
+            "data_sha256": " ".join(str(r.results["data_sha256"])[:12] for r in row.runs),
+            "mixed": "; ".join(section.notes),
+        }
+    for entry in section.published:
+        yield {
+            "kind": "published",
+            "recipe": section.recipe,
+            "dataset": entry["dataset"],
+            "labels_or_noise": entry["labels_or_noise"],
+            "method": entry["method"],
+            "network": entry["network"],
+            "networks": entry["networks"],
+            "published_accuracy": Decimal(entry["value"]) / 100,
+            "published_epoch": entry["kind"],
+            "source": entry["source"],
+        }
+
+
+def _mean_columns(row: Row) -> dict[str, float | None]:
+    columns: dict[str, float | None] = {}
+    for metric in METRICS:
+        summary = row.summary(metric)
+        columns[metric.key] = summary.mean if summary else None
+        columns[f"{metric.key}_std"] = summary.std if summary else None
+    return columns
+
+
+def _difference_columns(section: Section, row: Row) -> dict[str, Any]:
+    base = section.baseline_of(row)
+    columns: dict[str, Any] = {
+        "baseline": base.label if base else None,
+        "pairs": _pairs(row, base) if base else None,
+    }
+    for metric in METRICS:
+        if metric.paired:
+            found: Difference | None = row.difference(base, metric) if base else None
+            columns[f"{metric.key}_difference"] = found.mean if found else None
+            columns[f"{metric.key}_difference_low"] = found.low if found else None
+            columns[f"{metric.key}_difference_high"] = found.high if found else None
+    return columns
+
+
+WRITERS: dict[str, Callable[[Comparison], str]] = {
+    ".csv": csv_text,
+    ".md": markdown,
+    ".tex": latex,
+}

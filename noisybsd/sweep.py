@@ -1,0 +1,454 @@
+"""Many runs: `python -m noisybsd.sweep recipe=a,b method=ce,bsd seed=1,2,3 …`.
+
+Every combination is a process of its own with a run directory of its own, whose name follows from the
+combination. So a sweep is resumed by giving the same command again: finished runs are skipped,
+interrupted ones continue, failed ones are reported and tried again on request.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noisybsd.config import Config, load_config, parse_overrides, read_yaml
+from noisybsd.errors import UserError, command, did_you_mean
+from noisybsd.rundir import _differences, _InUse, _lock
+
+USAGE = """\
+usage: python -m noisybsd.sweep recipe=A[,B…] [key=value[,value…] …] [sweep settings]
+
+Train every combination of the values given, each in a process and a run directory of its own. The same
+command again skips what is finished and continues what was interrupted.
+
+  python -m noisybsd.sweep recipe=digits_sym40 method=ce,bsd_simclr seed=0,1,2 jobs=2
+
+sweep settings:
+  out=runs/sweep     where the run directories go
+  jobs=N             runs at a time; default: one for each GPU, or 1; on SLURM: as many as it allows
+  retry=false        true: try failed runs again
+  launcher=local     or slurm (needs `pip install submitit`): one job for each run
+  slurm.KEY=VALUE    submitit's SLURM parameters; slurm.timeout_min=MINUTES is required, and most
+                     clusters want slurm.partition=NAME and slurm.gpus_per_node=1
+
+Every other key is one of noisybsd.train; its --help lists them. A value that is itself a list keeps its
+brackets: augment.views=[weak],[weak,strong].
+"""
+
+_SETTINGS: dict[str, Any] = {
+    "out": "runs/sweep",
+    "jobs": None,
+    "retry": False,
+    "launcher": "local",
+    "slurm": {},
+}
+
+# how noisybsd.train ends after SIGINT or SIGTERM: saved, or before there was anything to save
+_STOPPED = {sign for s in (signal.SIGINT, signal.SIGTERM) for sign in (128 + s, -s)}
+
+# states of a SLURM job that will still run, or runs
+_PENDING = {"PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "COMPLETING", "SUSPENDED"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One combination."""
+
+    arguments: tuple[str, ...]  # of noisybsd.train, without run.dir
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def log(self) -> Path:
+        """What the process printed."""
+        return self.directory / "console.txt"
+
+    @property
+    def failure(self) -> Path:
+        """Says why the process failed; exists from then until it is tried again."""
+        return self.directory / "failed.txt"
+
+    @property
+    def job(self) -> Path:
+        """The id of the SLURM job that was submitted last for this run."""
+        return self.directory / "slurm_job.txt"
+
+    @property
+    def finished(self) -> bool:
+        return (self.directory / "results.json").exists()
+
+    @property
+    def busy(self) -> bool:
+        """Some process trains it at this moment."""
+        if not self.directory.exists():
+            return False
+        try:
+            _lock(self.directory).close()
+        except _InUse:
+            return True
+        return False
+
+    def command(self) -> list[str]:
+        train = [sys.executable, "-m", "noisybsd.train"]
+        return [*train, *self.arguments, f"run.dir={self.directory}", "tracking.console=plain"]
+
+
+def combinations(arguments: Sequence[str], out: Path) -> list[Run]:
+    """Every combination of the values in `key=value,value…` arguments, in the order given.
+
+    Raises:
+        UserError: lists the mistakes of all combinations, each once; among them run directories in
+            `out` that hold runs of another configuration.
+    """
+    pairs = [argument.partition("=") for argument in arguments]
+    keys = [key for key, _, _ in pairs]
+    mistakes = [
+        f"{key}: a sweep names its run directories itself; use out=DIR"
+        for key in ("run.dir", "run.resume")
+        if key in keys
+    ]
+    values = [[key + sign + value for value in split_values(text)] for key, sign, text in pairs]
+    named = {"recipe", "method", "seed"}  # in every name, whether they vary or not
+    shown = [
+        len(choices) > 1 and key not in named for key, choices in zip(keys, values, strict=True)
+    ]
+    runs: list[Run] = []
+    for settings in itertools.product(*values):
+        try:
+            config = load_config(settings)
+        except UserError as error:
+            mistakes += [_with_own_settings(line) for line in str(error).splitlines()]
+            continue
+        varied = itertools.compress(settings, shown)
+        name = "-".join([config.recipe, config.method, *varied, f"s{config.seed}"])
+        run = Run(settings, out / re.sub(r"[^\w.=+,-]", "_", name))
+        mistakes += _another_configuration(run, config)
+        runs.append(run)
+    names = [run.name for run in runs]
+    mistakes += [
+        f"{name}: several combinations would have this run directory; give each value once, and "
+        "recipe files of different names"
+        for name in names
+        if names.count(name) > 1
+    ]
+    if mistakes:
+        raise UserError("\n".join(dict.fromkeys(mistakes)))
+    return runs
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas that stand outside brackets: `a,[b,c]` is a and [b,c]."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _with_own_settings(mistake: str) -> str:
+    """noisybsd.train's answer to an unknown key does not know the keys of a sweep."""
+    key, unknown, _ = mistake.partition(": unknown key")
+    close = difflib.get_close_matches(key.split(".")[0], _SETTINGS, n=1)
+    return f"{mistake} Or {close[0]}, a setting of the sweep?" if unknown and close else mistake
+
+
+def _another_configuration(run: Run, config: Config) -> Iterator[str]:
+    """Lines to say that the run directory was made by other settings that its name does not show."""
+    record = run.directory / "config.yaml"
+    if record.exists():
+        changed = list(_differences(read_yaml(record), config))
+        if changed:
+            yield f"{run.directory}: holds a run of another configuration; use another out=DIR"
+            yield from (f"  {line}" for line in changed)
+
+
+def run_here(
+    runs: Sequence[Run], jobs: int, gpus: Sequence[str], say: Callable[[str], None]
+) -> int | None:
+    """Work through `runs`, `jobs` at a time, each on the GPU of its slot.
+
+    A SIGINT or SIGTERM is passed on, so that all of them save and stop; a second one ends them at once.
+
+    Args:
+        gpus: as CUDA_VISIBLE_DEVICES names them; empty: leave that variable alone.
+
+    Returns:
+        The first signal that came, or None.
+    """
+    waiting = list(runs)
+    working: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}  # by slot
+    received: list[int] = []
+    passed_on = 0
+    before = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        while working or (waiting and not received):
+            while waiting and not received and len(working) < jobs:
+                slot = min(set(range(jobs)) - set(working))
+                run = waiting.pop(0)
+                working[slot] = (run, _start(run, jobs, gpus[slot % len(gpus)] if gpus else None))
+                say(f"start    {run.name}")
+            if len(received) > passed_on:
+                passed_on = len(received)
+                for _, process in working.values():
+                    process.send_signal(signal.SIGTERM)
+            for slot, (run, process) in list(working.items()):
+                if process.poll() is not None:
+                    del working[slot]
+                    say(_ended(run, process.returncode))
+            time.sleep(0.05)
+    finally:
+        for _, process in working.values():  # after an error of our own
+            process.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return received[0] if received else None
+
+
+def _start(run: Run, jobs: int = 1, gpu: str | None = None) -> subprocess.Popen[bytes]:
+    # processes that share the cores each take their part; more threads than cores stall each other
+    threads = max(1, _cores() // jobs)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+        run.failure.unlink(missing_ok=True)
+        log = run.log.open("wb")
+    except OSError as error:
+        raise UserError(f"{run.directory}: cannot be written: {error.strerror}") from None
+    with log:
+        return subprocess.Popen(
+            run.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        )
+
+
+def _cores() -> int:
+    """Cores this process may use; a cluster's job has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ended(run: Run, code: int) -> str:
+    """What to say about a run whose process ended with `code`; a failure is recorded."""
+    if run.finished:
+        return f"done     {run.name}"
+    if code in _STOPPED:
+        return f"stopped  {run.name}"
+    lines = run.log.read_text("utf-8", "replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    if code < 0:
+        reason = f"killed by {signal.Signals(-code).name}"
+    else:
+        reason = (errors or lines or ["it printed nothing"])[-1]
+    run.failure.write_text(f"{reason}\n", "utf-8")
+    return f"FAILED   {run.name}: {reason} (more in {run.log})"
+
+
+def run_on_slurm(
+    runs: Sequence[Run], parameters: dict[str, Any], jobs: int | None, out: Path
+) -> list[str]:
+    """Submit one job for each run, at most `jobs` of them at a time; they go on without this process.
+
+    Returns:
+        The ids of the jobs.
+
+    Raises:
+        UserError: submitit or SLURM is not there, or has no such parameter.
+    """
+    executor = _slurm_executor(parameters | ({"array_parallelism": jobs} if jobs else {}), out)
+    with executor.batch():
+        submitted = [executor.submit(run_one, run) for run in runs]
+    for run, job in zip(runs, submitted, strict=True):
+        run.directory.mkdir(parents=True, exist_ok=True)
+        run.failure.unlink(missing_ok=True)
+        run.job.write_text(f"{job.job_id}\n", "utf-8")
+    return [job.job_id for job in submitted]
+
+
+def _slurm_executor(parameters: dict[str, Any], out: Path) -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("launcher=slurm needs submitit: pip install submitit") from None
+    if not {"timeout_min", "time"} & set(parameters):
+        raise UserError("slurm.timeout_min: is required, in minutes; submitit's own default is 5")
+    try:
+        executor = submitit.SlurmExecutor(folder=out / "slurm")
+        executor.update_parameters(**parameters)
+    except RuntimeError:  # submitit finds no srun
+        raise UserError(
+            "launcher=slurm: SLURM is not there (no srun command); valid here: launcher=local"
+        ) from None
+    except (ValueError, NameError) as error:
+        raise UserError(f"slurm: {' '.join(str(error).split())}") from None
+    return executor
+
+
+def run_one(run: Run) -> None:
+    """Train one run in a process of its own; for a job of a cluster.
+
+    submitit raises here shortly before the job's time is up: the process is then told to save.
+    """
+    if run.finished or run.busy:
+        return
+    # SLURM announces the end by a signal to every process of the job; the training inherits to ignore
+    # it, and is told by this one
+    handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    process = _start(run)
+    signal.signal(signal.SIGUSR2, handler)
+    try:
+        process.wait()
+    finally:
+        process.terminate()
+        print(_ended(run, process.wait()))
+
+
+def _slurm_state(run: Run, out: Path) -> str | None:
+    """The state of the SLURM job submitted for `run`, if it runs or will run."""
+    if not run.job.exists():
+        return None
+    import submitit
+
+    job: Any = submitit.SlurmJob(folder=out / "slurm", job_id=run.job.read_text("utf-8").strip())
+    state: str = job.watcher.get_state(job.job_id, mode="force")
+    return state if state in _PENDING else None
+
+
+def _settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """The sweep's own settings.
+
+    Raises:
+        UserError: lists every mistake.
+    """
+    settings = {**_SETTINGS, **parse_overrides(arguments)}
+    jobs, launcher, slurm = (settings[key] for key in ("jobs", "launcher", "slurm"))
+    mistakes = []
+    if jobs is not None and (type(jobs) is not int or jobs < 1):
+        mistakes.append(f"jobs: got {jobs!r}; valid: a whole number of at least 1")
+    if launcher not in ("local", "slurm"):
+        mistakes.append(f"launcher: {did_you_mean(launcher, ['local', 'slurm'])}")
+    if not isinstance(settings["retry"], bool):
+        mistakes.append(f"retry: got {settings['retry']!r}; valid: true, false")
+    if not isinstance(slurm, dict):
+        mistakes.append(f"slurm: got {slurm!r}; valid: slurm.KEY=VALUE, e.g. slurm.timeout_min=600")
+    elif slurm and launcher == "local":
+        mistakes.append(f"slurm.{min(slurm)}: has no effect without launcher=slurm")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return settings
+
+
+def _plan(arguments: Sequence[str]) -> tuple[list[Run], dict[str, Any]]:
+    """The runs and the sweep's own settings.
+
+    Raises:
+        UserError: lists every mistake in both.
+    """
+    keys = [argument.partition("=")[0] for argument in arguments]
+    mistakes = [f"{key}: given twice; use key=a,b" for key in keys if keys.count(key) > 1]
+    own = [a for a in arguments if re.split(r"[.=]", a, maxsplit=1)[0] in _SETTINGS]
+    settings, runs = dict(_SETTINGS), []
+    try:
+        settings = _settings(own)
+    except UserError as error:
+        mistakes += str(error).splitlines()
+    try:
+        out = Path(str(settings["out"])).expanduser()
+        runs = combinations([a for a in arguments if a not in own], out)
+    except UserError as error:
+        mistakes += str(error).splitlines()
+    if mistakes:
+        raise UserError("\n".join(dict.fromkeys(mistakes)))
+    return runs, settings | {"out": out}
+
+
+def _to_do(runs: Sequence[Run], settings: dict[str, Any]) -> Iterator[Run]:
+    """The runs to start; says of every other one why not."""
+    for run in runs:
+        if run.finished:
+            print(f"done     {run.name} (before)")
+        elif run.busy:
+            print(f"busy     {run.name} (another process trains it)")
+        elif run.failure.exists() and not settings["retry"]:
+            reason = run.failure.read_text("utf-8").strip()
+            print(f"FAILED   {run.name} (before; retry=true tries again): {reason}")
+        elif settings["launcher"] == "slurm" and (state := _slurm_state(run, settings["out"])):
+            print(f"{state.lower():<8} {run.name} (job {run.job.read_text('utf-8').strip()})")
+        else:
+            yield run
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
+@command
+def main(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    runs, settings = _plan(arguments)
+    out = settings["out"]
+    if settings["launcher"] == "slurm":
+        _slurm_executor(settings["slurm"], out)  # or say at once what is missing
+    todo = list(_to_do(runs, settings))
+    print(f"{len(runs)} runs, {len(todo)} to start, in {out}", flush=True)
+    if settings["launcher"] == "slurm":
+        ids = run_on_slurm(todo, settings["slurm"], settings["jobs"], out) if todo else []
+        print("\n".join(f"job {id} {run.name}" for id, run in zip(ids, todo, strict=True)))
+        print(f"{len(ids)} jobs submitted; the same command again says what is done")
+    elif todo:
+        gpus = visible_gpus()
+        jobs = settings["jobs"] or max(1, len(gpus))
+        stopped_by = run_here(todo, jobs, gpus, lambda line: print(line, flush=True))
+        if stopped_by is not None:
+            print("the same command again continues")
+            return 128 + stopped_by
+    return _conclude(runs, settings)
+
+
+def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
+    """Compare what is done; exit code 1 if a run failed."""
+    done = [run for run in runs if run.finished]
+    failed = [run for run in runs if not run.finished and run.failure.exists()]
+    if done:
+        from noisybsd.compare import main as compare
+
+        compare([str(run.directory) for run in done])
+    print(f"{len(done)} of {len(runs)} runs are done, {len(failed)} failed")
+    print(f"more: python -m noisybsd.compare {settings['out']}; its --help says what")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    # as a module by its own name, which a cluster's job can import
+    from noisybsd import sweep
+
+    sys.exit(sweep.main())
