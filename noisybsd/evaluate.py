@@ -14,7 +14,7 @@ from noisybsd.data import load_dataset
 from noisybsd.environment import describe_environment, pick_device
 from noisybsd.errors import UserError, command
 from noisybsd.rundir import load_run_state, write_json
-from noisybsd.train import Trainer
+from noisybsd.trainer import Trainer
 
 USAGE = """\
 usage: python -m noisybsd.evaluate run=DIR [key=value …]

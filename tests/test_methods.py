@@ -18,7 +18,8 @@ from noisybsd.data import load_dataset
 from noisybsd.errors import UserError
 from noisybsd.methods import METHODS
 from noisybsd.objectives import LOSSES, TARGET_RULES, options
-from noisybsd.train import Stopped, Trainer
+from noisybsd.stopping import Stopped
+from noisybsd.trainer import Trainer
 
 NAMES = (
     "ce label_smoothing mixup ce_ema gce sce elr sop sop_plus selc temporal_ensembling ps_kd ctrr "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from outcome import assert_same, modules, outcome, rows, strict
 from test_augment import NoReadback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -33,14 +33,10 @@ from noisybsd.checkpoint import load_checkpoint
 from noisybsd.config import load_config
 from noisybsd.data import Dataset, load_dataset
 from noisybsd.methods import METHODS
-from noisybsd.train import Trainer, main
+from noisybsd.train import main
+from noisybsd.trainer import Trainer
 
 Tiny = Callable[..., list[str]]
-Files = dict[str, Any]
-
-# all that may differ between an undisturbed run and one that was interrupted: times, and whose it is
-# (its commit, if somebody commits meanwhile)
-MAY_DIFFER = {"seconds", "train_seconds", "images_per_second", "wandb_id", "run", "git_commit"}
 
 # settings with state or arithmetic of their own, beside the methods' (test_methods.py)
 VARIANTS = (
@@ -55,53 +51,6 @@ VARIANTS = (
     "data.storage=stream",
     "run.checkpoint_every=2",
 )
-
-
-def strict(text: str) -> Any:
-    """Parse JSON; NaN and Infinity are not JSON."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} in {text}")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [strict(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-
-
-def comparable(value: Any) -> Any:
-    """Tensors as their bits; what may differ left out."""
-    if isinstance(value, Tensor):
-        return str(value.dtype), tuple(value.shape), value.contiguous().view(-1).numpy().tobytes()
-    if isinstance(value, dict):
-        return {k: comparable(v) for k, v in value.items() if k not in MAY_DIFFER}
-    return [comparable(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def outcome(run: Path) -> Files:
-    """All that a finished run leaves: weights, EMA, posterior, bank, monitor, …, metrics, results."""
-    assert not list(run.glob(".*.tmp"))
-    files = {
-        "checkpoint.pt": load_checkpoint(run / "checkpoint.pt"),
-        "metrics.jsonl": rows(run),
-        "results.json": strict((run / "results.json").read_text("utf-8")),
-    }
-    return comparable(files)
-
-
-def assert_same(actual: Files, expected: Files, path: str = "") -> None:
-    """Name what differs, instead of printing two checkpoints."""
-    if isinstance(expected, dict) and isinstance(actual, dict):
-        assert actual.keys() == expected.keys(), path
-        for key in expected:
-            assert_same(actual[key], expected[key], f"{path}/{key}")
-    else:
-        assert actual == expected or pytest.fail(f"{path} differs")
-
-
-def modules(run: Path) -> Files:
-    return comparable(load_checkpoint(run / "checkpoint.pt")["modules"])
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, act: Callable[[], Any]) -> None:

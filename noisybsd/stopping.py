@@ -1,0 +1,43 @@
+"""How a signal stops a run: at the end of a step, saved."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and it is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
+    """Notes SIGINT and SIGTERM, for the loop to stop at a good moment; a second one ends the process.
+
+    Args:
+        announce: is told the name of the first signal.
+    """
+
+    received: int = 0
+
+    def __init__(self, announce: Callable[[str], None]):
+        self._announce = announce
+
+    def __enter__(self) -> StopSignal:
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for each in self._before:  # by the kernel, whatever the process is busy with
+            signal.signal(each, signal.SIG_DFL)
+        self._announce(signal.Signals(number).name)

@@ -1,0 +1,403 @@
+"""The trainer: the parts of one run, its step, and what is measured at the end of an epoch.
+
+Everything random in a step is a function of (seed, rank, step) and the order of an epoch one of
+(seed, epoch), so a checkpoint needs no random-number state and a run continues bit for bit at any step.
+
+Dimensions: N training samples, K classes, B batch, V views, D embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisybsd.augment import Views
+from noisybsd.bank import FeatureBank, knn_accuracy, vote
+from noisybsd.config import Config
+from noisybsd.contrastive import CONTRASTIVE
+from noisybsd.data import Dataset
+from noisybsd.environment import describe_environment
+from noisybsd.errors import UserError
+from noisybsd.loader import build_loader, keep_resident
+from noisybsd.metrics import label_metrics, prediction_metrics, reliability
+from noisybsd.monitor import EpochSums, SampleMonitor
+from noisybsd.networks import Network, build_network
+from noisybsd.objectives import LOSSES, build_loss, build_rule
+from noisybsd.optim import WeightEma, build_optimizer, learning_rate
+from noisybsd.parts import Batch, Mixup, Task
+from noisybsd.predict import predict
+from noisybsd.stopping import Stopped, StopSignal
+from noisybsd.tracking import Tracker
+
+RESULTS_SCHEMA = 1  # of results.json; compare.py reads this one
+
+# steps between looks at whether the loss is finite; each look waits for the device
+CHECK_EVERY = 50
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class Trainer:
+    """One run in memory: data, network, per-sample state, and the loop over them."""
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device):
+        self.config, self.dataset, self.device = config, dataset, device
+        self.num_classes = len(dataset.class_names)
+        train = dataset.train
+        self.labels = torch.as_tensor(train.labels, device=device)  # (N,)
+        self.loader = build_loader(
+            train,
+            config.batch_size,
+            config.seed,
+            device,
+            storage=config.data.storage,
+            workers=config.data.workers,
+            on_error=config.data.on_error,
+            balanced=config.data.balanced,
+        )
+        self.test = keep_resident(dataset.test, device, config.data.storage, config.data.on_error)
+        self.views = Views(config.augment.name, dataset.size, dataset.mean, dataset.std).to(device)
+        torch.manual_seed(config.seed)
+        self.network = build_run_network(config, dataset).to(device)
+        self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
+        task = Task(self.labels, self.num_classes, config)
+        self.rule = build_rule(task).to(device)
+        self.loss = build_loss(task).to(device)
+        self.parameters = [*self.network.parameters(), *self.loss.parameters()]
+        self.optimizer = build_optimizer(self.parameters, config.optimizer)
+        self.contrastive = CONTRASTIVE.get(config.contrastive.name)
+        self.monitor = SampleMonitor(self.labels)
+        self.sums = EpochSums(device)
+        self.bank = FeatureBank(len(train.labels), self.network.embedding_dim).to(device)
+        self.amp = autocast_dtype(config, device)
+
+        self.step_number = 0  # steps taken since the start of the run
+        self.seconds = 0.0  # spent training and evaluating, over all parts of the run
+        self.images_seen = 0
+        self.network_passes = 0  # of single images through the network, a backward one counted 2
+        self.train_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.wandb_id = secrets.token_hex(4)
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.loader.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed, the evaluation included."""
+        return len(self.history)
+
+    def lr(self, step: int) -> float:
+        warmup = self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch
+        return learning_rate(step, self.total_steps, warmup, self.config.optimizer)
+
+    def contrastive_weight(self, step: int) -> float:
+        """Linear warm-up over `contrastive.warmup_epochs`."""
+        warmup = self.config.contrastive.warmup_epochs * self.loader.steps_per_epoch
+        return self.config.contrastive.weight * min(1.0, (step + 1) / (warmup + 1))
+
+    def step(self, index: Tensor, images: Tensor) -> None:
+        """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8. Never waits for the GPU."""
+        step, num_views = self.step_number, len(self.config.augment.views)
+        torch.manual_seed(step_seed(self.config.seed, rank=0, step=step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(step)
+
+        views = [getattr(self.views, name)(images) for name in self.config.augment.views]
+        mixup, alpha = None, self.config.augment.mixup
+        if alpha > 0:
+            mixup = Mixup.draw(len(index), alpha, self.device)
+            views = [*(views if self.loss.mixup == "beside" else []), *map(mixup, views)]
+        inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            logits, z = self.network(inputs)
+        logits = logits.float().view(len(views), len(index), self.num_classes)  # (V,B,K)
+
+        probs = logits.detach()[:num_views].softmax(dim=-1)
+        observe_mean = self.config.posterior.observe == "mean"
+        self.rule.observe(index, probs.mean(dim=0) if observe_mean else probs[0])
+        targets = self.rule.targets(index)  # (B,K)
+        if mixup is not None and self.loss.mixup == "instead":
+            targets = mixup(targets)
+
+        batch = Batch(index, self.labels[index], logits, z, targets, mixup)
+        classification = self.loss(batch)
+        contrast = logits.new_zeros(())
+        if self.contrastive is not None:
+            contrast = self.contrastive(
+                z[: 2 * len(index)], targets, self.config.contrastive.temperature
+            )
+        loss = classification + self.contrastive_weight(step) * contrast
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(
+                self.parameters, self.config.optimizer.clip_norm, foreach=True
+            )
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step)
+
+        self.bank.write(index, z.detach()[: len(index)])
+        self.monitor.record(index, logits.detach()[0])
+        correct = (logits.detach()[0].argmax(dim=1) == self.labels[index]).float().mean()
+        self.sums.add(step, loss, classification, contrast, correct)
+        self.step_number += 1
+        self.images_seen += len(index)
+        self.network_passes += 3 * len(inputs)
+
+    def train_epoch(self, tracker: Tracker, stop: StopSignal) -> None:
+        """The rest of the present epoch.
+
+        Raises:
+            NonFiniteLoss: some step's loss was NaN or infinite.
+            Stopped: a signal asked to stop; the step under way is complete.
+        """
+        self.network.train()
+        done = self.step_number - self.epoch * self.loader.steps_per_epoch
+        if done == 0:
+            self.sums.reset()
+        self.rule.start_epoch(self.epoch)
+        self.loss.start_epoch(self.epoch)
+        begin = time.perf_counter()
+        try:
+            for index, images in self.loader.epoch(self.epoch, start=done):
+                self.step(index, images)
+                tracker.step()
+                if self.step_number % CHECK_EVERY == 0 or stop.received:
+                    self.check_finite()
+                if stop.received:
+                    raise Stopped(stop.received)
+            self.check_finite()  # waits for the device, so that the time below is the whole time
+        finally:
+            self.train_seconds += time.perf_counter() - begin
+
+    def check_finite(self) -> None:
+        """Look at every loss so far and at the weights as they are. Waits for the device.
+
+        Raises:
+            NonFiniteLoss: some of them are NaN or infinite.
+        """
+        what, step = "the loss is not finite at", self.sums.first_bad_step()
+        if step is None:
+            state = [*self.network.state_dict().values(), *self.loss.state_dict().values()]
+            largest = torch._foreach_norm([t for t in state if t.is_floating_point()], math.inf)
+            if torch.stack(largest).isfinite().all():
+                return
+            what, step = "the weights are not finite after", self.step_number - 1
+        raise NonFiniteLoss(
+            f"{what} step {step} (epoch {step // self.loader.steps_per_epoch + 1}), "
+            f"learning rate {self.lr(step):.3g}. Try a lower optimizer.lr, optimizer.clip_norm=1, "
+            "or precision=fp32"
+        )
+
+    @torch.no_grad()
+    def end_epoch(self) -> dict[str, Any]:
+        """Neighbours, evaluation and metrics of the epoch just trained."""
+        metrics: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "step": self.step_number,
+            "lr": self.lr(self.step_number - 1),
+            **self.sums.means(),
+        }
+        belief = self.rule.belief()  # (N,K) or None
+        suggested = self.suggested()
+        given = self.labels[:, None]
+        of_given = self.monitor.given_prob if belief is None else belief.gather(1, given).squeeze(1)
+        self.monitor.record_belief(suggested, self.epoch)
+
+        near = self.config.neighbours
+        if near.k > 0 and near.weight > 0 and self.epoch + 1 >= near.start_epoch:
+            assert belief is not None
+            found = self.bank.search(near.k, engine=near.engine)
+            self.rule.observe_neighbours(vote(belief, found, math.inf))  # the plain mean
+
+        metrics |= self.evaluate()
+        if self.dataset.train.clean_labels is not None:
+            clean = torch.as_tensor(self.dataset.train.clean_labels, device=self.device)
+            of_given = of_given.masked_fill(self.monitor.visits == 0, torch.nan)  # dropped so far
+            metrics |= label_metrics(
+                of_given, suggested, self.monitor.predicted, self.labels, clean
+            )
+        return metrics
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Test metrics of the network, and of its moving average under names that end in `_ema`."""
+        logits, z, labels = self.predict_test(self.network)
+        metrics = {f"test_{k}": v for k, v in prediction_metrics(logits, labels).items()}
+        near = self.config.neighbours
+        if near.k > 0:
+            found = self.bank.search(near.k, queries=z, engine=near.engine)
+            suggested = F.one_hot(self.suggested(), self.num_classes).float()
+            metrics["test_knn_accuracy"] = knn_accuracy(suggested, found, labels)
+        if self.ema is not None:
+            logits, _, labels = self.predict_test(self.ema.network)
+            ema = prediction_metrics(logits, labels)
+            metrics |= {f"test_{k}_ema": v for k, v in ema.items()}
+        return metrics
+
+    def predict_test(self, network: Network) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (M,K), embeddings (M,D) and labels (M,) of the test set.
+
+        Raises:
+            NonFiniteLoss: the network's weights are beyond use.
+        """
+        logits, z, labels = predict(
+            network,
+            self.test,
+            self.views,
+            self.device,
+            self.amp,
+            workers=self.config.data.workers,
+            on_error=self.config.data.on_error,
+        )
+        if not logits.isfinite().all():
+            raise NonFiniteLoss(
+                f"the network's test predictions are not finite after step {self.step_number}, "
+                f"learning rate {self.lr(max(self.step_number - 1, 0)):.3g}"
+            )
+        return logits, z, labels
+
+    def suggested(self) -> Tensor:
+        """The most probable class of each training sample, (N,): by belief, or by prediction."""
+        belief = self.rule.belief()
+        return self.monitor.predicted if belief is None else belief.argmax(dim=1)
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """Everything with state, by its name in the checkpoint."""
+        parts = {
+            "network": self.network,
+            "ema": self.ema,
+            "rule": self.rule,
+            "loss": self.loss,
+            "bank": self.bank,
+            "monitor": self.monitor,
+            "sums": self.sums,
+        }
+        return {name: module for name, module in parts.items() if module is not None}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "data_sha256": self.dataset.sha256,
+            "modules": {name: module.state_dict() for name, module in self.modules().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_number,
+            "seconds": self.seconds,
+            "images_seen": self.images_seen,
+            "network_passes": self.network_passes,
+            "train_seconds": self.train_seconds,
+            "skipped": list(self.loader.skipped),
+            "history": self.history,
+            "wandb_id": self.wandb_id,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`.
+
+        Raises:
+            UserError: the state belongs to other data.
+        """
+        if state["data_sha256"] != self.dataset.sha256:
+            raise UserError(
+                f"data.root={self.config.data.root}: the images or labels are not those this run was "
+                f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"
+            )
+        for name, module in self.modules().items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number = state["step"]
+        self.seconds = state["seconds"]
+        self.images_seen = state["images_seen"]
+        self.network_passes = state["network_passes"]
+        self.train_seconds = state["train_seconds"]
+        self.loader.skipped = list(dict.fromkeys([*state["skipped"], *self.loader.skipped]))
+        self.history = state["history"]
+        self.wandb_id = state["wandb_id"]
+
+    def results(self) -> dict[str, Any]:
+        """results.json. The headline is the last epoch; the best one peeks at the test set."""
+        last, config = self.history[-1], self.config
+        accuracies = [row["test_accuracy"] for row in self.history]
+        noise_rate = last.get("noise_rate")
+        logits, _, labels = self.predict_test(self.network)
+        return {
+            "schema": RESULTS_SCHEMA,
+            "recipe": config.recipe,
+            "method": config.method,
+            "seed": config.seed,
+            "dataset": self.dataset.name,
+            "network": config.network.name,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "train_samples": len(self.dataset.train.labels),
+            "test_samples": len(self.dataset.test.labels),
+            "noise_rate": noise_rate,
+            "test_accuracy_last": accuracies[-1],
+            "test_accuracy_last10_mean": float(np.mean(accuracies[-10:])),
+            "test_accuracy_best": max(accuracies),
+            "test_accuracy_best_note": "an oracle: the epoch is chosen on the test set",
+            "test_accuracy_ema_last": last.get("test_accuracy_ema"),
+            "test_knn_accuracy_last": last.get("test_knn_accuracy"),
+            "test_ece_last": last["test_ece"],
+            "test_ece_ema_last": last.get("test_ece_ema"),
+            "test_nll_last": last["test_nll"],
+            "test_brier_last": last["test_brier"],
+            "label_correction_accuracy": last.get("label_correction_accuracy"),
+            "noise_detection_auroc": last.get("noise_detection_auroc"),
+            "memorised_fraction": last.get("memorised_fraction"),
+            "reliability": reliability(logits, labels),
+            # per sample and epoch: an image forward counts 1, backward 2
+            "network_passes": self.network_passes / self.images_seen,
+            "images_per_second": self.images_seen / self.train_seconds,
+            "seconds": self.seconds,
+            "data_sha256": self.dataset.sha256,
+            "data": self.data_notes(),
+            **describe_environment(self.device),
+        }
+
+    def data_notes(self) -> dict[str, Any]:
+        """What results.json says of the data, with the images skipped so far."""
+        notes = self.dataset.notes
+        skipped = [*notes.get("skipped", []), *self.loader.skipped]
+        return notes | {
+            "skipped_images": notes.get("skipped_images", 0) + len(self.loader.skipped),
+            "skipped": skipped[:20],
+        }
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """A well-mixed 63-bit seed from (seed, rank, step)."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def build_run_network(config: Config, dataset: Dataset) -> Network:
+    """The run's network, with a projection head where something trains it."""
+    projects = config.contrastive.name != "none" or LOSSES[config.loss].uses_embedding
+    return build_network(
+        config.network.name,
+        len(dataset.class_names),
+        dataset.channels,
+        width=config.network.width,
+        embedding_dim=config.network.embedding_dim,
+        projection="mlp" if projects else "identity",
+        pretrained=config.network.pretrained,
+    )
+
+
+def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
+    """The dtype of the forward pass under autocast, or None for plain fp32."""
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if bf16 else None
