@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -21,7 +23,11 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
 
 
 def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
-    """Make a command of a function of its arguments: user errors become a message and exit code 2."""
+    """Make a command of a function of its arguments, that ends without a traceback.
+
+    A user's mistake is a message and exit code 2, Ctrl-C before there is anything to save is exit code
+    130, and a reader that has seen enough (`… --help | head`) is no error.
+    """
 
     @functools.wraps(main)
     def wrapper(arguments: list[str] | None = None) -> int:
@@ -30,5 +36,12 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
         except UserError as error:
             print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+        except BrokenPipeError:
+            # what is still buffered has no reader: the interpreter must not try to flush it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
 
     return wrapper
