@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compared import assert_same, modules, outcome, rows, strict
 from conftest import TINY
-from outcome import assert_same, modules, outcome, rows, strict
 from test_augment import NoReadback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -702,7 +702,7 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twenty_kills_of_the_command(tmp_path: Path) -> None:
-    kills = benchmark("kill").run([*TINY, "epochs=40"], tmp_path, kills=20, seed=0)
+    kills = benchmark("kill").run([*TINY, "epochs=200"], tmp_path, kills=20, seed=0)
     assert len(kills) == 20 and kills[-1]["identical"] == "yes"
 
 

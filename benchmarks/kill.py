@@ -1,0 +1,123 @@
+"""Kill a training run with SIGKILL again and again: does it end as if nothing had happened?
+
+    python benchmarks/kill.py --out results/kill.csv
+
+Trains a recipe once without interruption. Then starts it anew with the same command and kills the process
+after a random time, `--kills` times in the same run directory, wherever it happens to be: importing,
+loading, in a step, evaluating, writing. The same command once more lets it end. Compared bit by bit are
+weights, optimiser, moving average, posterior, bank, monitor, metrics.jsonl and results.json, all but the
+times. One row a kill; `identical` stands in all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisybsd.checkpoint import load_checkpoint
+from noisybsd.environment import describe_environment
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from compared import assert_same, outcome
+
+
+def start(settings: list[str], run: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "noisybsd.train", *settings, f"run.dir={run}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+
+
+def undisturbed(settings: list[str], run: Path) -> tuple[float, float]:
+    """Train to the end; seconds until training began, and from then on."""
+    began = time.monotonic()
+    process = start(settings, run)
+    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    ready = time.monotonic()
+    if process.wait() != 0:
+        raise SystemExit(f"the run without interruption ended with {process.returncode}")
+    return ready - began, time.monotonic() - ready
+
+
+def run(settings: list[str], where: Path, kills: int, seed: int) -> list[dict[str, Any]]:
+    """One row a kill, of training with `settings` in new directories in `where`."""
+    starting, training = undisturbed(settings, where / "undisturbed")
+    # uniform lifetimes up to this bring the kills to about 60 % of the run: starting + w with
+    # kills * w^2 / (2 (starting + w)) = 0.6 training
+    share = 0.6 * training / kills
+    longest = starting + share + math.sqrt(share**2 + 2 * share * starting)
+    moments = random.Random(seed)
+    rows = []
+    for kill in range(1, kills + 1):
+        process = start(settings, where / "killed")
+        seconds = moments.uniform(0, longest)
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        rows.append({"kill": kill, "seconds": round(seconds, 2), **progress(where / "killed")})
+        print(*rows[-1].values(), sep="\t")
+    last = start(settings, where / "killed")
+    if last.wait() != 0:
+        raise SystemExit(f"after {kills} kills the run ended with {last.returncode}")
+    try:
+        assert_same(outcome(where / "killed"), outcome(where / "undisturbed"))
+        identical = "yes"
+    except AssertionError as difference:
+        identical = f"no: {difference}"
+    return [row | {"identical": identical} for row in rows]
+
+
+def progress(directory: Path) -> dict[str, Any]:
+    """How far a killed run had come: epochs told, step saved, whether it was writing, whether done."""
+    metrics, checkpoint = directory / "metrics.jsonl", directory / "checkpoint.pt"
+    return {
+        "epoch": len(metrics.read_text().splitlines()) if metrics.exists() else 0,
+        "step_saved": load_checkpoint(checkpoint)["step"] if checkpoint.exists() else 0,
+        "while_writing": "yes" if any(directory.glob(".*.tmp")) else "no",
+        "finished": "yes" if (directory / "results.json").exists() else "no",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("settings", nargs="*", default=["recipe=digits_sym40"], metavar="key=value")
+    options = parser.parse_args()
+    settings = [*options.settings, "device=cpu", "tracking.wandb=disabled"]
+    with tempfile.TemporaryDirectory() as where:
+        rows = run(settings, Path(where), options.kills, options.seed)
+    about = describe_environment(torch.device("cpu"))
+    common = {
+        "settings": " ".join(settings),
+        "commit": about["git_commit"],
+        "hardware": about["hardware"],
+        "threads": 1,
+        "versions": " ".join(f"{name}={version}" for name, version in about["versions"].items()),
+    }
+    options.out.parent.mkdir(exist_ok=True)
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | common for row in rows)
+    print("identical:", rows[-1]["identical"])
+
+
+if __name__ == "__main__":
+    main()
