@@ -279,7 +279,8 @@ def pack(config: Config, out: Path | None) -> int:
     size = sum(path.stat().st_size for path in out.iterdir())
     counts = ", ".join(f"{about[name]['count']:,} {name}" for name in splits)
     print(f"{out}: {counts} images, {size / 2**20:,.1f} MiB; {len(problems)} left out")
-    print("\n".join(problems[:LISTED]))
+    for problem in problems[:LISTED]:
+        print(f"  {problem}")
     print(f"train on them with data.name={data.name} data.root={out}")
     return 0
 
