@@ -83,7 +83,7 @@ def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
 
 
 def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
-    """Decode to (H,W,C) uint8."""
+    """Decode to (H,W,C) uint8, read-only."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise ValueError(f"{image.width}×{image.height} pixels, more than the {limit} accepted")
@@ -99,7 +99,7 @@ def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
         picture = image.convert("RGBA")
         image = Image.new("RGBA", picture.size, "white")
         image.alpha_composite(picture)
-    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -118,11 +118,11 @@ def _square(pixels: np.ndarray, size: int) -> Tensor:
     top, left = (height - side) // 2, (width - side) // 2
     square = pixels[top : top + side, left : left + side]
     if side != size:
-        batch = torch.from_numpy(square).permute(2, 0, 1)[None]
+        batch = torch.from_numpy(square.copy()).permute(2, 0, 1)[None]
         resized = interpolate(batch, (size, size), mode="bilinear", antialias=True)
         square = resized[0].permute(1, 2, 0).numpy()
     # by NumPy: torch would use all cores for this small a copy, in each of many decoding threads
-    return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(square.transpose(2, 0, 1), order="C"))
 
 
 class ImageFiles:
