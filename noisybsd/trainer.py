@@ -332,7 +332,11 @@ class Trainer:
         last, config = self.history[-1], self.config
         accuracies = [row["test_accuracy"] for row in self.history]
         noise_rate = last.get("noise_rate")
-        logits, _, labels = self.predict_test(self.network)
+
+        def diagram(network: Network) -> dict[str, list[Any]]:
+            logits, _, labels = self.predict_test(network)
+            return reliability(logits, labels)
+
         return {
             "schema": RESULTS_SCHEMA,
             "recipe": config.recipe,
@@ -358,7 +362,8 @@ class Trainer:
             "label_correction_accuracy": last.get("label_correction_accuracy"),
             "noise_detection_auroc": last.get("noise_detection_auroc"),
             "memorised_fraction": last.get("memorised_fraction"),
-            "reliability": reliability(logits, labels),
+            "reliability": diagram(self.network),
+            "reliability_ema": None if self.ema is None else diagram(self.ema.network),
             # per sample and epoch: an image forward counts 1, backward 2
             "network_passes": self.network_passes / self.images_seen,
             "images_per_second": self.images_seen / self.train_seconds,
