@@ -154,7 +154,8 @@ def collect(trainer: Trainer, directory: Path) -> Findings:
     network = _network_probabilities(trainer)
     held = trainer.rule.belief()
     belief = network if held is None else held.float().cpu().numpy()
-    known = (monitor.visits.cpu().numpy() > 0) & np.isfinite(belief).all(axis=1)
+    visits = monitor.visits.cpu().numpy()
+    known = (visits > 0) & np.isfinite(belief).all(axis=1)
     belief = np.where(known[:, None], belief, one_hot.cpu().numpy())
     belief /= belief.sum(axis=1, keepdims=True)
 
@@ -167,9 +168,7 @@ def collect(trainer: Trainer, directory: Path) -> Findings:
     if isinstance(trainer.rule, PosteriorTargets):
         strength = trainer.rule.posterior.strength().cpu().numpy()
     logits, _, test_labels = trainer.predict_test(trainer.network)
-    visits = monitor.visits.cpu().numpy()
-    with np.errstate(invalid="ignore"):
-        margin = np.where(visits > 0, monitor.margin_sum.cpu().numpy() / visits, np.nan)
+    margin = np.where(known, monitor.margin_sum.cpu().numpy() / np.maximum(visits, 1), np.nan)
     return Findings(
         label_table(
             train,

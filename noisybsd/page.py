@@ -146,9 +146,13 @@ def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
             "the ones it is least sure of."
         )
         return {"heading": "No label is disputed", "explanation": text}
-    text = f"The {shown:,} of {samples:,} samples with the least belief in their given label."
-    if shown < samples:
-        text += " The others are in labels.csv; report top=N shows more."
+    text = "Ordered by how little the run believes the given label."
+    if shown == samples:
+        return {
+            "heading": f"All {samples:,} labels, the most suspicious first",
+            "explanation": text,
+        }
+    text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
     return {"heading": f"The {shown:,} most suspicious labels", "explanation": text}
 
 
@@ -191,7 +195,7 @@ def _tiles(
             "value": _percent(test["accuracy"]),
             "lines": [
                 f"{test['samples']:,} images, clean labels",
-                f"expected {_percent(test['expected_on_noisy_labels'])} if they were as noisy as training's",
+                f"{_percent(test['expected_on_noisy_labels'])} expected on labels as noisy as training's",
             ],
         }
     else:
@@ -210,8 +214,8 @@ def _tiles(
         "name": "Calibration error",
         "value": f"{test['ece']:.3f}",
         "lines": [
-            "expected gap of confidence and accuracy on the test set",
-            *([] if ema is None else [f"accuracy of the weight average {_percent(ema)}"]),
+            "mean gap of confidence and accuracy, test set",
+            *([] if ema is None else [f"test accuracy of the weight average {_percent(ema)}"]),
         ],
     }
 

@@ -37,7 +37,7 @@ INK, MUTED, LINE, GIVEN, SUGGESTED, THIRD = _VARIABLES
 
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -54,7 +54,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "legend.labelcolor": INK,
-    "legend.fontsize": 9,
+    "legend.fontsize": 10.5,
 }
 
 CLICKABLE = 30  # classes up to which every cell of the heat map is an element of its own
@@ -67,7 +67,7 @@ Matrix = npt.NDArray[np.float64]
 def transition_plot(matrix: Matrix, class_names: Sequence[str]) -> str:
     """The transition matrix (K,K) as a heat map; cell (a, b) has the id `cell-a-b` up to CLICKABLE."""
     classes = len(class_names)
-    side = 4.6 if classes <= NUMBERED else 5.2
+    side = 5.2 if classes <= NUMBERED else 6.4
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(side, side), layout="constrained")
         axes = figure.add_subplot()
@@ -118,7 +118,7 @@ def curves_plot(
         level: label and height of a horizontal line.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.7), layout="constrained")
         axes = figure.add_subplot()
         marker = "o" if len(epochs) < 2 else None
         for label, values, colour, style in lines:
@@ -129,7 +129,7 @@ def curves_plot(
         axes.set(xlabel="epoch", ylim=(-0.02, 1.02))
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         return _svg(figure, ", ".join(label for label, *_ in lines) + " over epochs")
 
 
@@ -141,7 +141,7 @@ def reliability_plot(diagram: dict[str, list[Any]]) -> str:
     accuracy = np.array([np.nan if v is None else v for v in diagram["accuracy"]], float)
     count = np.array(diagram["count"], float)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.7), layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         bars = {"width": 0.9 * width, "lw": 0}
         axes.bar(centres, accuracy, color=SUGGESTED, alpha=0.75, label="accuracy", **bars)

@@ -6,7 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const rows = data.rows;
 const size = rows.index.length;
 const byId = (id) => document.getElementById(id);
-const percent = (p) => (p === null ? "–" : `${(100 * p).toFixed(p > 0.995 || p < 0.01 ? 1 : 0)} %`);
+const percent = (p) => `${(100 * p).toFixed(0 < p && p < 1 && (p < 0.01 || p > 0.99) ? 1 : 0)} %`;
 const className = (k) => data.classes[k];
 
 function element(tag, properties = {}, ...children) {
@@ -191,6 +191,7 @@ function dress(card, row) {
     const options = data.classes.map((name, k) => element("option", { value: k, textContent: name }));
     const select = element("select", { onchange: () => decide(row, "wrong", Number(select.value)) }, ...options);
     select.value = mark[1];
+    select.tabIndex = row === active ? 0 : -1;
     instead.replaceChildren(element("label", { textContent: "it is ", htmlFor: `label-${row}` }), select);
     select.id = `label-${row}`;
     if (focused) select.focus();
@@ -387,9 +388,10 @@ function setUp() {
     for (let row = 0; row < size; row++) if (markOf(row)) decide(row, null);
   };
   byId("download").onclick = download;
+  const pairs = new Set(rows.given.map((given, row) => `cell-${rows.suggested[row]}-${given}`));
   for (const cell of document.querySelectorAll("figure [id^='cell-']")) {
     const [, believed, given] = cell.id.split("-");
-    if (believed === given) continue;
+    if (!pairs.has(cell.id)) continue;
     cell.classList.add("link");
     cell.onclick = () => {
       byId("tools").reset();
