@@ -116,7 +116,7 @@ def test_arguments_that_are_not_settings(argument: str) -> None:
 
 def test_a_contrastive_term_needs_two_views() -> None:
     (line,) = mistakes("recipe=digits_sym40", "augment.views=[weak]")
-    assert "augment.views" in line and "contrastive.name=simclr" in line
+    assert "augment.views" in line and "contrastive.name=supcon" in line
 
 
 @pytest.mark.parametrize(

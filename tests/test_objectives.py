@@ -45,19 +45,27 @@ def test_label_targets_do_not_move_and_hold_no_belief() -> None:
 
 
 def test_posterior_targets_use_the_configured_constants() -> None:
-    rule = PosteriorTargets(
-        task(posterior={"prior_strength": 4, "discount": 0.5, "prior_floor": 0.1})
-    )
+    constants = {"prior_strength": 4, "discount": 0.5, "prior_floor": 0.1, "temperature": 1}
+    rule = PosteriorTargets(task(posterior=constants))
     p = torch.tensor([[0.2, 0.3, 0.5]])
     rule.observe(torch.tensor([0]), p)
     alpha = 0.5 * torch.tensor([[4, 0.1, 0.1]]) + p
     torch.testing.assert_close(rule.targets(torch.tensor([0])), alpha / alpha.sum())
 
 
+def test_evidence_is_sharpened_and_sums_to_one() -> None:
+    """p_k^(1/T) / sum_j p_j^(1/T): at T = 1/2 the squares, normalised."""
+    rule = PosteriorTargets(task(posterior={"discount": 1.0, "temperature": 0.5}))
+    before = rule.posterior.alpha[0].clone()
+    rule.observe(torch.tensor([0]), torch.tensor([[0.2, 0.3, 0.5]]))
+    squares = torch.tensor([0.04, 0.09, 0.25])
+    torch.testing.assert_close(rule.posterior.alpha[0], before + squares / 0.38)
+
+
 def test_neighbours_are_a_second_sensor() -> None:
     """alpha <- gamma * alpha + p + kappa * votes, for the observed rows alone."""
     kappa = 0.7
-    settings = {"posterior": {"discount": 0.9}, "neighbours": {"weight": kappa}}
+    settings = {"posterior": {"discount": 0.9, "temperature": 1}, "neighbours": {"weight": kappa}}
     rule, without = PosteriorTargets(task(**settings)), PosteriorTargets(task())
     votes = torch.rand(N, K).softmax(dim=1)
     p = torch.rand(B, K).softmax(dim=1)
