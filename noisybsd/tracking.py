@@ -6,6 +6,7 @@ may stop a run.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import netrc
 import os
@@ -114,8 +115,9 @@ class Tracker:
         if self._progress:
             self._progress.console.show_cursor(True)
 
-    def start_wandb(self) -> None:
-        self._wandb.start()
+    def start_wandb(self, history: list[dict[str, Any]]) -> None:
+        """Start the W&B run; `history` holds the metrics of the epochs done before."""
+        self._wandb.start(history)
 
     def step(self) -> None:
         if self._progress:
@@ -139,31 +141,28 @@ class _Wandb:
         self._run_id = run_id
         self._run: Any = None
 
-    def start(self) -> None:
+    def start(self, history: list[dict[str, Any]]) -> None:
         mode, reason = wandb_mode(self._config.tracking)
         if reason:
             log.info(reason)
         if mode == "online":
-            self._guard(self._start_online)
+            self._guard(lambda: self._start_online(history))
         elif mode == "offline":
-            self._guard(lambda: self._init("offline"))
+            self._guard(lambda: self._init("offline", history))
 
-    def _start_online(self) -> None:
+    def _start_online(self, history: list[dict[str, Any]]) -> None:
         """Start online; where that fails, record offline, so that nothing is lost."""
         try:
-            self._init("online")
+            self._init("online", history)
         except Exception as error:
-            log.warning(
-                "W&B cannot be used online: %s\nrecording offline instead; to upload: wandb sync %s",
-                _first_line(error),
-                self._directory / "wandb" / "offline-run-*",
-            )
+            log.warning("W&B cannot be used online: %s", _first_line(error))
             import wandb
 
             wandb.teardown()  # its service still holds the run's id
-            self._init("offline")
+            self._init("offline", history)
+            log.warning("recording offline; to upload: wandb sync %s", _folder(self._run))
 
-    def _init(self, mode: Literal["online", "offline"]) -> None:
+    def _init(self, mode: Literal["online", "offline"], history: list[dict[str, Any]]) -> None:
         # W&B's reports on itself make the exit of the process wait for the network
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
@@ -187,26 +186,35 @@ class _Wandb:
         # a resumed run logs some epochs again: W&B wants its own axis to be free to go back
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
+        if not self._run.resumed:
+            # `wandb sync` lets the last offline folder of a run replace those before it
+            for metrics in history:
+                self.log(metrics)
 
     def log(self, metrics: dict[str, Any]) -> None:
         known = {key: value for key, value in metrics.items() if value is not None}
         self._guard(lambda: self._run and self._run.log(known))
 
     def finish(self, results: dict[str, Any] | None) -> None:
+        if results:
+            self._guard(lambda: self._run and self._run.summary.update(results))
         run, self._run = self._run, None
         if run is None:
             return
-        if results:
-            self._guard(lambda: run.summary.update(results))
-        # finish() waits for the upload, without end where the network is gone
-        thread = threading.Thread(target=lambda: self._guard(run.finish), daemon=True)
+
+        def finish() -> None:
+            with contextlib.suppress(Exception):
+                run.finish(exit_code=0 if results else 1)
+
+        # it waits for the upload, without end where the network is gone
+        thread = threading.Thread(target=finish, daemon=True)
         thread.start()
         thread.join(_FINISH_SECONDS)
         if thread.is_alive():
             log.warning(
-                "W&B did not finish within %d s; `wandb sync %s` uploads the rest",
+                "W&B did not finish within %d s; to upload the rest: wandb sync %s",
                 _FINISH_SECONDS,
-                self._directory / "wandb" / "*-run-*",
+                _folder(run),
             )
 
     def _guard(self, call: Callable[[], object]) -> None:
@@ -215,6 +223,11 @@ class _Wandb:
         except Exception as error:  # whatever W&B raises must not end a training run
             self._run = None
             log.warning("W&B is off from here on: %s", _first_line(error))
+
+
+def _folder(run: Any) -> Path:
+    """Where a W&B run is on disk."""
+    return Path(run.dir).parent
 
 
 def _first_line(error: Exception) -> str:

@@ -45,7 +45,7 @@ def train(config: Config, run: RunDirectory) -> dict[str, Any]:
         StopSignal(tracker.stopping) as stop,
     ):
         _announce(trainer, run)
-        tracker.start_wandb()
+        tracker.start_wandb(trainer.history)
         results = None
         try:
             # rows past the checkpoint belong to a part of the run that is trained again
