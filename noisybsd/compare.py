@@ -324,9 +324,10 @@ def read_run(path: Path) -> Run:
         UserError: a file is damaged, or of another schema version.
     """
     defaults = _flat(Config.model_construct(recipe="").model_dump(mode="json"))
-    settings = defaults | _flat(read_yaml(path / "config.yaml"))
-    missing = [key for key in ("recipe", "method", "seed", "epochs") if settings.get(key) is None]
-    if missing or not settings["recipe"]:
+    recorded = _flat(read_yaml(path / "config.yaml"))
+    settings = defaults | recorded
+    missing = [key for key in ("recipe", "method", "seed", "epochs") if key not in recorded]
+    if missing:
         raise UserError(f"{path / 'config.yaml'}: damaged: it has no {missing[0]}")
     results = _read_results(path / "results.json")
     run = Run(path, settings, results)

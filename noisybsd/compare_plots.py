@@ -95,17 +95,24 @@ def _figures(sections: Sequence[Section]) -> Iterator[tuple[str, Figure]]:
             lines = [line for row in section.rows if (line := _curve(row, field, section))]
             if lines:
                 figure = _line_figure(lines, "epoch", what, marker="")
-                yield f"{section.title}-{name}", _titled(figure, section, _spread(section.rows))
+                _leave_out_the_start(figure, lines)
+                yield (
+                    f"{section.title}-{name}",
+                    _titled(figure, section, _spread(section.rows, "band")),
+                )
         if figure_or_none := _reliability_figure(section):
             yield f"{section.title}-reliability", figure_or_none
     for family in _families(sections):
         lines = list(_rate_lines(family))
-        figure = _line_figure(lines, "noise.rate (%)", "test accuracy, last epoch (%)", marker="o")
+        figure = _line_figure(
+            lines, "synthetic noise, noise.rate (%)", "test accuracy, last epoch (%)", marker="o"
+        )
         name = "+".join(dict.fromkeys(section.recipe for section in family))
         rows = [row for section in family for row in section.rows]
         noise = family[0].runs[0].settings["noise.name"]
         figure.suptitle(
-            f"{name}: accuracy against the rate of {noise} noise\n{_spread(rows)}", fontsize=9
+            f"{name}: accuracy against the rate of {noise} noise\n{_spread(rows, 'bar')}",
+            fontsize=9,
         )
         yield f"{name}-noise_rate", figure
 
@@ -116,10 +123,10 @@ def _titled(figure: Figure, section: Section, text: str) -> Figure:
     return figure
 
 
-def _spread(rows: Sequence[Row]) -> str:
+def _spread(rows: Sequence[Row], shown_by: str) -> str:
     counts = sorted({len(row.runs) for row in rows})
     n = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
-    band = "; band or bar: ± 1 standard deviation" if counts[-1] > 1 else ""
+    band = f"; {shown_by}: ± 1 standard deviation" if counts[-1] > 1 else ""
     return f"mean over n = {n} seed{'' if counts == [1] else 's'}{band}"
 
 
@@ -223,11 +230,20 @@ def _plot(axes: Axes, line: Line, colour: str, marker: str) -> None:
         axes.fill_between(line.x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _grid(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels that share their axes, about four in a line."""
+def _leave_out_the_start(figure: Figure, lines: Sequence[Line]) -> None:
+    """Let the first tenth of the epochs, which spans most of the scale, run out of the picture."""
+    later = np.concatenate([line.mean[len(line.mean) // 10 :] for line in lines])
+    low, high = later.min(), max(line.mean.max() for line in lines)
+    margin = 0.08 * (high - low) or 1.0
+    for axes in figure.axes:
+        axes.set_ylim(low - margin, high + margin)
+
+
+def _grid(count: int, height: float = 2.0) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels that share their axes, about four in a line, `height` inches each."""
     columns = min(4, count) if count != 5 else 3
     lines = math.ceil(count / columns)
-    figure = Figure(figsize=(2.3 * columns + 0.6, 2.0 * lines + 1.1), layout="constrained")
+    figure = Figure(figsize=(2.3 * columns + 0.6, height * lines + 1.1), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     for unused in panels[count:]:
         unused.set_visible(False)
@@ -241,7 +257,7 @@ def _reliability_figure(section: Section) -> Figure | None:
     rows = [row for row in section.rows if all(run.results.get("reliability") for run in row.runs)]
     if not rows:
         return None
-    figure, panels = _grid(len(rows))
+    figure, panels = _grid(len(rows), height=2.6)
     for panel, row in zip(panels, rows, strict=True):
         count, confidence, accuracy = pooled_reliability(row)
         edges = np.linspace(0, 100, len(count) + 1)
@@ -263,7 +279,7 @@ def _reliability_figure(section: Section) -> Figure | None:
         "confidence (%)   (grey: share of the test images, %; dotted: perfect calibration)"
     )
     figure.supylabel("accuracy (%)")
-    counts = _spread(rows).split(";")[0].removeprefix("mean over ")
+    counts = _spread(rows, "").split(";")[0].removeprefix("mean over ")
     return _titled(
         figure, section, f"reliability, last epoch; test predictions of {counts} together"
     )

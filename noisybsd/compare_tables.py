@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -127,20 +128,36 @@ def _beside_published(section: Section) -> Iterator[tuple[str, ...]]:
 
 
 def show(comparison: Comparison) -> None:
-    """Print to the terminal."""
+    """Print to the terminal. A table that is too wide for it continues below."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=250, soft_wrap=True)
     for section in comparison.sections:
         for table in section_tables(section):
-            shown = RichTable(title=Text(table.caption), title_justify="left")
-            for heading in table.headings:
-                shown.add_column(Text(heading), justify="left" if heading in LEFT else "right")
-            for row in table.rows:
-                shown.add_row(*map(Text, row))  # as it is: brackets are no markup
-            console.print(shown)
+            console.print(Text(f"\n{table.caption}", style="bold"))
+            for columns in _fitting(table, console.width):
+                shown = RichTable(box=SIMPLE_HEAD)
+                for heading, *_ in columns:
+                    justify: Literal["left", "right"] = "left" if heading in LEFT else "right"
+                    shown.add_column(Text(heading), justify=justify, overflow="fold")
+                for row in zip(*(cells for _, *cells in columns), strict=True):
+                    shown.add_row(*map(Text, row))  # as it is: brackets are no markup
+                console.print(shown)
+    console.print()
     for note in comparison.notes:
         console.print(Text(note))
+
+
+def _fitting(table: Table, width: int) -> Iterator[list[tuple[str, ...]]]:
+    """The columns, heading first, in parts that are at most `width` wide; the first is in every part."""
+    first, *others = zip(table.headings, *table.rows, strict=True)
+    part = [first]
+    for column in others:
+        if sum(max(map(len, c)) + 3 for c in (*part, column)) >= width and len(part) > 1:
+            yield part
+            part = [first]
+        part.append(column)
+    yield part
 
 
 def write(comparison: Comparison, file: Path) -> None:

@@ -1,0 +1,590 @@
+"""Many runs: which ones, in which directories, and what becomes of each."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from noisybsd import sweep, train
+from noisybsd.config import Config, load_config
+from noisybsd.errors import UserError
+from noisybsd.sweep import Run, combinations, main, run_here, split_values
+
+DIGITS = "recipe=digits_sym40"
+
+# what a process does instead of training, by its seed; the first argument is the run directory
+STUB = """
+import os, pathlib, signal, sys, time
+path, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+with (path / "calls.txt").open("a") as calls:
+    print(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS"), file=calls)
+def stop(number, frame):
+    (path / "saved.txt").write_text(signal.Signals(number).name)
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+(path / "started.txt").touch()
+"""
+FINISH = '(path / "results.json").write_text("{}")'
+FAIL_ONE = f"""
+if seed == 1:
+    print("error: the loss is not finite at step 7")
+    print("last good checkpoint: none yet")
+    sys.exit(1)
+{FINISH}
+"""
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Let processes run `STUB` and then `code` instead of the training."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("noisybsd.compare.main", lambda arguments: 0)
+
+    def install(code: str) -> None:
+        def command(run: Run) -> list[str]:
+            seed = next((a.split("=")[1] for a in run.arguments if a.startswith("seed=")), "0")
+            return [sys.executable, "-S", "-c", STUB + code, str(run.directory), seed]
+
+        monkeypatch.setattr(Run, "command", command)
+
+    return install
+
+
+def names(runs: list[Run]) -> list[str]:
+    return [run.name for run in runs]
+
+
+def _unlike(arguments: list[str], key: str) -> list[str]:
+    return [argument for argument in arguments if not argument.startswith(f"{key}=")]
+
+
+def calls(out: Path, name: str) -> list[str]:
+    return (out / name / "calls.txt").read_text().splitlines()
+
+
+# which runs
+
+
+def test_every_combination_in_order(tmp_path: Path) -> None:
+    runs = combinations([DIGITS, "method=ce,bsd", "seed=1,2", "optimizer.lr=0.1,0.2"], tmp_path)
+    assert names(runs) == [
+        f"digits_sym40-{method}-optimizer.lr={lr}-s{seed}"
+        for method in ("ce", "bsd")
+        for seed in (1, 2)
+        for lr in (0.1, 0.2)
+    ]
+    assert runs[0].arguments == (DIGITS, "method=ce", "seed=1", "optimizer.lr=0.1")
+    assert runs[0].directory.parent == tmp_path
+
+
+def test_several_recipes(tmp_path: Path) -> None:
+    runs = combinations(["recipe=digits_sym40,cifar10n_worst", "method=ce"], tmp_path)
+    assert names(runs) == ["digits_sym40-ce-s0", "cifar10n_worst-ce-s0"]
+
+
+def test_defaults_are_named_too(tmp_path: Path) -> None:
+    method = load_config([DIGITS]).method
+    assert names(combinations([DIGITS], tmp_path)) == [f"digits_sym40-{method}-s0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("1,2,3", ["1", "2", "3"]),
+        ("[weak,strong]", ["[weak,strong]"]),
+        ("[weak],[weak,strong]", ["[weak]", "[weak,strong]"]),
+        ("{a: 1, b: [1,2]},x", ["{a: 1, b: [1,2]}", "x"]),
+        ("", [""]),
+        ("1,", ["1", ""]),
+    ],
+)
+def test_split_values(text: str, parts: list[str]) -> None:
+    assert split_values(text) == parts
+
+
+def test_a_list_is_one_value(tmp_path: Path) -> None:
+    views = "augment.views=[weak],[weak,strong]"
+    runs = combinations([DIGITS, "method=ce", views], tmp_path)
+    assert [load_config(run.arguments).augment.views for run in runs] == [
+        ("weak",),
+        ("weak", "strong"),
+    ]
+    assert len(set(names(runs))) == 2
+    assert all(re.fullmatch(r"[\w.=+,-]+", name) for name in names(runs))
+
+
+def test_directories_differ_where_values_hold_dots(tmp_path: Path) -> None:
+    runs = combinations([DIGITS, "method=ce", "noise.rate=0.2,0.4"], tmp_path)
+    assert len({path for run in runs for path in (run.directory, run.log, run.failure)}) == 6
+
+
+def test_command_is_what_train_takes(tmp_path: Path) -> None:
+    (run,) = combinations([DIGITS, "method=ce"], tmp_path)
+    python, dash_m, module, *arguments = run.command()
+    assert (python, dash_m, module) == (sys.executable, "-m", "noisybsd.train")
+    config = load_config(arguments)
+    assert config.run.dir == str(run.directory)
+    assert config.tracking.console == "plain"
+
+
+# mistakes
+
+
+def test_own_settings_are_no_keys_of_train() -> None:
+    assert not set(sweep._SETTINGS) & set(Config.model_fields)
+
+
+def test_all_mistakes_at_once_before_anything_starts(
+    stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(FINISH)
+    wrong = ["method=ce,bsdd", "epochs=0", "seed=1,2", "optimiser.lr=1", "jobs=0", "retry=maybe"]
+    assert main([DIGITS, *wrong, "launcher=slrum", "out=o"]) == 2
+    error = capsys.readouterr().err
+    for part in ("method: got 'bsdd'", "epochs:", "optimiser: unknown key", "jobs: got 0"):
+        assert error.count(part) == 1
+    assert "retry: got 'maybe'" in error
+    assert "did you mean slurm?" in error
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        ("joobs=2", "jobs, a setting of the sweep"),
+        ("retri=true", "retry, a setting of the sweep"),
+        ("lancher=slurm", "launcher, a setting of the sweep"),
+        ("slrum.partition=x", "slurm, a setting of the sweep"),
+        ("epocs=2", "did you mean epochs?"),
+        ("jobs=two", "jobs: got 'two'; valid: a whole number of at least 1"),
+        ("jobs=true", "jobs: got True"),
+        ("jobs=1,2", "jobs: got '1,2'"),
+        ("slurm=gpu", "slurm: got 'gpu'"),
+        ("slurm.partition=gpu", "slurm.partition: has no effect without launcher=slurm"),
+        ("run.dir=x", "run.dir: a sweep names its run directories itself"),
+        ("run.resume=none", "run.resume: a sweep names its run directories itself"),
+        ("epochs", "argument 'epochs': settings are written key=value"),
+        ("--epochs=3", "argument '--epochs=3'"),
+        ("seed=1,1", "digits_sym40-ce-s1: several combinations"),
+        ("seed=1,", "seed: "),
+        ("method=bsd", "method: given twice"),
+    ],
+)
+def test_mistakes(argument: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([DIGITS, "method=ce", argument]) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["seed=1,2"]) == 2
+    assert capsys.readouterr().err.count("no recipe given") == 1
+
+
+def test_a_directory_of_another_configuration(tmp_path: Path) -> None:
+    (run,) = combinations([DIGITS, "method=ce"], tmp_path)
+    run.directory.mkdir()
+    record = load_config([DIGITS, "method=ce", "epochs=7"])
+    (run.directory / "config.yaml").write_text(yaml.safe_dump(record.model_dump(mode="json")))
+    (run.directory / "results.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"another configuration.*out=DIR\n  epochs: 7 there, 60 here"
+    ):
+        combinations([DIGITS, "method=ce"], tmp_path)
+    (again,) = combinations([DIGITS, "method=ce", "epochs=7"], tmp_path)
+    assert again.finished
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{key}=" in text or f"{key}." in text for key in sweep._SETTINGS)
+    assert main([]) == 2
+
+
+# what becomes of them
+
+
+def test_finished_ones_are_skipped_and_failed_ones_reported_until_retried(
+    stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [DIGITS, "method=ce", "seed=0,1,2", "out=o", "jobs=3"]
+    stub(FAIL_ONE)
+    assert main(arguments) == 1
+    output = capsys.readouterr().out
+    assert "3 runs, 3 to start" in output
+    assert "FAILED   digits_sym40-ce-s1: error: the loss is not finite at step 7" in output
+    assert "2 of 3 runs are done, 1 failed" in output
+
+    assert main(arguments) == 1
+    output = capsys.readouterr().out
+    assert "3 runs, 0 to start" in output
+    assert output.count("(before)") == 2
+    assert "(before; retry=true tries again): error: the loss is not finite at step 7" in output
+
+    stub(FINISH)
+    assert main([*arguments, "retry=true"]) == 0
+    assert "3 runs, 1 to start" in capsys.readouterr().out
+    out = tmp_path / "o"
+    assert [len(calls(out, f"digits_sym40-ce-s{seed}")) for seed in (0, 1, 2)] == [1, 2, 1]
+    assert not (out / "digits_sym40-ce-s1" / "failed.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("sys.exit(3)", "it printed nothing"),
+        ("raise ZeroDivisionError('x')", "ZeroDivisionError: x"),
+        ("print('epoch 1'); os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+    ],
+)
+def test_reasons(
+    code: str, reason: str, stub: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(f"sys.stdout.flush(); {code}" if "print" not in code else code)
+    assert main([DIGITS, "method=ce"]) == 1
+    assert f"FAILED   digits_sym40-ce-s0: {reason}" in capsys.readouterr().out
+
+
+def test_the_reason_is_of_the_last_attempt(
+    stub: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub("print('error: first'); sys.exit(1)")
+    main([DIGITS, "method=ce"])
+    stub("sys.exit(1)")
+    capsys.readouterr()
+    main([DIGITS, "method=ce", "retry=true"])
+    assert "it printed nothing" in capsys.readouterr().out
+
+
+def test_at_most_so_many_at_a_time_each_on_the_gpu_of_its_slot(
+    stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(sweep, "_cores", lambda: 8)
+    stub(f"time.sleep(0.3); {FINISH}")
+    runs = combinations([DIGITS, "method=ce", "seed=0,1,2,3,4"], tmp_path)
+    log: list[str] = []
+    assert run_here(runs, 3, ["4", "GPU-b"], log.append) is None
+    running = most = 0
+    for line in log:
+        running += 1 if line.startswith("start") else -1
+        most = max(most, running)
+    assert (most, running, len(log)) == (3, 0, 10)
+    found = [calls(tmp_path, run.name)[0].split() for run in runs]
+    # slots 0, 1, 2 share two GPUs; then the first free slot
+    assert [gpu for gpu, _ in found[:3]] == ["4", "GPU-b", "4"]
+    assert {gpu for gpu, _ in found} == {"4", "GPU-b"}
+    assert {threads for _, threads in found} == {"2"}
+
+
+def test_without_gpus_the_environment_stays(
+    stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "mine")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    stub(FINISH)
+    (run,) = combinations([DIGITS, "method=ce"], tmp_path)
+    run_here([run], 1, [], print)
+    assert calls(tmp_path, run.name) == ["mine 5"]
+
+
+def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweep.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert sweep.visible_gpus() == ["3", "5"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert sweep.visible_gpus() == []
+
+
+def test_jobs_default_to_the_gpus(
+    stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["6", "7"])
+    stub(f"time.sleep(0.3); {FINISH}")
+    main([DIGITS, "method=ce", "seed=0,1", "out=o"])
+    found = {calls(tmp_path / "o", f"digits_sym40-ce-s{seed}")[0].split()[0] for seed in (0, 1)}
+    assert found == {"6", "7"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_the_same_command_continues(
+    number: signal.Signals,
+    stub: Callable[[str], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # the processes wait until both run, then the first sends the signal to the sweep
+    stub(f"""
+mine = sorted(path.parent.iterdir()).index(path)
+while len(list(path.parent.glob("*/started.txt"))) < 2: time.sleep(0.02)
+if mine == 0: os.kill(os.getppid(), {int(number)})
+time.sleep(60)
+""")
+    arguments = [DIGITS, "method=ce", "seed=0,1,2", "out=o", "jobs=2"]
+    assert main(arguments) == 128 + number
+    output = capsys.readouterr().out
+    assert output.count("stopped  ") == 2
+    assert output.count("start    ") == 2
+    assert "the same command again continues" in output
+    saved = sorted((tmp_path / "o").glob("*/saved.txt"))
+    assert [path.read_text() for path in saved] == ["SIGTERM", "SIGTERM"]
+    assert not list((tmp_path / "o").glob("*/failed.txt"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    stub(FINISH)
+    assert main(arguments) == 0
+    assert "3 runs, 3 to start" in capsys.readouterr().out
+
+
+def test_a_second_signal_ends_them_at_once(stub: Callable[[str], None], tmp_path: Path) -> None:
+    # on the first signal, as noisybsd.train does, saving; it would take a minute
+    stub("""
+def save(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+""")
+    begin = time.monotonic()
+    assert main([DIGITS, "method=ce", "out=o"]) == 128 + signal.SIGTERM
+    assert time.monotonic() - begin < 30
+    assert not list((tmp_path / "o").glob("*/failed.txt"))
+
+
+def test_a_run_that_another_process_trains_is_left_alone(
+    stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(FINISH)
+    arguments = [DIGITS, "method=ce", "seed=0,1", "out=o"]
+    other = tmp_path / "o" / "digits_sym40-ce-s0"
+    with sweep._lock(other):
+        assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "busy     digits_sym40-ce-s0" in output
+    assert "1 of 2 runs are done, 0 failed" in output
+    assert not (other / "calls.txt").exists()
+
+
+def test_what_is_done_is_compared(
+    stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr("noisybsd.compare.main", compared.extend)
+    stub(FAIL_ONE)
+    main([DIGITS, "method=ce", "seed=0,1,2", "out=o", "jobs=3"])
+    assert compared == ["o/digits_sym40-ce-s0", "o/digits_sym40-ce-s2"]
+
+
+def test_a_place_that_cannot_be_written(
+    stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(FINISH)
+    (tmp_path / "file").touch()
+    assert main([DIGITS, "method=ce", "out=file"]) == 2
+    assert "file/digits_sym40-ce-s0: cannot be written: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_interrupted_training_continues_and_ends_as_without_interruption(
+    tiny: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    arguments = [*_unlike(tiny(), "method"), "method=ce,bsd", "jobs=2"]
+    for method in ("ce", "bsd"):
+        assert train.main(tiny(f"method={method}", f"run.dir=whole/digits_sym40-{method}-s0")) == 0
+
+    command = [sys.executable, "-m", "noisybsd.sweep", *arguments, "out=cut"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not list((tmp_path / "cut").glob("*/metrics.jsonl")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    if process.returncode != 0:  # it was not yet done
+        assert process.returncode == 128 + signal.SIGTERM, output
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "difference to ce" in done.stdout
+    for run in (tmp_path / "whole").iterdir():
+        rows, cut_rows = (
+            [re.sub(r'"(seconds|images_per_second)": [^,}]+', "", line) for line in file.open()]
+            for file in (run / "metrics.jsonl", tmp_path / "cut" / run.name / "metrics.jsonl")
+        )
+        assert rows == cut_rows
+
+
+# SLURM
+
+
+def test_slurm_without_submitit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert main([DIGITS, "launcher=slurm", "slurm.time=10"]) == 2
+    assert "launcher=slurm needs submitit: pip install submitit" in capsys.readouterr().err
+
+
+def test_slurm_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([DIGITS, "launcher=slurm", "slurm.time=10"]) == 2
+    assert "SLURM is not there" in capsys.readouterr().err
+
+
+FAKE_SLURM = {
+    # runs the tasks of a job array one after the other, in the background
+    "sbatch": """\
+        #!/bin/bash
+        script="${@: -1}"; echo "$@" >> "$FAKE/sbatch.txt"; cp "$script" "$FAKE/script.sh"
+        last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+        export SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+        if [ -z "$last" ]; then
+            SLURM_JOB_ID=77 bash "$script" > "$FAKE/77.txt" 2>&1 &
+        else
+            (for i in $(seq 0 $last); do
+                SLURM_JOB_ID=$((77 + i)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$i \
+                    bash "$script" > "$FAKE/77_$i.txt" 2>&1
+            done) &
+        fi
+        echo "Submitted batch job 77"
+        """,
+    "srun": """\
+        #!/bin/bash
+        while [[ "$1" == --* ]]; do if [[ "$1" == *put || "$1" == --error ]]; then shift; fi; shift; done
+        exec "$@"
+        """,
+    "sacct": """\
+        #!/bin/bash
+        echo "JobID|State|NodeList"; cat "$FAKE/states.txt" 2>/dev/null || true
+        """,
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of commands that behave as SLURM's as far as submitit looks."""
+    pytest.importorskip("submitit")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in FAKE_SLURM.items():
+        (folder / name).write_text(textwrap.dedent(text))
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_slurm_wants_a_time(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([DIGITS, "launcher=slurm"]) == 2
+    assert "slurm.time: is required" in capsys.readouterr().err
+
+
+def test_slurm_parameters_are_checked(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [DIGITS, "launcher=slurm", "slurm.time=10", "slurm.partitoin=gpu"]
+    assert main(arguments) == 2
+    assert "partitoin" in capsys.readouterr().err
+    assert not (slurm / "sbatch.txt").exists()
+
+
+@pytest.mark.slow
+def test_slurm_from_submission_to_results(
+    slurm: Path,
+    tiny: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = ["launcher=slurm", "slurm.time=10", "slurm.partition=gpu", "jobs=1", "out=o"]
+    arguments = [*_unlike(tiny(), "epochs"), "epochs=1", "seed=0,1", *own]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "2 jobs submitted" in output
+    script = (slurm / "script.sh").read_text()
+    for line in ("--array=0-1%1", "--partition=gpu", "--time=10"):
+        assert line in script
+
+    (slurm / "states.txt").write_text("77_0|RUNNING|n1\n77_1|PENDING|\n")
+    main(arguments)
+    output = capsys.readouterr().out
+    assert "0 to start" in output or "done" in output
+    assert "pending  digits_sym40-bsd_simclr-s1 (job 77_1)" in output
+
+    deadline = time.monotonic() + 300
+    while len(list((tmp_path / "o").glob("*/results.json"))) < 2:
+        assert time.monotonic() < deadline, [p.read_text() for p in slurm.glob("77_*.txt")]
+        time.sleep(0.2)
+    assert main(arguments) == 0
+    assert "2 of 2 runs are done" in capsys.readouterr().out
+
+
+def test_before_the_time_is_up_the_training_is_told_to_save(
+    stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # submitit's handler of SIGUSR2 raises; SLURM sends the signal to every process of the job
+    stub("""
+os.kill(os.getpid(), signal.SIGUSR2)
+os.kill(os.getppid(), signal.SIGUSR2)
+time.sleep(60)
+""")
+
+    def time_is_up(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGUSR2, time_is_up)
+    try:
+        (run,) = combinations([DIGITS, "method=ce"], tmp_path)
+        with pytest.raises(TimeoutError):
+            sweep.run_one(run)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (run.directory / "saved.txt").read_text() == "SIGTERM"
+    assert not run.failure.exists()
+
+
+# W&B sweep agents
+
+DOCS = Path(__file__).parent.parent / "docs" / "sweeps.md"
+
+
+def test_wandb_agents_command_is_what_train_takes() -> None:
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    agent = yaml.safe_load(text)
+    names = list(agent["parameters"])
+    for pick in (0, -1):
+        chosen = {}
+        for name, choice in agent["parameters"].items():
+            values = choice.get("values") or [choice.get("value", choice.get("min"))]
+            chosen[name] = {"value": values[pick]}
+        given = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
+        command = create_sweep_command(list(agent["command"]))
+        place = command.index("${args_no_hyphens}")
+        command[place : place + 1] = given
+        assert command[:3] == ["python", "-m", "noisybsd.train"]
+        config = load_config(command[3:])
+        flat = config.model_dump()
+        for name in names:
+            value = flat
+            for part in name.split("."):
+                value = value[part]
+            expected = chosen[name]["value"]
+            assert value == (tuple(expected) if isinstance(expected, list) else expected)
