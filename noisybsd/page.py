@@ -139,21 +139,20 @@ def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
 
 def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
     """The gallery's heading and the sentence below it."""
-    disputed, samples = said["disputed"], said["samples"]
-    if disputed == 0:
-        text = (
-            f"The belief favours the given label of all {said['samples_seen']:,} samples seen; these are "
-            "the ones it is least sure of."
-        )
-        return {"heading": "No label is disputed", "explanation": text}
+    samples = said["samples"]
+    heading = f"The {shown:,} most suspicious labels"
     text = "Ordered by how little the run believes the given label."
     if shown == samples:
-        return {
-            "heading": f"All {samples:,} labels, the most suspicious first",
-            "explanation": text,
-        }
-    text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
-    return {"heading": f"The {shown:,} most suspicious labels", "explanation": text}
+        heading = f"All {samples:,} labels, the most suspicious first"
+    if said["disputed"] == 0:
+        heading = "No label is disputed"
+        text = (
+            f"The run believes the given label of all {said['samples_seen']:,} samples it saw more than "
+            "any other; these come in the order of how sure it is, the least sure first."
+        )
+    if shown < samples:
+        text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
+    return {"heading": heading, "explanation": text}
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

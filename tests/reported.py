@@ -29,6 +29,7 @@ DIGITS = (
     "network.width=4",
     "network.embedding_dim=8",
     "neighbours.k=7",
+    "posterior.prior_strength=1",  # beliefs move within these few epochs
     "tracking.wandb=disabled",
 )
 

@@ -379,7 +379,7 @@ function setUp() {
   byId("sort").append(...Object.entries(orders).map(([value, [name]]) => element("option", { value, textContent: name })));
   for (const id of ["given", "suggested", "decision", "sort", "disputed"]) byId(id).onchange = refilter;
   byId("tools").onsubmit = (event) => event.preventDefault();
-  byId("reset").onclick = () => {
+  byId("all").onclick = () => {
     byId("tools").reset();
     refilter();
   };
