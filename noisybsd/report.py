@@ -22,7 +22,7 @@ from noisybsd.estimates import detection_metrics, estimates
 from noisybsd.evaluate import MAY_DIFFER, load_run_config
 from noisybsd.images import ImageFiles
 from noisybsd.labels import Findings, collect
-from noisybsd.page import Run, build_page
+from noisybsd.report_page import Run, build_page
 from noisybsd.rundir import load_run_state, write_json
 from noisybsd.splits import image_size
 from noisybsd.trainer import Trainer

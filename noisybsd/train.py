@@ -17,6 +17,7 @@ from noisybsd.config import Config, describe_keys, describe_methods, describe_re
 from noisybsd.data import Dataset, load_dataset
 from noisybsd.environment import pick_device
 from noisybsd.errors import UserError, command
+from noisybsd.labels import record
 from noisybsd.rundir import RunDirectory, append_jsonl, open_run, write_json, write_jsonl
 from noisybsd.stopping import Stopped, StopSignal
 from noisybsd.tracking import Tracker
@@ -54,6 +55,7 @@ def train(config: Config, run: RunDirectory) -> dict[str, Any]:
                 _one_epoch(trainer, run, tracker, stop)
             results = trainer.results()
             write_json(run.results, results)
+            record(trainer, run.path)
         finally:
             trainer.loader.close()
             tracker.finish(results)

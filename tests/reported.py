@@ -17,8 +17,8 @@ from noisybsd.evaluate import load_run_config
 from noisybsd.labels import Findings, label_table
 from noisybsd.rundir import load_run_state
 from noisybsd.splits import Split
-from noisybsd.train import Trainer
 from noisybsd.train import main as train
+from noisybsd.trainer import Trainer
 
 DIGITS = (
     "recipe=digits_sym40",

@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose
 from reported import NASTY_FILE, findings, run, trainer_of
 
 from noisybsd.labels import Findings, collect, log_to_wandb, pictures, record
-from noisybsd.train import Trainer
+from noisybsd.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from trees import picture
 from noisybsd import report, review
 from noisybsd.images import ImageFiles
 from noisybsd.labels import Findings
-from noisybsd.page import Run, build_page
-from noisybsd.plots import curves_plot, reliability_plot, transition_plot
+from noisybsd.report_page import Run, build_page
+from noisybsd.report_plots import curves_plot, reliability_plot, transition_plot
 from noisybsd.sprites import SHEET, Sheets, sprite_sheets
 
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from noisybsd.labels import Findings, Ints
-from noisybsd.plots import (
+from noisybsd.report_plots import (
     GIVEN,
     MUTED,
     SUGGESTED,
