@@ -125,16 +125,20 @@ def accuracy_on_clean_labels(
         matrix: T (K,K).
 
     Returns:
-        estimate, low and high in [0,1]; None where T has no inverse.
+        estimate, low and high in [0,1]; None where T has no inverse, or cannot be right because the
+        whole interval lies outside.
     """
+    unknown: dict[str, float | None] = {"estimate": None, "low": None, "high": None}
     try:
         inverse = np.linalg.inv(_complete(matrix))
     except np.linalg.LinAlgError:
-        return {"estimate": None, "low": None, "high": None}
+        return unknown
     shares = inverse[labels, predicted]  # (M,)
-    half = Z95 * shares.std() / len(shares) ** 0.5
-    values = np.clip(shares.mean() + np.array([0, -half, half]), 0, 1)
-    return dict(zip(("estimate", "low", "high"), values.tolist(), strict=True))
+    mean, half = shares.mean(), Z95 * shares.std() / len(shares) ** 0.5
+    if mean + half < 0 or mean - half > 1:
+        return unknown
+    values = np.clip([mean, mean - half, mean + half], 0, 1)
+    return dict(zip(unknown, values.tolist(), strict=True))
 
 
 def _joint(rows: Ints, columns: Ints, classes: int) -> Floats:

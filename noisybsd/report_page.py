@@ -156,13 +156,13 @@ def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "unknown" if value is None else f"{value:.{digits}%}".replace("%", " %")
+    return "unknown" if value is None else f"{value:.{digits}%}"
 
 
 def _range(found: dict[str, float | None]) -> str:
     if found["estimate"] is None:
         return "no estimate is possible"
-    return f"95 % interval {_percent(found['low'])} to {_percent(found['high'])}"
+    return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
 
 
 def _tiles(
@@ -180,13 +180,19 @@ def _tiles(
     yield {
         "name": "Labels estimated wrong",
         "value": _percent(rate["estimate"]),
-        "lines": [_range(rate), *([] if truth is None else [f"in truth {_percent(truth)}"])],
+        "lines": [
+            f"{_range(rate)}, if the belief is honest",
+            *([] if truth is None else [f"in truth {_percent(truth)}"]),
+        ],
     }
     right = said.get("suggested_right")
     yield {
         "name": "Labels the belief disputes",
         "value": f"{said['disputed']:,}",
-        "lines": [] if right is None else [f"labels right after correction: {_percent(right)}"],
+        "lines": [
+            f"{_percent(said['disputed'] / max(said['samples_seen'], 1))} of all",
+            *([] if right is None else [f"{_percent(right)} of all suggestions are right"]),
+        ],
     }
     if test["labels"] == "clean":
         yield {

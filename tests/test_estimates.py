@@ -110,8 +110,12 @@ def test_clean_accuracy_is_found_under_drawn_noise() -> None:
 
 
 def test_a_matrix_without_inverse_gives_no_estimate() -> None:
-    found = accuracy_on_clean_labels(np.array([0, 1]), np.array([0, 1]), np.full((2, 2), 0.5))
-    assert found == {"estimate": None, "low": None, "high": None}
+    nothing = {"estimate": None, "low": None, "high": None}
+    singular = np.full((2, 2), 0.5)
+    assert accuracy_on_clean_labels(np.array([0, 1]), np.array([0, 1]), singular) == nothing
+    # 5 % of 400 labels agree with the prediction: fewer than that matrix lets any classifier have
+    predicted, labels = np.zeros(400, np.int64), np.repeat([0, 1], [20, 380])
+    assert accuracy_on_clean_labels(predicted, labels, np.eye(2) * 0.4 + 0.3) == nothing
 
 
 def test_samples_never_visited_do_not_count() -> None:
