@@ -294,10 +294,10 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
-    """Directories that hold a config.yaml, sorted; what lies inside one belongs to that run."""
+    """Directories of runs, begun or failed before that, sorted; what lies inside one is its own."""
     for parent, folders, files in os.walk(path):
         folders.sort()
-        if "config.yaml" in files:
+        if {"config.yaml", "failed.txt"} & set(files):
             folders.clear()
             yield Path(parent)
 
@@ -309,12 +309,11 @@ def _shown(path: Path) -> Path:
 
 
 def _how_far(path: Path) -> str:
-    settings = read_yaml(path / "config.yaml")
-    log = path / "metrics.jsonl"
+    record, log, failure = (path / n for n in ("config.yaml", "metrics.jsonl", "failed.txt"))
+    epochs = read_yaml(record).get("epochs") if record.exists() else "?"
     epoch = len(log.read_bytes().splitlines()) if log.exists() else 0
-    failure = path / "failed.txt"
     failed = f", failed: {failure.read_text('utf-8').strip()}" if failure.exists() else ""
-    return f"{path}: not finished, not used: epoch {epoch} of {settings.get('epochs')}{failed}"
+    return f"{path}: not finished, not used: epoch {epoch} of {epochs}{failed}"
 
 
 def read_run(path: Path) -> Run:
@@ -586,13 +585,15 @@ _PIXELS = {
 }
 
 
-def notes(sections: Sequence[Section], unfinished: Sequence[str]) -> Iterator[str]:
+def notes(
+    sections: Sequence[Section], unfinished: Sequence[str], published: bool = False
+) -> Iterator[str]:
     """What must stand with the tables."""
     yield LEGEND
     if any(section.baseline for section in sections):
         yield (
-            "differences are paired over common seeds, with the 95 % t-interval of their mean; intervals "
-            "are not corrected for the number of comparisons"
+            "differences (of percentages: in points) are paired over common seeds, with the 95 % t-interval "
+            "of their mean; intervals are not corrected for the number of comparisons"
         )
     averaged = {row.method for section in sections for row in section.rows} & set(AVERAGED)
     for method in sorted(averaged):
@@ -601,6 +602,10 @@ def notes(sections: Sequence[Section], unfinished: Sequence[str]) -> Iterator[st
         counts = sorted({len(row.runs) for row in section.rows})
         if len(counts) > 1:
             yield f"{section.title}: rows have different numbers of seeds, {counts[0]} to {counts[-1]}"
+    if published:
+        for section in sections:
+            if not section.published:
+                yield f"{section.title}: no published numbers on these data and labels are known here"
     yield from provenance(sections)
     yield from unfinished
 
@@ -650,7 +655,7 @@ def main(arguments: list[str]) -> int:
     sections = compare(runs, options["baseline"], options["mix"], options["published"])
     comparison = Comparison(
         sections,
-        tuple(notes(sections, unfinished)),
+        tuple(notes(sections, unfinished, options["published"])),
         shlex.join(["python", "-m", "noisybsd.compare", *arguments]),
     )
     from noisybsd import compare_tables
@@ -668,4 +673,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # as the module that the tables and plots import
+    from noisybsd import compare as this
+
+    sys.exit(this.main())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ def _figures(sections: Sequence[Section]) -> Iterator[tuple[str, Figure]]:
 
 def _titled(figure: Figure, section: Section, text: str) -> Figure:
     mixing = "\nMIXED, see the table's caption" if section.notes else ""
-    figure.suptitle(f"{section.title}\n{describe(section)}\n{text}{mixing}", fontsize=9)
+    what = textwrap.fill(describe(section), 105)
+    figure.suptitle(f"{section.title}\n{what}\n{text}{mixing}", fontsize=9)
     return figure
 
 

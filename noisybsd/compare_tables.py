@@ -110,8 +110,13 @@ def _beside_published(section: Section) -> Iterator[tuple[str, ...]]:
     for row in section.rows:
         summary = row.summary(METRICS[0])
         assert summary is not None
-        network = row.runs[0].settings["network.name"]
+        run = row.runs[0]
         source = f"measured here, n={summary.n}"
+        if run.settings["data.limit"] is not None:
+            source += f", on the first {run.settings['data.limit']} training images"
+        if any(r.results.get("data", {}).get("pixels_verified") is False for r in row.runs):
+            source += ", not the official pixels"
+        network = run.settings["network.name"]
         cells = (row.label, _mean(row, METRICS[0]), "last", network, "1", source)
         rows.append((100 * summary.mean, cells))
     for entry in section.published:
@@ -214,9 +219,10 @@ def latex_escape(text: str) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """Tables for `booktabs`; the notes are comments."""
-    parts = [f"% {line}\n" for note in _provenance(comparison) for line in note.splitlines()]
-    parts.append("% needs \\usepackage{booktabs}\n")
+    """Tables that shrink to the width of the line; the notes are comments."""
+    lines = [line for note in _provenance(comparison) for line in note.splitlines()]
+    lines.append("needs \\usepackage{booktabs, adjustbox}")
+    parts = ["".join(f"% {line}\n" for line in lines)]
     for section in comparison.sections:
         for table in section_tables(section):
             lines = [" & ".join(map(latex_escape, row)) + r" \\" for row in table.rows]
@@ -226,8 +232,9 @@ def latex(comparison: Comparison) -> str:
                 "\n".join(
                     [
                         r"\begin{table}",
-                        r"\centering\small",
+                        r"\centering",
                         rf"\caption{{{latex_escape(table.caption)}}}",
+                        r"\begin{adjustbox}{max width=\linewidth}",
                         rf"\begin{{tabular}}{{{columns}}}",
                         r"\toprule",
                         rf"{headings} \\",
@@ -235,6 +242,7 @@ def latex(comparison: Comparison) -> str:
                         *lines,
                         r"\bottomrule",
                         r"\end{tabular}",
+                        r"\end{adjustbox}",
                         r"\end{table}",
                         "",
                     ]

@@ -130,6 +130,8 @@ def test_unfinished_runs_are_listed_with_their_epoch_and_not_used(runs: Path, ca
     (cut / "results.json").unlink()
     lines = (cut / "metrics.jsonl").read_text().splitlines()
     (cut / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n")
+    (runs / "never").mkdir()
+    (runs / "never" / "failed.txt").write_text("error: no data\n")
     failed = runs / "bsd-s3"
     (failed / "results.json").unlink()
     (failed / "metrics.jsonl").unlink()
@@ -137,6 +139,7 @@ def test_unfinished_runs_are_listed_with_their_epoch_and_not_used(runs: Path, ca
     assert main([str(runs), "out=a.csv"]) == 0
     for text in (capsys.readouterr().out, Path("a.csv").read_text()):
         assert "runs/ce-s1: not finished, not used: epoch 5 of 12" in text
+        assert "runs/never: not finished, not used: epoch 0 of ?, failed: error: no data" in text
         assert (
             "bsd-s3: not finished, not used: epoch 0 of 12, failed: error: the loss is not finite"
         ) in text
@@ -738,6 +741,24 @@ def test_published_numbers_only_of_the_same_data_and_noise(tmp_path: Path) -> No
     assert found("excl") == {}
     (section,) = load(tmp_path / "sym")
     assert section.published == ()
+    (section,) = load(tmp_path / "excl", published=True)
+    assert any("no published numbers" in note for note in compare.notes([section], [], True))
+
+
+def test_what_makes_ours_differ_from_published_numbers_is_said(tmp_path: Path) -> None:
+    make_run(
+        tmp_path / "a",
+        "recipe=cifar10n_worst",
+        "method=ce",
+        "data.limit=5000",
+        results={"data": {"pixels_verified": False}},
+    )
+    (section,) = load(tmp_path, published=True)
+    *_, table = compare_tables.section_tables(section)
+    (ours,) = (row for row in table.rows if row[0] == "ce")
+    assert ours[-1] == (
+        "measured here, n=1, on the first 5000 training images, not the official pixels"
+    )
 
 
 # the command
