@@ -101,7 +101,6 @@ function picture(kind, cell, label) {
 function facts(row) {
   const said = [`#${rows.rank[row]}`];
   if (rows.agreement[row] !== null) said.push(`${percent(rows.agreement[row])} of neighbours agree`);
-  if (rows.clean) said.push(`truth: ${className(rows.clean[row])}`);
   return said.join(" · ");
 }
 
@@ -160,6 +159,7 @@ function build(row) {
       title: className(rows.suggested[row]),
     }),
   );
+  if (rows.clean) labels.append(element("small", { textContent: `truth · ${className(rows.clean[row])}` }));
   const shown = picture("pictures", row, details(row));
   shown.classList.add("picture");
   const card = element(
@@ -246,7 +246,7 @@ function refilter() {
   });
   shown.sort(orders[byId("sort").value][1]); // stable: suspicion decides among equals
   active = shown.length ? shown[0] : null;
-  byId("count").value = `${shown.length.toLocaleString("en")} of ${size.toLocaleString("en")} shown`;
+  byId("count").value = `${shown.length.toLocaleString("en")} of ${size.toLocaleString("en")}`;
   byId("empty").hidden = shown.length > 0;
   discard(() => true);
   lay();
