@@ -1,0 +1,273 @@
+"""The label report: what it finds in finished runs, and what a report on many samples costs.
+
+    python benchmarks/report.py runs runs/digits_sym40/* --out results/report_runs.csv
+    python benchmarks/report.py scale --samples 50000 --out results/report_scale.csv
+
+`runs` reads the labels.parquet and pred_probs.npz of runs on data whose clean labels are known: how well
+each ranking finds wrong labels, and how near the estimates come to the truth. The estimates for a noisy
+test set are made on clean test labels with noise of the training labels' own transition matrix, drawn anew.
+
+`scale` builds the report of a made-up run on random images of CIFAR-10's size and, where Chromium and its
+driver are, opens the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from noisybsd import report
+from noisybsd.config import load_config, save_config
+from noisybsd.data import Dataset
+from noisybsd.environment import describe_environment
+from noisybsd.estimates import (
+    accuracy_on_clean_labels,
+    accuracy_on_noisy_labels,
+    detection_metrics,
+    estimates,
+)
+from noisybsd.labels import Findings, label_table
+from noisybsd.noise import draw
+from noisybsd.splits import Split
+
+Row = dict[str, Any]
+
+
+# --- what is found ------------------------------------------------------------------------------
+
+
+def run_rows(directory: Path) -> Iterator[Row]:
+    """A row for each quantity of a run: name, value, interval, truth."""
+    found = Findings.read(directory)
+    if found is None or found.clean is None:
+        raise SystemExit(f"{directory}: has no labels.parquet with clean labels")
+    results = json.loads((directory / "results.json").read_text("utf-8"))
+    about: Row = {
+        "recipe": results["recipe"],
+        "method": results["method"],
+        "network": results["network"],
+        "epochs": results["epochs"],
+        "seed": results["seed"],
+        "samples": len(found.table),
+    }
+    said = estimates(found)
+    rate, matrix = said["noise_rate"], said["transition"]
+    gap = np.abs(matrix - said["transition_true"])
+    yield {
+        **about,
+        "quantity": "noise rate",
+        "value": rate["estimate"],
+        "low": rate["low"],
+        "high": rate["high"],
+        "truth": said["noise_rate_true"],
+    }
+    disputed = said["disputed"] / said["samples_seen"]
+    yield {
+        **about,
+        "quantity": "disputed labels",
+        "value": disputed,
+        "truth": said["noise_rate_true"],
+    }
+    yield {
+        **about,
+        "quantity": "transition, mean |error|",
+        "value": float(np.nanmean(gap)),
+        "truth": 0,
+    }
+    yield {
+        **about,
+        "quantity": "transition, max |error|",
+        "value": float(np.nanmax(gap)),
+        "truth": 0,
+    }
+    for row in _test_rows(found, said):
+        yield {**about, **row}
+    for name, row in (detection_metrics(found) or {}).items():
+        for metric, value in row.items():
+            yield {**about, "quantity": f"{name}: {metric}", "value": value}
+
+
+def _test_rows(found: Findings, said: Row) -> Iterator[Row]:
+    """Both estimates for a test set as noisy as the training labels, drawn by their true matrix."""
+    if said["test"]["labels"] != "clean":
+        return
+    predicted, clean = found.arrays["test"].argmax(axis=1), found.arrays["test_labels"]
+    noisy = draw(said["transition_true"], clean, np.random.Philox(key=0))
+    expected = accuracy_on_noisy_labels(predicted, clean, said["transition"])
+    measured = float((predicted == noisy).mean())
+    yield {"quantity": "accuracy on noisy test labels", "value": expected, "truth": measured}
+    estimate = accuracy_on_clean_labels(predicted, noisy, said["transition"])
+    yield {
+        "quantity": "accuracy on clean labels, from noisy ones",
+        "value": estimate["estimate"],
+        "low": estimate["low"],
+        "high": estimate["high"],
+        "truth": said["test"]["accuracy"],
+    }
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+def made_up(directory: Path, samples: int, classes: int = 10) -> Dataset:
+    """A run directory with findings on random images, and the dataset that they are about."""
+    random = np.random.default_rng(0)
+    clean = random.integers(0, classes, samples)
+    noise = np.full((classes, classes), 0.4 / classes) + 0.6 * np.eye(classes)
+    given = draw(noise, clean, np.random.Philox(key=0))
+    belief = random.dirichlet(np.full(classes, 0.2), samples).astype(np.float32)
+    belief[np.arange(samples), clean] += 3 * random.random(samples, np.float32)
+    belief /= belief.sum(axis=1, keepdims=True)
+    near = random.integers(0, samples, (samples, 50))
+    votes = (np.eye(classes, dtype=np.float32)[given[near]]).mean(axis=1)
+    # smooth, as pictures are, or JPEG would make them larger than real ones
+    coarse = torch.rand(samples, 3, 6, 6)
+    images = torch.cat(
+        [
+            torch.nn.functional.interpolate(part, (32, 32), mode="bicubic")
+            .clamp(0, 1)
+            .mul(255)
+            .byte()
+            for part in coarse.split(5000)
+        ]
+    )
+    train = Split(images, given, clean)
+    names = tuple(f"class {k}" for k in range(classes))
+    table = label_table(
+        train,
+        names,
+        belief,
+        votes,
+        near.tolist(),
+        network_prob=belief[np.arange(samples), given],
+        margin=random.normal(size=samples).astype(np.float32),
+        visits=np.full(samples, 300),
+        left_epoch=random.integers(-1, 299, samples),
+        strength=np.full(samples, 20, np.float32),
+    )
+    arrays = {
+        "belief": belief,
+        "network": belief,
+        "neighbours": votes,
+        "labels": given,
+        "test": belief[:10_000],
+        "test_labels": clean[:10_000],
+    }
+    about = {
+        "run": str(directory),
+        "dataset": "random",
+        "class_names": list(names),
+        "data_sha256": "0" * 64,
+        "epoch": 300,
+        "method": "none",
+        "test_labels": "clean",
+        "noisybsd": "benchmark",
+    }
+    Findings(table, arrays, about).write(directory)
+    save_config(load_config(["recipe=cifar10n_worst"]), directory / "config.yaml", "a benchmark")
+    accuracy = {"train_accuracy": 0.6, "test_accuracy": 0.9}
+    with (directory / "metrics.jsonl").open("w") as file:
+        for epoch in range(1, 301):
+            file.write(json.dumps({"epoch": epoch, **accuracy}) + "\n")
+    return Dataset(
+        "random", names, train, train, 32, 3, (0.5,) * 3, (0.25,) * 3, about["data_sha256"], {}
+    )
+
+
+def scale(samples: int, top: int) -> Row:
+    """Time and memory of a report on `samples` images of 32 pixels, with `top` on its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        dataset = made_up(directory, samples)
+        report.load_dataset = lambda *_: dataset  # type: ignore[attr-defined]
+        wall, work = time.perf_counter(), time.process_time()
+        report.report(directory, [], top)
+        row: Row = {
+            "samples": samples,
+            "top": top,
+            "build_seconds": round(time.perf_counter() - wall, 2),
+            "build_cpu_seconds": round(time.process_time() - work, 2),
+            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+            "page_mb": round((directory / "report.html").stat().st_size / 1e6, 2),
+        }
+        return row | opened(directory / "report.html")
+
+
+def opened(page: Path) -> Row:
+    """Seconds until the browser has loaded the page, and until the first picture is drawn."""
+    driver_path = shutil.which("chromedriver")
+    binary = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if driver_path is None or binary is None:
+        return {"load_seconds": None, "first_picture_seconds": None}
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(driver_path))
+    try:
+        driver.get("about:blank")
+        begin = time.perf_counter()
+        driver.get(page.as_uri())
+        loaded = time.perf_counter() - begin
+        drawn = (
+            "const c = document.querySelector('canvas.picture');"
+            "return c && c.getContext('2d').getImageData(0, 0, 1, 1).data[3] > 0"
+        )
+        while not driver.execute_script(drawn):
+            time.sleep(0.02)
+        picture = time.perf_counter() - begin
+    finally:
+        driver.quit()
+    return {"load_seconds": round(loaded, 2), "first_picture_seconds": round(picture, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("runs")
+    runs.add_argument("directories", nargs="+", type=Path)
+    size = commands.add_parser("scale")
+    size.add_argument("--samples", type=int, default=50_000)
+    size.add_argument("--top", type=int, nargs="+", default=[2000])
+    for each in (runs, size):
+        each.add_argument("--out", type=Path, help="CSV to write; default: only print")
+    args = parser.parse_args()
+    if args.command == "runs":
+        rows = [row for directory in args.directories for row in run_rows(directory)]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+    else:
+        rows = [scale(args.samples, top) for top in args.top]
+        columns = list(rows[0])
+    facts = describe_environment(torch.device("cpu"))
+    about = {"hardware": facts["hardware"], "git_commit": facts["git_commit"]}
+    for row in rows:
+        print(" ".join(f"{key}={value}" for key, value in row.items()))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*columns, *about], lineterminator="\n")
+            writer.writeheader()
+            for row in rows:
+                rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+                writer.writerow(rounded | about)
+
+
+if __name__ == "__main__":
+    main()
