@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: help setup demo test test-all lint types check clean
 
 help:
-	@echo "make demo      set up, train the embedded recipe (digits, 40 % wrong labels)"
+	@echo "make demo      set up, train on digits with 40 % wrong labels, report which"
 	@echo "make test      set up, run the fast tests"
 	@echo "make test-all  set up, run all tests (slow ones too)"
 	@echo "make lint      ruff"
@@ -31,7 +31,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m noisybsd.train recipe=digits_sym40 tracking.wandb=disabled
+	rm -rf runs/demo
+	$(BIN)/python -m noisybsd.train recipe=digits_sym40 run.dir=runs/demo tracking.wandb=disabled
+	$(BIN)/python -m noisybsd.report run=runs/demo
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"

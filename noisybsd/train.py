@@ -54,8 +54,8 @@ def train(config: Config, run: RunDirectory) -> dict[str, Any]:
             while trainer.epoch < config.epochs:
                 _one_epoch(trainer, run, tracker, stop)
             results = trainer.results()
-            write_json(run.results, results)
             record(trainer, run.path)
+            write_json(run.results, results)  # last, for it says that the run is finished
         finally:
             trainer.loader.close()
             tracker.finish(results)
@@ -132,6 +132,7 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         ("AUROC of finding wrong labels", "unknown" if auroc is None else f"{auroc:.4f}"),
         ("time", f"{results['seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"),
         ("results", str(run.results)),
+        ("which labels are wrong", f"python -m noisybsd.report run={shlex.quote(str(run.path))}"),
     ]
     return "\n".join(f"{name:<32}{value}" for name, value in filter(None, lines))
 
