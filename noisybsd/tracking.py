@@ -19,7 +19,6 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from noisybsd.config import Config, TrackingConfig
@@ -64,12 +63,8 @@ class Tracker:
         rich = config.tracking.console == "rich" or (
             config.tracking.console == "auto" and sys.stdout.isatty()
         )
-        console = Console(soft_wrap=True, highlight=False) if rich else None
-        self._console: logging.Handler = (
-            RichHandler(console=console, show_time=False, show_level=False, show_path=False)
-            if console
-            else logging.StreamHandler(sys.stdout)
-        )
+        console = Console() if rich else None
+        self._console = _AboveTheBar(console) if console else logging.StreamHandler(sys.stdout)
         self._file = logging.FileHandler(directory / "log.txt", encoding="utf-8")
         self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._progress: Progress | None = None
@@ -130,6 +125,17 @@ class Tracker:
     def finish(self, results: dict[str, Any] | None) -> None:
         """Close the W&B run; with `results`, they become its summary."""
         self._wandb.finish(results)
+
+
+class _AboveTheBar(logging.Handler):
+    """Lines above a progress bar. The terminal wraps them, so that they stay whole when copied."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self._to = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._to.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Wandb:
@@ -212,7 +218,7 @@ class _Wandb:
         thread.join(_FINISH_SECONDS)
         if thread.is_alive():
             log.warning(
-                "W&B did not finish within %d s; to upload the rest: wandb sync %s",
+                "W&B did not finish within %d s; to upload the rest: wandb sync --include-online %s",
                 _FINISH_SECONDS,
                 _folder(run),
             )

@@ -12,9 +12,13 @@ from noisybsd.checkpoint import load_checkpoint
 
 Files = dict[str, Any]
 
-# all that may differ between an undisturbed run and one that was interrupted: times, whose it is, and
-# the commit of a checkout in which somebody works meanwhile
-MAY_DIFFER = {"seconds", "train_seconds", "images_per_second", "wandb_id", "run", "git_commit"}
+# all that may differ between an undisturbed run and one that was interrupted: times; where it is and
+# whom it tells; the commit of a checkout in which somebody works meanwhile
+MAY_DIFFER = {
+    *("seconds", "train_seconds", "images_per_second"),
+    *("run", "tracking", "wandb_id"),
+    "git_commit",
+}
 
 
 def strict(text: str) -> Any:
