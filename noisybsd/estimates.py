@@ -9,6 +9,7 @@ Dimensions: N training samples, K classes, M test images.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -216,8 +217,10 @@ def confident_learning(labels: Ints, probabilities: Floats) -> Floats | str:
     except ImportError:
         return "cleanlab is not installed"
     try:
-        flagged = find(labels, probabilities, n_jobs=1)
-        quality = score(labels, probabilities, method="normalized_margin")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on rare classes
+            flagged = find(labels, probabilities, n_jobs=1)
+            quality = score(labels, probabilities, method="normalized_margin")
     except Exception as error:  # some of its checks are bare assertions
         return f"cleanlab refuses: {(str(error).splitlines() or [type(error).__name__])[0]}"
     return flagged + 1 - quality  # quality is in [0,1]

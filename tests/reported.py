@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -40,6 +42,11 @@ NASTY_CLASSES = (
     "$x_1$ 猫 \u2028 'quoted',",
 )
 NASTY_FILE = "<i>näme 猫 &lt; 'it',\u2028 {{ data }}"
+
+
+def hide_cleanlab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where cleanlab is not installed: its import takes seconds."""
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
 
 
 def run(directory: Path, *settings: str) -> Path:

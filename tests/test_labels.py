@@ -106,6 +106,11 @@ def test_a_sample_never_visited_is_not_suspicious(trainer: Trainer) -> None:
         assert table[i]["area_under_margin"] is None and table[i]["visits"] == 0
 
 
+def test_what_is_believed_outright_ranks_before_what_is_unknown() -> None:
+    found = findings(np.eye(2)[[0, 0, 1]], [0, 0, 1], visits=[0, 9, 9])
+    assert found.column("rank").tolist() == [3, 1, 2]
+
+
 def test_a_method_without_belief_believes_its_network(tmp_path: Path) -> None:
     trainer = trainer_of(run(tmp_path / "run", "method=ce", "epochs=1"))
     found = collect(trainer, tmp_path)
