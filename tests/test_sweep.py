@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -425,6 +426,12 @@ def test_interrupted_training_continues_and_ends_as_without_interruption(
             for file in (run / "metrics.jsonl", tmp_path / "cut" / run.name / "metrics.jsonl")
         )
         assert rows == cut_rows
+        results, cut_results = (
+            json.loads((tmp_path / place / run.name / "results.json").read_text())
+            for place in ("whole", "cut")
+        )
+        for key in ("network_passes", "reliability", "reliability_ema", "data_sha256"):
+            assert results[key] == cut_results[key]
 
 
 # SLURM
@@ -456,14 +463,10 @@ FAKE_SLURM = {
         script="${@: -1}"; echo "$@" >> "$FAKE/sbatch.txt"; cp "$script" "$FAKE/script.sh"
         last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
         export SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
-        if [ -z "$last" ]; then
-            SLURM_JOB_ID=77 bash "$script" > "$FAKE/77.txt" 2>&1 &
-        else
-            (for i in $(seq 0 $last); do
-                SLURM_JOB_ID=$((77 + i)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$i \
-                    bash "$script" > "$FAKE/77_$i.txt" 2>&1
-            done) &
-        fi
+        (for i in $(seq 0 $last); do
+            SLURM_JOB_ID=$((77 + i)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$i \
+                bash "$script" > "$FAKE/77_$i.txt" 2>&1
+        done) > "$FAKE/array.txt" 2>&1 &  # or submitit would wait for its output
         echo "Submitted batch job 77"
         """,
     "srun": """\
