@@ -29,7 +29,7 @@ from scipy import stats
 from noisybsd.config import PACKAGE, Config, read_yaml
 from noisybsd.errors import UserError, command, did_you_mean
 from noisybsd.methods import METHODS
-from noisybsd.rundir import _PLACE, _flat
+from noisybsd.rundir import RESULTS_SCHEMA, flatten, is_place
 
 USAGE = """\
 usage: python -m noisybsd.compare RUN-OR-FOLDER… [key=value …]
@@ -51,7 +51,6 @@ keys:
                      tables then say so
 """
 
-SCHEMA = 1  # of results.json: trainer.RESULTS_SCHEMA
 
 # of data and labels, and of budgets: one recipe's runs must agree in them
 _DATA = ("data.name", "data.labels", "data.manifest", "data.test_fraction", "noise.name")
@@ -322,8 +321,8 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: a file is damaged, or of another schema version.
     """
-    defaults = _flat(Config.model_construct(recipe="").model_dump(mode="json"))
-    recorded = _flat(read_yaml(path / "config.yaml"))
+    defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
+    recorded = flatten(read_yaml(path / "config.yaml"))
     settings = defaults | recorded
     missing = [key for key in ("recipe", "method", "seed", "epochs") if key not in recorded]
     if missing:
@@ -342,9 +341,9 @@ def _read_results(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged: {error}. {_REMEDY}") from None
     if not isinstance(results, dict):
         raise UserError(f"{path}: damaged: it holds no JSON object. {_REMEDY}")
-    if results.get("schema") != SCHEMA:
+    if results.get("schema") != RESULTS_SCHEMA:
         raise UserError(
-            f"{path}: of schema version {results.get('schema')}; this noisybsd reads version {SCHEMA}"
+            f"{path}: of schema version {results.get('schema')}; this noisybsd reads version {RESULTS_SCHEMA}"
         )
     for metric in METRICS:
         value = results.get(metric.field)
@@ -469,7 +468,7 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
     A setting that the method's preset makes is named where it is not what the preset says; any other one
     where the runs differ in it.
     """
-    presets = {run.method: _flat(METHODS.get(run.method, {})) for run in runs}
+    presets = {run.method: flatten(METHODS.get(run.method, {})) for run in runs}
     free: dict[str, set[str]] = defaultdict(set)  # values of what no preset makes
     for run in runs:
         for key, value in run.settings.items():
@@ -478,8 +477,7 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
 
     def named(run: Run) -> Iterator[str]:
         for key, value in run.settings.items():
-            place = any(key == part or key.startswith(f"{part}.") for part in _PLACE)
-            if place or key in ("recipe", "method", "seed", "noise.rate"):
+            if is_place(key) or key in ("recipe", "method", "seed", "noise.rate"):
                 continue
             preset = presets[run.method]
             differs = value != preset[key] if key in preset else len(free[key]) > 1

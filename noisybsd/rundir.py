@@ -23,6 +23,8 @@ from noisybsd.errors import UserError
 
 log = logging.getLogger("noisybsd")
 
+RESULTS_SCHEMA = 1  # version of results.json
+
 # settings that may differ between the parts of one run: where things are, not what is computed
 _PLACE = ("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage")
 
@@ -67,7 +69,7 @@ def open_run(config: Config) -> RunDirectory:
         for path in _unfinished(config):
             try:
                 return _claim(path, config)
-            except _InUse:
+            except InUse:
                 continue
     stem = Path("runs") / config.recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.seed}"
     for number in range(1, 1000):  # runs started within one second
@@ -75,12 +77,12 @@ def open_run(config: Config) -> RunDirectory:
         if not path.exists():
             try:
                 return _claim(path, config)
-            except _InUse:  # by one that was faster
+            except InUse:  # by one that was faster
                 continue
     raise UserError(f"run.dir: {stem} and its successors exist already")
 
 
-class _InUse(UserError):
+class InUse(UserError):
     pass
 
 
@@ -112,7 +114,7 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     Args:
         source: the checkpoint to load; default: the latest usable one.
     """
-    run = RunDirectory(path, None, _lock(path))
+    run = RunDirectory(path, None, lock_run(path))
     remove_temporaries(path)
     record = path / "config.yaml"
     if record.exists():
@@ -132,21 +134,21 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     return run
 
 
-def _lock(path: Path) -> TextIO:
+def lock_run(path: Path) -> TextIO:
     """Make the directory `path` if need be, and lock it until the process ends."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("a")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _InUse(f"run.dir={path} is in use by another process") from None
+        raise InUse(f"run.dir={path} is in use by another process") from None
     except OSError as error:
         raise UserError(f"run.dir={path}: cannot be a run directory: {error.strerror}") from None
     return lock
 
 
 def _check_same(place: str, there: dict[str, Any], config: Config) -> None:
-    changed = list(_differences(there, config))
+    changed = list(differences(there, config))
     if changed:
         lines = "\n".join(changed)
         raise UserError(
@@ -176,27 +178,32 @@ def _unfinished(config: Config) -> Iterator[Path]:
         if (record.parent / "results.json").exists():
             continue
         try:
-            same = not list(_differences(read_yaml(record), config))
+            same = not list(differences(read_yaml(record), config))
         except UserError:  # somebody else's damaged file is no reason not to start
             continue
         if same:
             yield record.parent
 
 
-def _differences(record: dict[str, Any], config: Config) -> Iterator[str]:
+def differences(record: dict[str, Any], config: Config) -> Iterator[str]:
     """One line for each setting of the recorded configuration that is another one here."""
-    there, here = _flat(record), _flat(config.model_dump(mode="json"))
+    there, here = flatten(record), flatten(config.model_dump(mode="json"))
     for key in sorted(there.keys() | here.keys()):
-        place = any(key == part or key.startswith(f"{part}.") for part in _PLACE)
-        if not place and there.get(key) != here.get(key):
+        if not is_place(key) and there.get(key) != here.get(key):
             yield f"{key}: {there.get(key)} there, {here.get(key)} here"
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def is_place(key: str) -> bool:
+    """Whether the setting `key` says where things are, and not what is computed."""
+    return any(key == part or key.startswith(f"{part}.") for part in _PLACE)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under their dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

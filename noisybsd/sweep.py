@@ -22,7 +22,7 @@ from typing import Any
 
 from noisybsd.config import Config, load_config, parse_overrides, read_yaml
 from noisybsd.errors import UserError, command, did_you_mean
-from noisybsd.rundir import _differences, _InUse, _lock
+from noisybsd.rundir import InUse, differences, lock_run
 
 USAGE = """\
 usage: python -m noisybsd.sweep recipe=A[,B…] [key=value[,value…] …] [sweep settings]
@@ -95,8 +95,8 @@ class Run:
         if not self.directory.exists():
             return False
         try:
-            _lock(self.directory).close()
-        except _InUse:
+            lock_run(self.directory).close()
+        except InUse:
             return True
         return False
 
@@ -171,7 +171,7 @@ def _another_configuration(run: Run, config: Config) -> Iterator[str]:
     """Lines to say that the run directory was made by other settings that its name does not show."""
     record = run.directory / "config.yaml"
     if record.exists():
-        changed = list(_differences(read_yaml(record), config))
+        changed = list(differences(read_yaml(record), config))
         if changed:
             yield f"{run.directory}: holds a run of another configuration; use another out=DIR"
             yield from (f"  {line}" for line in changed)

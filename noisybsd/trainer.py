@@ -33,10 +33,9 @@ from noisybsd.objectives import LOSSES, build_loss, build_rule
 from noisybsd.optim import WeightEma, build_optimizer, learning_rate
 from noisybsd.parts import Batch, Mixup, Task
 from noisybsd.predict import predict
+from noisybsd.rundir import RESULTS_SCHEMA
 from noisybsd.stopping import Stopped, StopSignal
 from noisybsd.tracking import Tracker
-
-RESULTS_SCHEMA = 1  # of results.json; compare.py reads this one
 
 # steps between looks at whether the loss is finite; each look waits for the device
 CHECK_EVERY = 50

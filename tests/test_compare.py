@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from noisybsd import compare, compare_plots, compare_tables, train, trainer
+from noisybsd import compare, compare_plots, compare_tables, train
 from noisybsd.cards import load_card
 from noisybsd.compare import (
     METRICS,
@@ -193,10 +193,6 @@ def test_results_before_there_was_a_version(runs: Path) -> None:
     file.write_text(json.dumps(results))
     with pytest.raises(UserError, match="of schema version None"):
         find_runs([str(runs)])
-
-
-def test_the_schema_is_the_one_that_train_writes() -> None:
-    assert compare.SCHEMA == trainer.RESULTS_SCHEMA
 
 
 def test_folders_without_runs(tmp_path: Path) -> None:

@@ -373,7 +373,7 @@ def test_a_run_that_another_process_trains_is_left_alone(
     stub(FINISH)
     arguments = [DIGITS, "method=ce", "seed=0,1", "out=o"]
     other = tmp_path / "o" / "digits_sym40-ce-s0"
-    with sweep._lock(other):
+    with sweep.lock_run(other):
         assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "busy     digits_sym40-ce-s0" in output
