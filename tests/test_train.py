@@ -187,6 +187,17 @@ def test_a_runs_own_record_is_a_recipe(tiny: Tiny, undisturbed: Callable[..., Pa
     assert_same(outcome(Path("again")), outcome(first))
 
 
+def test_every_step_draws_anew(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    seed = torch.manual_seed
+    monkeypatch.setattr(
+        torch, "manual_seed", lambda number: [seeds.append(number), seed(number)][1]
+    )
+    assert main(tiny("run.dir=run")) == 0
+    assert main(tiny("run.dir=other", "seed=1")) == 0
+    assert seeds[0] == 0 and len(seeds) == len(set(seeds)) == 2 * (1 + 12)  # networks, steps
+
+
 # --- clean labels and test labels never reach training -----------------------------------------------
 
 
@@ -665,13 +676,16 @@ def hang_in_step_6(arguments: list[str]) -> None:
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, undisturbed: Callable[..., Path]) -> None:
     settings = [*TINY, f"run.dir={tmp_path / 'run'}"]
     process = start(hang_in_step_6, [*settings, str(tmp_path / "hangs")])
-    wait_for((tmp_path / "hangs").exists)
-    os.kill(process.pid, signal.SIGINT)
-    wait_for(lambda: "SIGINT: saving" in (tmp_path / "run" / "log.txt").read_text())
-    assert process.is_alive()
-    os.kill(process.pid, signal.SIGINT)
-    process.join(timeout=30)
-    assert process.exitcode == -signal.SIGINT
+    try:
+        wait_for((tmp_path / "hangs").exists)
+        os.kill(process.pid, signal.SIGINT)
+        wait_for(lambda: "SIGINT: saving" in (tmp_path / "run" / "log.txt").read_text())
+        assert process.is_alive()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(timeout=30)
+        assert process.exitcode == -signal.SIGINT
+    finally:
+        process.kill()
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 4
     assert main(settings) == 0
     assert_same(outcome(tmp_path / "run"), outcome(undisturbed()))
