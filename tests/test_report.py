@@ -128,6 +128,17 @@ def test_names_are_text_wherever_they_stand(nasty: Path) -> None:
     assert "alert" not in page.scripts["script"] and "猫" in page.said  # in the heat map
 
 
+def test_paths_and_reasons_are_text_too() -> None:
+    found = findings(np.eye(2), [0, 1])
+    for key in ("run", "dataset", "method"):
+        found.about[key] = f"<b>{key}</b> &amp;"
+    said, notice = report.estimates(found), "<b>notice</b> &lt;"
+    page = Parsed(build_page(Run(found, [], None, [notice]), said, None, 5))
+    assert all(tag != "b" for tag, _ in page.elements)
+    for text in ("<b>run</b> &amp;", "<b>dataset</b> &amp;", "<b>method</b> &amp;", notice):
+        assert text in page.said
+
+
 def test_rows_are_the_table_s_most_suspicious(digits: Path) -> None:
     found = Findings.read(digits)
     assert found is not None
@@ -260,6 +271,9 @@ def test_files_that_are_gone_are_listed_as_missing(tmp_path: Path) -> None:
     sheets = sprite_sheets(files, np.array([2, 1, 0]), 24)
     assert sheets.missing == [1]
     assert [int(cell.mean().round()) for cell in cells(sheets, 3)] == [90, 0, 40]
+    (tmp_path / "c.png").unlink()
+    many = ImageFiles(["a.png"] * 270 + ["c.png"], tmp_path, 64)
+    assert sprite_sheets(many, np.arange(271), 8).missing == [270]  # in the second sheet
     nothing = sprite_sheets(None, np.array([2, 1, 0]), 24)
     assert nothing.missing == [0, 1, 2] and nothing.contents == []
 
@@ -312,6 +326,18 @@ def test_images_that_are_gone_leave_the_rest(nasty: Path, tmp_path: Path) -> Non
     report.report(directory, [f"data.root={moved}"])
     page = parsed(directory)
     assert len(page.data["sheets"]["pictures"]["missing"]) == len(rows["path"])
+
+
+def test_other_images_than_the_run_s_are_not_shown(digits: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(digits, directory)
+    found = Findings.read(directory)
+    assert found is not None
+    Findings(found.table, found.arrays, {**found.about, "data_sha256": "1" * 64}).write(directory)
+    report.report(directory, [])
+    page = parsed(directory)
+    assert "not those the run was trained on any more; no pictures are shown" in page.said
+    assert len(page.data["sheets"]["pictures"]["missing"]) == 300
 
 
 def test_a_run_without_checkpoint_has_what_training_wrote(digits: Path, tmp_path: Path) -> None:
@@ -421,8 +447,11 @@ class Shown:
     def __init__(self, browser: Any, directory: Path):
         self.browser = browser
         browser.get((directory / "report.html").as_uri())
-        self.script("localStorage.clear(); location.reload()")
+        self.script("localStorage.clear()")
+        browser.refresh()
+        self.script("document.getElementById('gallery').scrollIntoView()")
         self.data = parsed(directory).data
+        self.wait(lambda: len(self.cards()) > 8)
 
     def script(self, code: str, *arguments: Any) -> Any:
         return self.browser.execute_script(code, *arguments)
@@ -581,12 +610,18 @@ def test_hostile_names_are_only_read(browser: Any, nasty: Path) -> None:
     classes = sorted(NASTY_CLASSES)
     names = {element.get_property("textContent") for element in shown.all(".card b.given")}
     assert names and names <= set(classes)
-    first = shown.cards()[0]
-    first.find_element("css selector", ".marks .wrong").click()
+    for card in shown.cards()[:8]:
+        card.find_element("css selector", ".marks .wrong").click()
     lines = list(csv.DictReader(io.StringIO(shown.download().read_text("utf-8"), newline="")))
     rows = shown.data["rows"]
-    assert lines[0]["path"] == rows["path"][0] and NASTY_FILE in lines[0]["path"]
-    assert lines[0]["label_name"] == classes[rows["suggested"][0]]
+    assert len(lines) == 8
+    for row, line in enumerate(lines):
+        assert line["path"] == rows["path"][row] and NASTY_FILE in line["path"]
+        assert line["given_name"] == classes[rows["given"][row]]
+        assert line["label_name"] == classes[rows["suggested"][row]]
+    assert {line["given_name"] for line in lines} | {line["label_name"] for line in lines} == set(
+        classes
+    )
 
 
 @pytest.mark.slow
