@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from compared import rows, strict
 
 from noisybsd.checkpoint import previous
+from noisybsd.config import load_config
+from noisybsd.data import load_dataset
 from noisybsd.evaluate import evaluate_run, main
+from noisybsd.predict import predict
 from noisybsd.train import main as train
 from noisybsd.trainer import Trainer
 
@@ -53,6 +58,22 @@ def test_a_finished_runs_numbers_are_those_of_its_last_epoch(
     out = capsys.readouterr().out
     assert f"{last['test_accuracy']:.4f}" in out and "evaluation.json" in out
     assert {k: v for k, v in files(Path("run")).items() if k != "evaluation.json"} == before
+
+
+def test_predictions_depend_on_nothing_but_image_and_network(tiny: Tiny) -> None:
+    config = load_config(tiny())
+    dataset = load_dataset(config.data, config.noise, config.seed)
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    network, before = trainer.network.train(), copy.deepcopy(trainer.network.state_dict())
+    parts = trainer.views, trainer.device, None
+    together = predict(network, dataset.test, *parts)
+    apart = predict(network, dataset.test, *parts, batch_size=7)
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other)
+    assert together[2].tolist() == dataset.test.labels.tolist()
+    assert network.training  # and goes on as it was
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_a_run_under_way(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
