@@ -3,17 +3,16 @@
     python benchmarks/kill.py --out results/kill.csv
 
 Trains a recipe once without interruption. Then starts it anew with the same command and kills the process
-after a random time, `--kills` times in the same run directory, wherever it happens to be: importing,
-loading, in a step, evaluating, writing. The same command once more lets it end. Compared bit by bit are
-weights, optimiser, moving average, posterior, bank, monitor, metrics.jsonl and results.json, all but the
-times. One row a kill; `identical` stands in all of them.
+at a random moment of its training, `--kills` times in the same run directory, wherever it happens to be: in
+a step, evaluating, writing. The same command once more lets it end. Compared bit by bit are weights,
+optimiser, moving average, posterior, bank, monitor, metrics.jsonl and results.json, all but the times. One
+row a kill; `identical` stands in all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
 import random
 import subprocess
@@ -38,42 +37,45 @@ def start(settings: list[str], run: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
 
 
-def undisturbed(settings: list[str], run: Path) -> tuple[float, float]:
-    """Train to the end; seconds until training began, and from then on."""
-    began = time.monotonic()
-    process = start(settings, run)
-    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+def wait_for_training(process: subprocess.Popen[bytes], run: Path, times: int) -> None:
+    """Return when training in `run` has begun so many times, or the process has ended."""
+    log = run / "log.txt"
+    while process.poll() is None and not (
+        log.exists() and log.read_text("utf-8").count("run directory") >= times
+    ):
         time.sleep(0.01)
-    ready = time.monotonic()
+
+
+def finish(settings: list[str], run: Path) -> float:
+    """Train to the end; the seconds of training."""
+    process = start(settings, run)
+    wait_for_training(process, run, times=1)
+    began = time.monotonic()
     if process.wait() != 0:
-        raise SystemExit(f"the run without interruption ended with {process.returncode}")
-    return ready - began, time.monotonic() - ready
+        raise SystemExit(f"{run} ended with {process.returncode}")
+    return time.monotonic() - began
 
 
 def run(settings: list[str], where: Path, kills: int, seed: int) -> list[dict[str, Any]]:
     """One row a kill, of training with `settings` in new directories in `where`."""
-    starting, training = undisturbed(settings, where / "undisturbed")
-    # uniform lifetimes up to this bring the kills to about 60 % of the run: starting + w with
-    # kills * w^2 / (2 (starting + w)) = 0.6 training
-    share = 0.6 * training / kills
-    longest = starting + share + math.sqrt(share**2 + 2 * share * starting)
+    undisturbed, killed = where / "undisturbed", where / "killed"
+    training = finish(settings, undisturbed)
     moments = random.Random(seed)
     rows = []
     for kill in range(1, kills + 1):
-        process = start(settings, where / "killed")
-        seconds = moments.uniform(0, longest)
+        process = start(settings, killed)
+        wait_for_training(process, killed, times=kill)
+        seconds = moments.uniform(0, 2 * training / kills)  # what is lost keeps it from the end
         try:
             process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        rows.append({"kill": kill, "seconds": round(seconds, 2), **progress(where / "killed")})
-        print(*rows[-1].values(), sep="\t")
-    last = start(settings, where / "killed")
-    if last.wait() != 0:
-        raise SystemExit(f"after {kills} kills the run ended with {last.returncode}")
+        rows.append({"kill": kill, "seconds": round(seconds, 2), **progress(killed)})
+        print(*rows[-1].values(), sep="\t", flush=True)
+    finish(settings, killed)
     try:
-        assert_same(outcome(where / "killed"), outcome(where / "undisturbed"))
+        assert_same(outcome(killed), outcome(undisturbed))
         identical = "yes"
     except AssertionError as difference:
         identical = f"no: {difference}"
