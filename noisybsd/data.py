@@ -9,6 +9,7 @@ Dimensions: N images, C channels, K classes.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ from noisybsd.noise import NoisyLabels, inject
 from noisybsd.splits import Labels, Read, Split, hold_out, image_size, need
 
 __all__ = ["Dataset", "Split", "load_dataset", "load_evaluation"]
+
+log = logging.getLogger("noisybsd")
+
+NAMED = 10  # files that a message names; the others are counted
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,11 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     if known is None and train.clean_labels is not None:
         known = "the given ones, before noise"
     if data.limit is not None:
-        train = train.take(_first(train.labels, data.limit))
+        known_labels = train.labels if train.clean_labels is None else train.clean_labels
+        train = train.take(_first(known_labels, data.limit))
     clean = train.clean_labels
+    for line in _first_of(problems):
+        log.warning("left out: %s", line)
     return Dataset(
         name=card.name,
         class_names=read.class_names,
@@ -282,7 +290,7 @@ def _features(train: Split) -> np.ndarray:
 
 
 def _first(labels: Labels, limit: int) -> np.ndarray:
-    """The first `limit` images; where these are sorted by class, evenly spaced ones."""
+    """The first `limit` images; where their labels (N,) are in order, evenly spaced ones."""
     n = len(labels)
     if (np.diff(labels) >= 0).all():
         return np.linspace(0, n - 1, min(limit, n)).astype(np.int64)
@@ -316,12 +324,17 @@ def _present(split: Split, data: DataConfig, problems: list[str]) -> tuple[Split
         usable[i] = True
         digest.update(b"%s\0%d\n" % (os.fsencode(path), size))
     if problems and data.on_error == "stop":
-        more = [f"… and {len(problems) - 10} more"] if len(problems) > 10 else []
         advice = "data.on_error=skip leaves such files out and counts them"
-        raise UserError("\n".join([*problems[:10], *more, advice]))
+        raise UserError("\n".join([*_first_of(problems), advice]))
     if not usable.any():
-        raise UserError(f"data.root={data.root}: not one usable image. {problems[0]}")
+        because = f": {problems[-1]}" if len(split) else ""
+        raise UserError(f"data.root={data.root}: not one usable image of {len(split)}{because}")
     return split if usable.all() else split.take(usable), digest.hexdigest()
+
+
+def _first_of(problems: list[str]) -> list[str]:
+    more = [f"… and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
+    return problems[:NAMED] + more
 
 
 def _pixels_sha256(split: Split) -> str:

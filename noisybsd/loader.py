@@ -124,7 +124,7 @@ class Loader:
         self.steps_per_epoch = samples // batch_size
         if self.steps_per_epoch == 0:
             raise UserError(f"batch_size={batch_size}: an epoch has {samples} images per process")
-        self.skipped: list[str] = []  # unreadable files, whose place others take
+        self.skipped: list[str] = []  # unreadable files with the reason; others take their place
 
     @property
     def waited_seconds(self) -> float:
@@ -394,9 +394,10 @@ def _is_lost_worker(error: Exception) -> bool:
 
 
 def _note_skipped(skipped: list[str], errors: Iterable[ImageError]) -> None:
+    """Add `file: reason` to `skipped`, and to the log, for each that is not there yet."""
     for error in errors:
-        if error.path not in skipped:
-            skipped.append(error.path)
+        if str(error) not in skipped:
+            skipped.append(str(error))
             log.warning("skipped an unreadable image: %s", error)
 
 
@@ -495,7 +496,8 @@ def keep_resident(
 
     Returns:
         The split with images (N,C,H,W) uint8 on the device and, with on_error="skip", without the
-        unreadable ones; or the split as it is, to be decoded by `eval_batches` in every pass.
+        unreadable ones, which `skipped` names; or the split as it is, to be decoded by
+        `eval_batches` in every pass.
     """
     device = torch.device(device)
     if not _is_resident(split.images, device, storage, 1, "evaluation"):
@@ -503,7 +505,7 @@ def keep_resident(
     if isinstance(split.images, Tensor):
         return replace(split, images=split.images.to(device))
     images, unreadable = split.images.load_all(on_error)
-    _note_skipped([], unreadable.values())
+    _note_skipped(split.skipped, unreadable.values())
     kept = np.setdiff1d(np.arange(len(images)), list(unreadable))
     if unreadable:
         images = images[torch.from_numpy(kept)]
@@ -531,7 +533,8 @@ def eval_batches(
         batch_size: b.
         device: where batches go.
         workers: decoding threads.
-        on_error: "stop" at an unreadable image, or "skip": leave it out.
+        on_error: "stop" at an unreadable image, or "skip": leave it out, and note it in
+            `split.skipped`.
 
     Yields:
         images (b,C,H,W) uint8, labels (b,) int64, on the device.
@@ -542,13 +545,18 @@ def eval_batches(
             split.images.split(batch_size), labels.split(batch_size), strict=True
         )
     else:
-        batches = _decoded(split.images, labels, batch_size, workers, on_error)
+        batches = _decoded(split.images, labels, batch_size, workers, on_error, split.skipped)
     for images, given in batches:
         yield images.to(device), given.to(device)
 
 
 def _decoded(
-    files: ImageFiles, labels: Tensor, batch_size: int, workers: int, on_error: str
+    files: ImageFiles,
+    labels: Tensor,
+    batch_size: int,
+    workers: int,
+    on_error: str,
+    skipped: list[str],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     images: list[Tensor] = []
     kept: list[int] = []
@@ -559,7 +567,7 @@ def _decoded(
         elif on_error == "stop":
             raise result
         else:
-            _note_skipped([], [result])
+            _note_skipped(skipped, [result])
         if images and (len(images) == batch_size or i == len(files) - 1):
             yield torch.stack(images), labels[kept]
             images, kept = [], []

@@ -59,6 +59,11 @@ def _read_folders(card: Card, data: DataConfig) -> Read:
 
     train = split("train" if has_train else "")
     test = split(test_folder) if test_folder else None
+    if test_folder and not test:
+        raise UserError(
+            f"{root / test_folder}: no image in it; without that folder a share of the training "
+            "images is held out"
+        )
     return Read(train, test, class_names, "unverified", problems)
 
 

@@ -34,12 +34,14 @@ class Split:
         labels: int64 (N,), the given labels.
         clean_labels: int64 (N,), benchmarks only: for metrics, never for training.
         paths: N image files relative to data.root, where the images come from files.
+        skipped: files found unreadable when they were decoded, each with the reason.
     """
 
     images: torch.Tensor | ImageFiles
     labels: Labels
     clean_labels: Labels | None
     paths: list[str] | None = None
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -150,8 +152,15 @@ def hold_out(train: Split, fraction: float) -> tuple[Split, Split, str]:
     Returns:
         what remains to train on; the test split, with clean labels where they are known; and whether
         they are: clean or noisy.
+
+    Raises:
+        UserError: no class has two images.
     """
     chosen = stratified_holdout(train.labels, fraction)
+    if not chosen.any():
+        raise UserError(
+            f"no test split, and none can be held out: {len(train)} images, one of each class at most"
+        )
     test = train.take(chosen)
     if test.clean_labels is None:
         return train.take(~chosen), test, "noisy"

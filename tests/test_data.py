@@ -107,6 +107,8 @@ def test_limit_takes_the_first_and_changes_no_label(tmp_path: Path) -> None:
 def test_limit_of_sorted_folders_takes_some_of_every_class(tmp_path: Path) -> None:
     trees.folders(tmp_path, ["a", "b", "c", "d"])
     assert np.bincount(load("own", tmp_path, limit=8).train.labels).tolist() == [2, 2, 2, 2]
+    noisy = load("own", tmp_path, SYMMETRIC, limit=8).train
+    assert np.bincount(noisy.clean_labels).tolist() == [2, 2, 2, 2]
 
 
 def test_the_fingerprint_follows_pixels_labels_and_order(tmp_path: Path) -> None:

@@ -210,7 +210,9 @@ def test_clothing1m_lists_that_do_not_fit(tmp_path: Path) -> None:
         load("clothing1m", tmp_path)
 
 
-def test_missing_and_empty_files_stop_or_are_skipped(tmp_path: Path) -> None:
+def test_missing_and_empty_files_stop_or_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trees.clothing1m(tmp_path)
     (tmp_path / "images/5/05/5234,5567.jpg").unlink()
     (tmp_path / "images/7/07/7234,7567.jpg").write_bytes(b"")
@@ -222,14 +224,20 @@ def test_missing_and_empty_files_stop_or_are_skipped(tmp_path: Path) -> None:
     data = load("clothing1m", tmp_path, on_error="skip")
     assert numbers(data.train) == [i for i in range(28) if i not in (5, 7)]
     assert len(data.test) == 13 and data.notes["skipped_images"] == 3
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [f"left out: {problem}" for problem in data.notes["skipped"]]
     assert data.train.labels.tolist() == [i % 14 for i in range(28) if i not in (5, 7)]
 
 
 def test_not_one_image_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     trees.clothing1m(tmp_path, "images")
     (tmp_path / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="not one usable image"):
+    with pytest.raises(UserError, match=r"not one usable image of 28: .*No such file"):
         load("clothing1m", tmp_path, on_error="skip")
+    trees.clothing1m(tmp_path / "new")
+    (tmp_path / "new/clean_test_key_list.txt").write_text("")
+    with pytest.raises(UserError, match="not one usable image of 0$"):
+        load("clothing1m", tmp_path / "new", on_error="skip")
 
 
 def test_webvision_keeps_the_first_fifty_classes(tmp_path: Path) -> None:
@@ -336,6 +344,19 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
     trees.folders(tmp_path)
     (tmp_path / "fish").mkdir()
     with pytest.raises(UserError, match="fish: no image in it"):
+        load("own", tmp_path)
+
+
+def test_an_empty_test_folder_is_named(tmp_path: Path) -> None:
+    trees.folders(tmp_path / "train", n=3)
+    (tmp_path / "test").mkdir()
+    with pytest.raises(UserError, match=r"test: no image in it; without that folder"):
+        load("own", tmp_path)
+
+
+def test_one_image_of_each_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
+    trees.folders(tmp_path, n=1)
+    with pytest.raises(UserError, match="none can be held out: 2 images, one of each class"):
         load("own", tmp_path)
 
 

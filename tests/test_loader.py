@@ -278,9 +278,9 @@ def test_skipped_images_are_replaced_alike_by_both_loaders(
             expected = order[8 * step : 8 * step + 8]
             readable = ~torch.isin(expected, torch.tensor(bad))
             assert torch.equal(index[readable], expected[readable])
-    expected_paths = {str(tmp_path / f"{i}.png") for i in bad}
+    named = {f"{tmp_path / f'{i}.png'}: is empty (zero bytes)" for i in bad}
     for loader in (resident, stream):
-        assert len(loader.skipped) == len(bad) and set(loader.skipped) == expected_paths
+        assert len(loader.skipped) == len(bad) and set(loader.skipped) == named
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 2 * len(bad) and all(
         "skipped an unreadable image: " in w for w in warnings
@@ -298,7 +298,8 @@ def test_a_file_that_disappears_during_training(split: Split, tmp_path: Path) ->
     (tmp_path / f"{victim}.png").unlink()
     seen = torch.cat([index for index, _ in loaders["skip"].epoch(1)])
     assert len(seen) == 48 and victim not in seen
-    assert loaders["skip"].skipped == [str(tmp_path / f"{victim}.png")]
+    reason = "cannot be read: No such file or directory"
+    assert loaders["skip"].skipped == [f"{tmp_path / f'{victim}.png'}: {reason}"]
     with pytest.raises(ImageError, match=rf"/{victim}\.png: cannot be read: No such file"):
         list(loaders["stop"].epoch(1))
 
@@ -433,11 +434,14 @@ def test_evaluation_leaves_unreadable_images_out(
     with pytest.raises(ImageError, match=r"/3\.png: is empty"):
         list(eval_batches(keep_resident(damaged_split, "cpu", storage), 16, "cpu"))
     kept = keep_resident(damaged_split, "cpu", storage, on_error="skip")
-    batches = list(eval_batches(kept, 16, "cpu", on_error="skip"))
+    for _ in range(2):  # epochs
+        batches = list(eval_batches(kept, 16, "cpu", on_error="skip"))
     left = [i for i in range(50) if i not in (3, 17, 18, 40, 49)]
     assert indices_shown(torch.cat([images for images, _ in batches])) == left
     assert torch.cat([labels for _, labels in batches]).tolist() == [i % 3 for i in left]
     assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 5
+    assert kept.skipped is damaged_split.skipped and len(kept.skipped) == 5
+    assert kept.skipped[0] == f"{tmp_path / '3.png'}: is empty (zero bytes)"
 
 
 # memory
