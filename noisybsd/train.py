@@ -131,8 +131,8 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         ("labels right after correction", percent("label_correction_accuracy")),
         ("AUROC of finding wrong labels", "unknown" if auroc is None else f"{auroc:.4f}"),
         ("time", f"{results['seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"),
-        ("results", str(run.results)),
         ("which labels are wrong", f"python -m noisybsd.report run={shlex.quote(str(run.path))}"),
+        ("results", str(run.results)),
     ]
     return "\n".join(f"{name:<32}{value}" for name, value in filter(None, lines))
 
