@@ -236,7 +236,7 @@ def test_not_one_image_is_an_error_even_when_skipping(tmp_path: Path) -> None:
         load("clothing1m", tmp_path, on_error="skip")
     trees.clothing1m(tmp_path / "new")
     (tmp_path / "new/clean_test_key_list.txt").write_text("")
-    with pytest.raises(UserError, match="not one usable image of 0$"):
+    with pytest.raises(UserError, match=r"not one usable image of 0$"):
         load("clothing1m", tmp_path / "new", on_error="skip")
 
 
