@@ -6,8 +6,11 @@ torchvision's downloader cannot resume, which matters at 17 GB, so all downloads
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
+import logging
 import os
 import shutil
 import socket
@@ -17,6 +20,8 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -32,6 +37,8 @@ from rich.progress import (
 
 from noisybsd.cards import Download
 from noisybsd.errors import UserError
+
+log = logging.getLogger("noisybsd")
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
@@ -85,17 +92,19 @@ def download(
             (the file is removed), a connection that keeps breaking (the next call resumes it).
     """
     part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     left_over = part.exists()
     by_hand = f"or put the file at {path} yourself"
     for attempt in range(ATTEMPTS):
         try:
             _fetch(url, part, size)
             break
-        except urllib.error.HTTPError as error:
-            raise UserError(f"{url}: HTTP {error.code} {error.reason}; {by_hand}") from None
         except (_Broken, urllib.error.URLError, http.client.HTTPException, *_DROPPED) as error:
             reason = getattr(error, "reason", error)
+            if isinstance(error, urllib.error.HTTPError):
+                reason = f"HTTP {error.code} {error.reason}"
+                if error.code < 500 and error.code != 429:  # others pass: a busy server
+                    raise UserError(f"{url}: {reason}; {by_hand}") from None
             if isinstance(reason, socket.gaierror | ConnectionRefusedError):
                 raise UserError(f"{url}: no connection ({reason}); {by_hand}") from None
             if attempt == ATTEMPTS - 1:
@@ -147,7 +156,9 @@ def _fetch(url: str, part: Path, size: int | None) -> None:
         raise _Broken(f"{part.stat().st_size} of {total} bytes")
 
 
-def _copy(source: IO[bytes], target: IO[bytes], name: str, start: int, total: int | None) -> None:
+def _copy(
+    source: http.client.HTTPResponse, target: IO[bytes], name: str, start: int, total: int | None
+) -> None:
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -161,7 +172,7 @@ def _copy(source: IO[bytes], target: IO[bytes], name: str, start: int, total: in
         task = progress.add_task(name, total=total, completed=start)
         while True:
             try:
-                chunk = source.read(CHUNK)
+                chunk = source.read1(CHUNK)  # what is there: an interruption loses nothing
             except http.client.IncompleteRead as error:
                 target.write(error.partial)
                 raise _Broken("it ended early") from None
@@ -173,26 +184,53 @@ def _copy(source: IO[bytes], target: IO[bytes], name: str, start: int, total: in
             progress.advance(task, len(chunk))
 
 
-def fetch(item: Download, root: Path, url: str | None = None) -> None:
+def fetch(item: Download, root: Path) -> None:
     """Get what a card's download makes into `root`: from the archive, if that lies there already.
 
-    Args:
-        url: another place to get it from.
+    Does nothing where it is there, perhaps since another process has fetched it.
 
     Raises:
         UserError: see `download` and `unpack`.
     """
     path = root / item.file
-    fetched = not path.exists()
-    if fetched:
-        download(url or item.url, path, expected=item.checksum, size=item.bytes)
-    else:
-        verify(path, item.checksum)
-    if item.unpack is not None:
-        if item.unpack not in unpack(path, root):
-            raise UserError(f"{path}: unpacked, but there is no {item.unpack} in it")
-        if fetched:  # a file that someone put there stays
-            path.unlink()
+    with _alone(root):
+        if (root / item.makes).exists():
+            return
+        fetched = not path.exists()
+        if fetched:
+            download(item.url, path, expected=item.checksum, size=item.bytes)
+        else:
+            verify(path, item.checksum)
+        if item.unpack is not None:
+            if item.unpack not in unpack(path, root):
+                raise UserError(f"{path}: unpacked, but there is no {item.unpack} in it")
+            if fetched:  # a file that someone put there stays
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process fetches into `folder`: they would write into one file."""
+    _make(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("waiting for another process that downloads into %s", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
 def unpack(archive: Path, folder: Path) -> list[str]:
@@ -202,9 +240,9 @@ def unpack(archive: Path, folder: Path) -> list[str]:
         The top-level entries.
 
     Raises:
-        UserError: a damaged archive, or one with members that lead outside the folder.
+        UserError: a damaged archive, one with members that lead outside the folder, no room.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as temporary:
         try:
             if zipfile.is_zipfile(archive):
@@ -217,7 +255,9 @@ def unpack(archive: Path, folder: Path) -> list[str]:
                     bundle.extractall(temporary, filter="data")
         except tarfile.FilterError as error:
             raise UserError(f"{archive}: refused to unpack: {error}") from None
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno:  # gzip's own has none
+                raise UserError(f"{folder}: cannot unpack {archive}: {error.strerror}") from None
             raise UserError(f"{archive}: damaged or not an archive: {error}") from None
         entries = sorted(entry.name for entry in Path(temporary).iterdir())
         for name in entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,8 @@ class Server(ThreadingHTTPServer):
         self.files = files
         self.cut: int | None = None
         self.ranges = True
+        self.busy = 0  # so many answers are 503
+        self.pause = 0.0  # seconds before an answer
         self.asked: list[str | None] = []
 
     @property
@@ -29,6 +32,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.asked.append(wanted)
+        time.sleep(self.server.pause)
+        if self.server.busy > 0:
+            self.server.busy -= 1
+            self.send_error(503)
+            return
         content = self.server.files.get(self.path)
         if content is None:
             self.send_error(404)

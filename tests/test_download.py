@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import io
 import socket
 import tarfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,8 @@ from pathlib import Path
 import pytest
 from local_server import Server, serving
 
-from noisybsd.download import ATTEMPTS, download, unpack
+from noisybsd.cards import Download
+from noisybsd.download import ATTEMPTS, download, fetch, unpack
 from noisybsd.errors import UserError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -103,6 +107,53 @@ def test_404_says_what_to_put_where(server: Server, tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.busy = 2
+    download(server.url + "/file", tmp_path / "file", expected=SHA, pause=0)
+    assert (tmp_path / "file").read_bytes() == CONTENT and len(server.asked) == 3
+    server.busy = ATTEMPTS
+    with pytest.raises(UserError, match=f"broke {ATTEMPTS} times .HTTP 503"):
+        download(server.url + "/file", tmp_path / "other", pause=0)
+
+
+def test_two_that_want_the_same_fetch_it_once(server: Server, tmp_path: Path) -> None:
+    server.pause = 0.2
+    item = Download(file="file", url=server.url + "/file", checksum=SHA)
+    threads = [threading.Thread(target=fetch, args=(item, tmp_path)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert files(tmp_path) == ["file"] and len(server.asked) == 1
+
+
+def test_an_interruption_keeps_what_has_come(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow server: what came in small pieces is in the file before a whole chunk is there."""
+    read1, pieces = http.client.HTTPResponse.read1, 0
+
+    def interrupted(self: http.client.HTTPResponse, n: int = -1) -> bytes:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 4:
+            raise KeyboardInterrupt
+        return read1(self, 1000)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(http.client.HTTPResponse, "read1", interrupted)
+        download(server.url + "/file", tmp_path / "file", expected=SHA)
+    assert (tmp_path / "file.part").stat().st_size == 3000
+
+
+def test_a_root_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("a file")
+    item = Download(file="sub/file", url=server.url + "/file")
+    with pytest.raises(UserError, match="root: cannot be made: File exists"):
+        fetch(item, tmp_path / "root")
+    assert server.asked == []
+
+
 def test_no_network_says_so_at_once(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -157,6 +208,30 @@ def test_a_damaged_archive_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.tar\.gz: damaged"):
         unpack(archive, tmp_path / "out")
     assert files(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("at", [20, 100, 300])
+def test_flipped_bytes_are_a_damaged_archive(tmp_path: Path, at: int) -> None:
+    noise = bytes(hashlib.sha512(bytes([i])).digest()[0] for i in range(200)) * 5
+    archive = tar(tmp_path / "a.tar.gz", ("one", noise), ("two", noise[::-1]))
+    content = bytearray(archive.read_bytes())
+    content[at : at + 30] = b"\xff" * 30
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tar\.gz: damaged"):
+        unpack(archive, tmp_path / "out")
+    assert files(tmp_path / "out") == []
+
+
+def test_no_room_to_unpack_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    archive = tar(tmp_path / "a.tar.gz", ("one", b"1"))
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    with pytest.raises(UserError, match=r"out: cannot unpack .*a\.tar\.gz: No space left"):
+        unpack(archive, tmp_path / "out")
 
 
 def test_unpack_does_not_overwrite(tmp_path: Path) -> None:
