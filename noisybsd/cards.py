@@ -6,15 +6,32 @@ layouts.LAYOUTS), classes, input size, normalisation, label sets and published n
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from noisybsd.config import read_yaml, resource_dir
 from noisybsd.errors import UserError, did_you_mean
 
 _CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts:
+        raise ValueError(f"must be relative to data.root and inside it, got {path!r}")
+    return path
+
+
+_Relative = Annotated[str, AfterValidator(_inside)]
 
 
 class _Part(BaseModel):
@@ -24,13 +41,13 @@ class _Part(BaseModel):
 class Download(_Part):
     """A file that may be fetched without asking anyone."""
 
-    file: str = Field(description="where it goes, relative to data.root")
-    url: str
+    file: _Relative = Field(description="where it goes, relative to data.root")
+    url: str = Field(pattern=r"^https?://")
     checksum: str | None = Field(
         None, pattern=_CHECKSUM, description="null: the publisher gives none"
     )
     bytes: int | None = Field(None, description="size, for the progress display")
-    unpack: str | None = Field(None, description="archive: the folder that unpacking makes")
+    unpack: _Relative | None = Field(None, description="archive: the folder that unpacking makes")
 
     @property
     def makes(self) -> str:
@@ -41,7 +58,7 @@ class Download(_Part):
 class LabelSet(_Part):
     """Training labels that come in a file of their own."""
 
-    file: str = Field(description="relative to data.root")
+    file: _Relative = Field(description="relative to data.root")
     key: str = Field(description="entry of the file that holds the given labels")
     clean_key: str = Field(description="entry that holds the clean labels: it proves the order")
     noise_rate: float | None = Field(None, ge=0, le=1, description="as published")
@@ -71,7 +88,7 @@ class Card(_Part):
     labels: dict[str, LabelSet] = Field({}, description="further label sets, by name")
     asymmetric: dict[str, str] = Field({}, description="class map of asymmetric noise")
     downloads: tuple[Download, ...] = ()
-    checksums: dict[str, Annotated[str, Field(pattern=_CHECKSUM)]] = Field(
+    checksums: dict[_Relative, Annotated[str, Field(pattern=_CHECKSUM)]] = Field(
         {}, description="official bytes: file, relative to data.root: `algorithm:hexdigest`"
     )
     corruptions: tuple[str, ...] = Field((), description="layout cifar_c: files to evaluate on")
@@ -147,7 +164,7 @@ def _explain(path: Path, error: ValidationError) -> list[str]:
         elif item["type"] == "missing":
             lines.append(f"{path}: {key}: is required and was not given")
         elif item["type"] == "value_error":
-            lines.append(f"{path}: {item['ctx']['error']}")
+            lines.append(": ".join(filter(None, [str(path), key, str(item["ctx"]["error"])])))
         else:
             lines.append(f"{path}: {key}: {item['msg']}, got {item['input']!r}")
     return lines

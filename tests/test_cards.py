@@ -73,8 +73,14 @@ def test_variants_of_a_dataset_agree() -> None:
         ({"asymmetric": {"trukc": "dog"}}, "asymmetric: got 'trukc', did you mean truck"),
         ({"superclasses": {"x": ["dog", "cat"]}}, "superclasses: must hold every class once"),
         ({"checksums": {"x": "md5:123"}}, "checksums.x: String should match"),
+        ({"downloads": [{"file": "x", "url": "u"}]}, "downloads.0.url: String should match"),
         (
-            {"downloads": [{"file": "x", "url": "u", "chekcsum": "y"}]},
+            {"downloads": [{"file": "../x", "url": "http://u"}]},
+            r"downloads.0.file: must be relative to data.root and inside it, got '../x'",
+        ),
+        ({"checksums": {"/etc/x": "md5:" + "0" * 32}}, "checksums.*: must be relative"),
+        (
+            {"downloads": [{"file": "x", "url": "http://u", "chekcsum": "y"}]},
             "downloads.0.chekcsum: unknown key: got 'chekcsum', did you mean checksum",
         ),
     ],
