@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -202,7 +203,8 @@ def with_labels(
     """Put the labels that data.labels names in place, after a check that they are in order.
 
     Returns:
-        the split, and a note for the results: label_set, and what describes a label file.
+        the split, and a note for the results: label_set, what describes a label file, and whether
+        clean labels beside the given ones prove that these are in the images' order.
 
     Raises:
         UserError: an unknown label set, a file that is not the official one, or labels whose clean
@@ -221,14 +223,17 @@ def with_labels(
         note: dict[str, Any] = {"label_set": data.labels, "published_rate": entry.noise_rate}
     elif Path(data.labels).expanduser().is_file():
         labels, clean = read_labels(data.labels, num_classes, len(train))
-        about = read_description(data.labels) or {}
-        keys = ("name", "rate", "seed")
-        note = {"label_set": data.labels, "label_file": {key: about.get(key) for key in keys}}
+        about = read_description(data.labels)
+        described = {key: (about or {}).get(key) for key in ("name", "rate", "seed")}
+        note = {"label_set": data.labels, "label_file": described}
+        if clean is None and about is None and train.clean_labels is not None:
+            _check_better_than_chance(data, labels, train.clean_labels)
     else:
         options = did_you_mean(data.labels, ["default", *card.labels])
         raise UserError(f"data.labels: {options}, or a label file's path")
     if clean is not None and train.clean_labels is not None:
         _check_order(data, clean, train.clean_labels)
+    note["order_proven"] = clean is not None and train.clean_labels is not None
     known = train.clean_labels if train.clean_labels is not None else clean
     return replace(train, labels=labels, clean_labels=known), note
 
@@ -245,11 +250,27 @@ def _check_order(data: DataConfig, clean: Labels, own: Labels) -> None:
         )
 
 
+def _check_better_than_chance(data: DataConfig, labels: Labels, own: Labels) -> None:
+    """Refuse labels (N,) that agree with the images' own (N,) no more than in a random order."""
+    k = int(max(labels.max(), own.max())) + 1
+    shares = [np.bincount(part, minlength=k) / len(own) for part in (labels, own)]
+    chance = float(shares[0] @ shares[1])
+    same = float((labels == own).mean())
+    if same <= chance + 3 * math.sqrt(chance * (1 - chance) / len(own)):
+        raise UserError(
+            f"data.labels={data.labels}: agree with the images' own labels for {same:.1%} of "
+            f"{len(own)} images, as they would by chance: probably they are in another order, such "
+            "as that of TensorFlow Datasets. If they are not, a column clean_label (.csv) proves it"
+        )
+
+
 def with_noise(
     card: Card, noise: NoiseConfig, seed: int, train: Split, num_classes: int
 ) -> tuple[Split, dict[str, Any]]:
     """Inject noise.name; the labels before that count as the clean ones where none are known."""
     if noise.name == "none":
+        if noise.file is not None:
+            raise UserError(f"noise.file={noise.file}: goes with noise.name=matrix, got none")
         return train, {"name": "none", "rate": 0.0, "seed": None}
     noisy = draw_noise(card, noise, seed, train, num_classes)
     clean = train.labels if train.clean_labels is None else train.clean_labels

@@ -11,6 +11,7 @@ import _codecs
 import csv
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -156,8 +157,8 @@ def _label_column(path: Path, columns: Mapping[str, Any], key: str | None, clean
     candidates = [name for name in columns if name not in ("index", clean_key)]
     if len(candidates) != 1:
         raise UserError(
-            f"{path}: which labels to use is not clear: none is named label, got "
-            f"{', '.join(map(repr, columns))}; name one"
+            f"{path}: which labels to use is not clear: expected one named label, got "
+            f"{', '.join(map(repr, columns))}"
         )
     return candidates[0]
 
@@ -225,7 +226,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], _Place]:
         _codecs.encode,
     ]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on other protocols of pickle: read, or refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged pickle can raise anything
         raise UserError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -35,6 +35,7 @@ from noisybsd.splits import (
     file_split,
     find_images,
     need,
+    refuse_repeated,
     stratified_holdout,
 )
 
@@ -64,6 +65,11 @@ _CIFAR = {  # classes: folder, training files, test files, key of the labels
 
 def read_cifar(card: Card, data: DataConfig) -> Read:
     """CIFAR-10 and CIFAR-100 in their Python layout, images in the official order."""
+    if len(card.classes) not in _CIFAR:
+        raise UserError(
+            f"{card.name}: classes: layout cifar has {' or '.join(map(str, _CIFAR))} of them, "
+            f"got {len(card.classes)}"
+        )
     folder, train_files, test_files, key = _CIFAR[len(card.classes)]
     root, num_classes = Path(data.root) / folder, len(card.classes)
     train, test = (
@@ -151,7 +157,7 @@ def read_clothing1m(card: Card, data: DataConfig) -> Read:
     def split(keys: str, labels: str) -> Split:
         label_of = dict(_pairs(need(lists / labels, card), len(card.classes)))
         listed = _lines(need(lists / keys, card))
-        _refuse_repeated(listed, lists / keys)
+        refuse_repeated(listed, lists / keys)
         unknown = [key for key in listed if key not in label_of]
         if unknown:
             raise UserError(
@@ -172,7 +178,7 @@ def read_webvision(card: Card, data: DataConfig) -> Read:
     def split(name: str, folder: str) -> Split:
         path = need(root / "info" / name, card)
         pairs = [(key, label) for key, label in _pairs(path, 1000) if label < num_classes]
-        _refuse_repeated([key for key, _ in pairs], path)
+        refuse_repeated([key for key, _ in pairs], path)
         return file_split(
             card, data, [folder + key for key, _ in pairs], [label for _, label in pairs]
         )
@@ -190,7 +196,7 @@ def read_food101n(card: Card, data: DataConfig) -> Read:
 
     def split(path: Path, folder: str, suffix: str, header: int) -> Split:
         keys = _lines(need(path, card))[header:]
-        _refuse_repeated(keys, path)
+        refuse_repeated(keys, path)
         classes = [key.split("/")[0] for key in keys]
         for key, name in zip(keys, classes, strict=True):
             if name not in number:
@@ -242,14 +248,6 @@ def _pairs(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
         yield key.strip(), int(label)
 
 
-def _refuse_repeated(keys: Iterable[str], source: object) -> None:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            raise UserError(f"{source}: {key} is listed twice")
-        seen.add(key)
-
-
 # --- what `pack` wrote --------------------------------------------------------------------------
 
 
@@ -284,7 +282,8 @@ def _packed_split(root: Path, name: str, about: Mapping[str, Any]) -> Split:
     table = pyarrow.parquet.read_table(root / f"{name}.parquet")
     if not len(images) == table.num_rows == about["count"]:
         raise ValueError(f"{name} has {len(images)} images and {table.num_rows} labels")
-    labels = {key: table[key].to_numpy() for key in table.column_names if key != "path"}
+    # copies, because Arrow's own memory may not be written, at which torch warns
+    labels = {key: table[key].to_numpy().copy() for key in table.column_names if key != "path"}
     return Split(
         torch.from_numpy(images),
         labels["label"],

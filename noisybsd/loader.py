@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -212,17 +213,20 @@ class StreamingLoader(Loader):
         super().__init__(order, batch_size, device)
         self.workers = workers if isinstance(images, ImageFiles) else 0
         self._numbers = _NumbersFrom(0)
-        self._loader = DataLoader(
-            _NumberedBatches(images, order, batch_size, self.steps_per_epoch, on_error),
-            batch_size=None,
-            sampler=self._numbers,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            multiprocessing_context=_process_context() if self.workers else None,
-            worker_init_fn=_ignore_interrupt,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # or else it draws from the global one
-        )
+        with _no_warning_of_cores():
+            self._loader = DataLoader(
+                _NumberedBatches(images, order, batch_size, self.steps_per_epoch, on_error),
+                batch_size=None,
+                sampler=self._numbers,
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+                multiprocessing_context=_process_context() if self.workers else None,
+                worker_init_fn=_ignore_interrupt,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # or else it draws from the global one
+            )
+        if self.workers > (cores := os.cpu_count() or 1):
+            log.info("data.workers=%d is more than the %d cores here", self.workers, cores)
         self._stream: Any = None
         self._next_number = 0
         self._waited = 0.0
@@ -245,7 +249,7 @@ class StreamingLoader(Loader):
         first = epoch * self.steps_per_epoch + start
         if self._stream is None or self._next_number != first:
             self._numbers.first = self._next_number = first
-            with _main_module_hidden():
+            with _main_module_hidden(), _no_warning_of_cores():
                 self._stream = iter(self._loader)
         count = self.steps_per_epoch - start
         return self._to_cuda(count) if self.device.type == "cuda" else self._on_host(count)
@@ -379,6 +383,14 @@ def _main_module_hidden() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _no_warning_of_cores() -> Iterator[None]:
+    """torch warns twice of more workers than cores; the log says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -111,7 +111,7 @@ def given_matrix(rate: float, num_classes: int, matrix: npt.ArrayLike) -> FloatA
     """A transition matrix of the user's, for instance from `read_matrix`."""
     if rate != 0:
         raise UserError(
-            f"noise.rate: noise.name=matrix has its rates in noise.file, got {rate}; leave it out"
+            f"noise.rate: noise.name=matrix has its rates in noise.file, got {rate}; use noise.rate=0"
         )
     return check_matrix(np.asarray(matrix), num_classes, "transition matrix")
 

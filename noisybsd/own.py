@@ -18,7 +18,7 @@ import pyarrow.parquet
 from noisybsd.cards import Card
 from noisybsd.config import DataConfig
 from noisybsd.errors import UserError, did_you_mean
-from noisybsd.splits import Labels, Read, Split, file_split, find_images, need
+from noisybsd.splits import Labels, Read, Split, file_split, find_images, need, refuse_repeated
 
 
 def read_own(card: Card, data: DataConfig) -> Read:
@@ -99,8 +99,11 @@ class Manifest:
 def _read_manifest(card: Card, data: DataConfig) -> Read:
     """CSV or Parquet with columns path, label and, where known, clean_label and split."""
     assert data.manifest is not None
-    path = Path(data.manifest).expanduser()
-    manifest = load_manifest(path if path.is_file() else Path(data.root) / data.manifest)
+    path, in_root = Path(data.manifest).expanduser(), Path(data.root) / data.manifest
+    if not path.is_file() and not in_root.is_file():
+        other = "" if path.is_absolute() else f", nor {in_root}"
+        raise UserError(f"data.manifest={path}: there is no such file{other}")
+    manifest = load_manifest(path if path.is_file() else in_root)
     paths = _paths(manifest)
     splits = _cells(
         manifest, "split", "train", lambda split: split in ("train", "test"), "train, test"
@@ -160,6 +163,7 @@ def _csv(path: Path) -> tuple[dict[str, list[str]], list[str]]:
         reader = csv.reader(file, strict=True)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
     header = rows[0][1] if rows else []
+    refuse_repeated(header, f"{path}: line 1")
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise UserError(f"{path}: line {line}: got {len(row)} columns, expected {len(header)}")

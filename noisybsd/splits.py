@@ -6,7 +6,7 @@ Dimensions: N images, C channels, S side of a stored image, K classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,15 @@ def need(path: Path, card: Card) -> Path:
     if not path.exists():
         raise Missing(path, card)
     return path
+
+
+def refuse_repeated(names: Iterable[str], source: object) -> None:
+    """Refuse a name that stands twice in `source`."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UserError(f"{source}: {name} is listed twice")
+        seen.add(name)
 
 
 def check_labels(labels: Labels, num_classes: int, source: object) -> None:

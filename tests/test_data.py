@@ -156,6 +156,8 @@ def test_settings_without_effect_are_refused(tmp_path: Path) -> None:
         load("digits", tmp_path, size=64)
     with pytest.raises(UserError, match=r"data\.manifest=x\.csv: goes with data\.name=own"):
         load("digits", tmp_path, manifest="x.csv")
+    with pytest.raises(UserError, match=r"noise\.file=x\.csv: goes with noise\.name=matrix"):
+        load("digits", tmp_path, {"name": "none", "file": "x.csv"})
 
 
 # --- label sets ---------------------------------------------------------------------------------
@@ -241,6 +243,21 @@ def test_labels_from_a_file(cifar10n: tuple[Path, Path, np.ndarray, np.ndarray])
     trees.lines(root / "mine.csv", ["label,clean_label", *(f"{a},{a}" for a in np.roll(clean, 1))])
     with pytest.raises(UserError, match="different orders"):
         load(card, root, labels=str(root / "mine.csv"))
+
+
+def test_labels_in_another_order_are_noticed_without_clean_ones(tmp_path: Path) -> None:
+    own = load("digits", Path()).train.labels
+    order = np.random.default_rng(0).permutation(len(own))
+    np.save(tmp_path / "other.npy", own[order])
+    with pytest.raises(UserError, match=r"other\.npy: agree with .* for \d+\.\d% of 1438 .*chance"):
+        load("digits", Path(), labels=str(tmp_path / "other.npy"))
+    noisy = inject(own, "symmetric", 0.8, 10, seed=0).labels
+    np.save(tmp_path / "noisy.npy", noisy)
+    data = load("digits", Path(), labels=str(tmp_path / "noisy.npy"))
+    assert (data.train.labels == noisy).all() and data.notes["order_proven"] is False
+    rows = [f"{a},{b}" for a, b in zip(own[order], own, strict=True)]
+    path = trees.lines(tmp_path / "proven.csv", ["label,clean_label", *rows])
+    assert load("digits", Path(), labels=str(path)).notes["order_proven"] is True
 
 
 def test_a_file_of_clean_labels_makes_a_clean_test_split(tmp_path: Path) -> None:

@@ -56,7 +56,10 @@ def test_check_of_what_is_right(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     code, text = check(capsys, "own", f"root={tmp_path}")
     assert code == 0 and "ok     all training images can be read" in text
     assert "no test split: 20% of the training images will be held out" in text
-    assert "2 classes, from 10 training images (cat) to 10" in text
+    assert "2 classes, 10 training images" in text
+    (tmp_path / "cat/000.png").unlink()
+    _, text = check(capsys, "own", f"root={tmp_path}")
+    assert "2 classes, from 9 training images (cat) to 10 (dog)" in text
 
 
 def test_check_lists_what_cannot_be_read(
@@ -69,6 +72,7 @@ def test_check_lists_what_cannot_be_read(
     (tmp_path / "dog/loop").symlink_to(tmp_path)
     code, text = check(capsys, "own", f"root={tmp_path}")
     assert code == 1 and "4 things wrong" in text
+    assert "data.on_error=skip leaves unreadable images out" in text
     for name in (
         "cat/000.png: is not an image",
         "dog/001.jpg: ",
@@ -129,6 +133,13 @@ def test_check_of_bytes_and_label_order(capsys: pytest.CaptureFixture[str], tmp_
     code, text = check(capsys, card, f"root={root}", "verify=false")
     assert code == 0 and "data_batch_2: not the official bytes, accepted by verify=false" in text
 
+    labels = torch.load(root / "CIFAR-10_human.pt", weights_only=False)["worse_label"]
+    np.save(tmp_path / "worse.npy", labels)
+    arguments = (card, f"root={root}", "verify=false", f"labels={tmp_path / 'worse.npy'}")
+    assert (
+        "worse.npy: in an order that nothing proves, 25.00% wrong" in check(capsys, *arguments)[1]
+    )
+
     torch.save(
         {"clean_label": np.arange(100) % 10, "worse_label": np.zeros(100, int)},
         root / "CIFAR-10_human.pt",
@@ -182,6 +193,7 @@ def test_prepare_downloads_unpacks_and_resumes(
         assert "gives no checksum" in capsys.readouterr().out
         server.asked.clear()
         assert main(["prepare", str(card), f"root={root}"]) == 0 and server.asked == []
+        assert f"`check {card} root={root}` looks at every file" in capsys.readouterr().out
 
         # training fetches the images, and labels only if they are asked for
         again = tmp_path / "again"
@@ -202,6 +214,14 @@ def test_prepare_downloads_unpacks_and_resumes(
         (by_hand / "cifar-10-batches-py").rename(by_hand / "old")
         with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz: sha256 is"):
             load(card, by_hand, download=True)
+
+
+def test_prepare_of_what_is_not_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert main(["prepare", "cifar10", f"root={tmp_path}"]) == 1
+    text = capsys.readouterr().out
+    assert f"not there, though {tmp_path}/cifar-10-batches-py is: remove that and" in text
+    assert "not to be downloaded" not in text
 
 
 def test_prepare_says_where_a_form_is_needed(
@@ -228,6 +248,7 @@ def test_pack_gives_the_same_pixels_labels_and_order(
     assert main(["pack", "clothing1m", *arguments]) == 0
     assert "28 train, 14 test images" in capsys.readouterr().out
     files, packed = load("clothing1m", tmp_path / "files", size=28), load("clothing1m", out)
+    assert packed.train.labels.flags.writeable  # or else torch warns
     for one, other in ((files.train, packed.train), (files.test, packed.test)):
         assert isinstance(other.images, torch.Tensor) and other.images.shape[1:] == (3, 32, 32)
         assert torch.equal(

@@ -299,7 +299,7 @@ def test_several_arrays_need_a_key(tmp_path: Path, suffix: str) -> None:
     assert clean is not None and clean.tolist() == [0, 1, 2]
     assert read_labels(path, 3, 3, key="a", clean_key="b")[1].tolist() == [1, 1, 1]
     with pytest.raises(
-        UserError, match="not clear: none is named label, got 'a', 'b', 'clean_label'"
+        UserError, match="not clear: expected one named label, got 'a', 'b', 'clean_label'"
     ):
         read_labels(path, 3, 3)
     with pytest.raises(UserError, match=r"got 'aa', did you mean a\? valid: a, b, clean_label"):

@@ -15,6 +15,7 @@ import torch
 import trees
 from trees import load
 
+from noisybsd.cards import load_card
 from noisybsd.config import DataConfig
 from noisybsd.data import load_evaluation
 from noisybsd.errors import UserError
@@ -156,6 +157,14 @@ def test_a_wrong_batch_is_named(tmp_path: Path, entries: dict[str, object], mess
     rewrite(tmp_path / "cifar-10-batches-py/data_batch_2", **entries)
     with pytest.raises(UserError, match=message):
         load("cifar10", tmp_path, verify=False)
+
+
+def test_a_card_with_other_classes_than_cifars_is_named(tmp_path: Path) -> None:
+    trees.cifar10(tmp_path)
+    nine = list(load_card("cifar10").classes[:9])
+    card = trees.card(tmp_path, "cifar10", classes=nine, asymmetric=None, checksums=None)
+    with pytest.raises(UserError, match=r"cifar10: classes: layout cifar has 10 or 100 .* got 9"):
+        load(card, tmp_path)
 
 
 def test_a_truncated_batch_is_named(tmp_path: Path) -> None:
@@ -510,6 +519,7 @@ def test_clean_labels_of_the_test_split_alone(photos: Path) -> None:
             "class c has no training image",
         ),
         ("path,label", [], "has no rows"),
+        ("path,label,label", [(*row, "a") for row in ROWS], "line 1: label is listed twice"),
     ],
 )
 def test_a_wrong_manifest_says_where(
@@ -521,7 +531,7 @@ def test_a_wrong_manifest_says_where(
 
 
 def test_a_manifest_that_is_none(photos: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.csv: .*No such file"):
+    with pytest.raises(UserError, match=r"manifest=nowhere\.csv: there is no such file, nor "):
         load("own", photos, manifest="nowhere.csv")
     (photos / "labels.parquet").write_bytes(b"not parquet")
     with pytest.raises(UserError, match=r"labels\.parquet: not readable as a manifest"):

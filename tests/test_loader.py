@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -315,6 +316,20 @@ def test_nothing_readable_is_an_error_even_when_skipping(
     ):
         loader = build_loader(split, 8, 0, "cpu", storage=storage, workers=0, on_error="skip")
         list(loader.epoch(0))
+
+
+def test_more_workers_than_cores_are_logged_without_a_warning(
+    split: Split, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    caplog.set_level(logging.INFO, "noisybsd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader = build_loader(split, 8, 0, "cpu", storage="stream", workers=2)
+        next(iter(loader.epoch(0)))
+        loader.close()
+    assert "data.workers=2 is more than the 1 cores here" in caplog.text
 
 
 def test_a_workers_error_is_the_users_message_not_a_traceback(damaged_split: Split) -> None:
