@@ -65,7 +65,8 @@ def run(settings: list[str], where: Path, kills: int, seed: int) -> list[dict[st
     for kill in range(1, kills + 1):
         process = start(settings, killed)
         wait_for_training(process, killed, times=kill)
-        seconds = moments.uniform(0, 2 * training / kills)  # what is lost keeps it from the end
+        # 0.7 of the run on average, so that no kill comes too late on a machine that others use too
+        seconds = moments.uniform(0, 1.4 * training / kills)
         try:
             process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
