@@ -22,6 +22,7 @@ def test_shipped_cards_are_whole(name: str) -> None:
         assert item.url.startswith("https://")
     for entry in card.labels.values():
         assert entry.file in card.checksums
+    assert "https://" in card.obtain or not card.licence_form  # an error shows no other address
     assert card.licence_form == (name in ("clothing1m", "animal10n", "webvision_imagenet"))
 
 
