@@ -86,7 +86,11 @@ class DataConfig(Section):
     manifest: str | None = Field(
         None, description="own data: CSV or Parquet with columns path, label[, clean_label, split]"
     )
-    limit: int | None = Field(None, ge=1, description="use the first n training images only")
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="use the first n training images only; n of all classes where sorted",
+    )
     verify: bool = Field(
         True, description="require the official bytes; false accepts others and says so in results"
     )
@@ -363,7 +367,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` arguments into nested settings.
 
     Raises:
-        UserError: an argument is not of that form, or its value is not YAML.
+        UserError: names the arguments that are not of that form, or whose value is not YAML.
     """
     wrong = [a for a in arguments if "=" not in a or a.startswith(("-", "="))]
     if wrong:
@@ -373,10 +377,17 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             )
             + "\n--help lists every key"
         )
-    try:
-        overrides = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"arguments: {str(error).splitlines()[0]}") from None
+    merged: Any = OmegaConf.create({})
+    unreadable = []
+    for argument in arguments:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([argument]))
+        except (OmegaConfBaseException, YAMLError) as error:
+            reason = " ".join(str(error).split())
+            unreadable.append(f"argument {argument!r}: not readable as YAML: {reason}")
+    if unreadable:
+        raise UserError("\n".join(unreadable))
+    overrides = OmegaConf.to_container(merged)
     assert isinstance(overrides, dict)
     return {str(key): value for key, value in overrides.items()}
 
@@ -422,9 +433,13 @@ def _explain(error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            yield f"{key}: unknown key (got {item['input']!r}); {_nearest_key(key, list(keys))}"
+            for part, value in _settings(key, item["input"]):
+                yield f"{part}: unknown key (got {value!r}); {_nearest_key(part, list(keys))}"
         elif item["type"] == "missing":
             yield f"{key}: is required and was not given"
+        elif item["type"] == "model_type":
+            inside = ", ".join(each for each in keys if each.startswith(f"{key}."))
+            yield f"{key}: is a section, got {item['input']!r}; its keys: {inside}"
         elif item["type"] == "value_error" and not key:
             yield str(item["ctx"]["error"])
         elif item["type"] == "value_error":
@@ -435,12 +450,21 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{key}: {item['msg']}, got {item['input']!r}{valid}"
 
 
+def _settings(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every dotted key from `key` on, and its value."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _settings(f"{key}.{name}", inner)
+    else:
+        yield key, value
+
+
 def _nearest_key(key: str, keys: list[str]) -> str:
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     # a misspelt section name is compared as a whole key; a key without its section by its last part
     close = close or [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
     section = {k.split(".")[0] for k in keys if "." in k}
-    close = close or difflib.get_close_matches(key.split(".")[0], section, n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(key.split(".")[0], section, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "--help lists every key"
 
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ def test_every_recipe_has_a_header_that_says_how_to_run_it(name: str) -> None:
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert text.startswith("# ") and len(header) >= 3
     assert any(f"recipe={name}" in line for line in header)
+    root = Path(__file__).parent.parent
+    for path in re.findall(r"\b(?:docs|results|noisybsd)/\S+\.\w+", "\n".join(header)):
+        assert (root / path).is_file(), path
 
 
 def test_later_layers_win() -> None:
@@ -80,8 +84,22 @@ def test_a_misspelt_recipe_gets_the_nearest_one() -> None:
 
 
 def test_a_misspelt_section_gets_the_nearest_key() -> None:
-    (line,) = mistakes("recipe=digits_sym40", "postrior.discount=1")
-    assert line.startswith("postrior") and "did you mean posterior" in line
+    lines = mistakes("recipe=digits_sym40", "postrior.discount=1", "postrior.temprature=0.2")
+    assert lines == [
+        "postrior.discount: unknown key (got 1); did you mean posterior.discount?",
+        "postrior.temprature: unknown key (got 0.2); did you mean posterior.temperature?",
+    ]
+
+
+def test_a_section_is_no_key() -> None:
+    (line,) = mistakes("recipe=digits_sym40", "noise=symmetric")
+    assert line.startswith("noise: is a section, got 'symmetric'; its keys: noise.name, noise.rate")
+
+
+def test_an_argument_that_is_no_yaml_is_named() -> None:
+    first, second = mistakes("recipe=digits_sym40", "noise.rate=[1", "epochs=3", "seed={")
+    assert first.startswith("argument 'noise.rate=[1': not readable as YAML: ")
+    assert second.startswith("argument 'seed={': ")
 
 
 def test_all_mistakes_come_at_once() -> None:

@@ -153,7 +153,7 @@ def test_all_mistakes_at_once_before_anything_starts(
     wrong = ["method=ce,bsdd", "epochs=0", "seed=1,2", "optimiser.lr=1", "jobs=0", "retry=maybe"]
     assert main([DIGITS, *wrong, "launcher=slrum", "out=o"]) == 2
     error = capsys.readouterr().err
-    for part in ("method: got 'bsdd'", "epochs:", "optimiser: unknown key", "jobs: got 0"):
+    for part in ("method: got 'bsdd'", "epochs:", "optimiser.lr: unknown key", "jobs: got 0"):
         assert error.count(part) == 1
     assert "retry: got 'maybe'" in error
     assert "did you mean slurm?" in error
