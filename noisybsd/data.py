@@ -30,7 +30,7 @@ from noisybsd.layouts import EVALUATIONS, LAYOUTS, PACK, read_packed
 from noisybsd.noise import NoisyLabels, inject
 from noisybsd.splits import Labels, Read, Split, hold_out, image_size, need
 
-__all__ = ["Dataset", "Split", "load_dataset", "load_evaluation"]
+__all__ = ["Dataset", "Evaluation", "Split", "load_dataset", "load_evaluation"]
 
 log = logging.getLogger("noisybsd")
 
@@ -78,13 +78,13 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     read, verified = read_splits(card, data)
     train, test, problems = read.train, read.test, list(read.problems)
     train, label_note = with_labels(card, data, train, len(read.class_names))
-    train, images_sha256 = _present(train, data, problems)
+    train, images_sha256 = leave_out_missing(train, data, problems)
     images_sha256 = read.images_sha256 or images_sha256 or _pixels_sha256(train)
     test_labels = read.test_labels
     if test is None:
         train, test, test_labels = hold_out(train, data.test_fraction)
     else:
-        test, _ = _present(test, data, problems)
+        test, _ = leave_out_missing(test, data, problems)
     known = "known" if train.clean_labels is not None else None
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
     if known is None and train.clean_labels is not None:
@@ -121,19 +121,54 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     )
 
 
-def load_evaluation(data: DataConfig) -> Iterator[tuple[str, Split]]:
-    """Test sets for a trained network, one after the other: `corruption/severity` or `test`.
+@dataclass(frozen=True)
+class Evaluation:
+    """Test sets for a trained network.
+
+    Args:
+        size: side of the network's input.
+        channels: C.
+        sets: `corruption/severity` or `test`, and the images; read when asked for, since all of
+            them together may not fit into memory.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    size: int
+    channels: int
+    sets: Iterator[tuple[str, Split]]
+
+
+def load_evaluation(data: DataConfig) -> Evaluation:
+    """Test sets for a trained network.
 
     Args:
         data: name: cifar10c, cifar100c, webvision_imagenet, or any dataset for its test split.
+
+    Raises:
+        UserError: here or while iterating over the sets: data that are missing or damaged.
     """
     card = load_card(data.name)
-    if card.layout in EVALUATIONS:
-        obtain_missing(card, data)
-        for name, split in EVALUATIONS[card.layout](card, data):
-            yield name, _present(split, data, [])[0]
-    else:
-        yield "test", load_dataset(data, NoiseConfig(), seed=0).test
+    if card.layout not in EVALUATIONS:
+        found = load_dataset(data, NoiseConfig(), seed=0)
+        sets = iter([("test", found.test)])
+        return Evaluation(found.name, found.class_names, found.size, found.channels, sets)
+    _refuse_what_has_no_effect(card, data)
+    obtain_missing(card, data)
+    return Evaluation(
+        card.name,
+        card.classes,
+        image_size(card, data)[0],
+        card.channels,
+        ((name, _present(split, data)) for name, split in EVALUATIONS[card.layout](card, data)),
+    )
+
+
+def _present(split: Split, data: DataConfig) -> Split:
+    """A split without missing and empty files, which go into `skipped`, if data.on_error=skip."""
+    problems: list[str] = []
+    present, _ = leave_out_missing(split, data, problems)
+    return replace(present, skipped=problems)
 
 
 def read_splits(card: Card, data: DataConfig) -> tuple[Read, bool | None]:
@@ -157,7 +192,7 @@ def read_splits(card: Card, data: DataConfig) -> tuple[Read, bool | None]:
 def _refuse_what_has_no_effect(card: Card, data: DataConfig) -> None:
     if data.manifest is not None and card.layout != "own":
         raise UserError(f"data.manifest={data.manifest}: goes with data.name=own, got {card.name}")
-    files = card.layout not in ("digits", "cifar")
+    files = card.layout not in ("digits", "cifar", "cifar_c")
     if data.size is not None and not files:
         raise UserError(f"data.size={data.size}: {card.name} has images of {card.size} pixels")
 
@@ -318,7 +353,9 @@ def _first(labels: Labels, limit: int) -> np.ndarray:
     return np.arange(min(limit, n))
 
 
-def _present(split: Split, data: DataConfig, problems: list[str]) -> tuple[Split, str | None]:
+def leave_out_missing(
+    split: Split, data: DataConfig, problems: list[str]
+) -> tuple[Split, str | None]:
     """Leave out files that are missing or empty, if data.on_error=skip, and add them to `problems`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Evaluate a run's networks on its test set: `python -m noisybsd.evaluate run=DIR`."""
+"""Evaluate a run's networks, on its test set or on others: `python -m noisybsd.evaluate run=DIR`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from noisybsd.config import Config, build_config, parse_overrides, read_yaml
-from noisybsd.data import load_dataset
+from noisybsd.config import Config, DataConfig, build_config, parse_overrides, read_yaml
+from noisybsd.data import Evaluation, load_dataset, load_evaluation
 from noisybsd.environment import describe_environment, pick_device
 from noisybsd.errors import UserError, command
+from noisybsd.metrics import prediction_metrics
+from noisybsd.predict import predict
 from noisybsd.rundir import load_run_state, write_json
+from noisybsd.splits import Split
 from noisybsd.trainer import Trainer
 
 USAGE = """\
@@ -26,9 +30,20 @@ table and writes DIR/evaluation.json.
 keys that may differ from the run's own:
   data.root=PATH, data.download=true|false, data.workers=N, device=auto|cpu|cuda,
   precision=auto|fp32|bf16, neighbours.k=N
+
+data.name=NAME measures them on other test images of the same classes too: corrupted ones (cifar10c,
+cifar100c), ImageNet's of mini-WebVision's classes (webvision_imagenet), or the test split of any dataset.
+All keys of data then belong to these images, and the run's own are read from where they were in training:
+  data.root=PATH, data.download, data.verify, data.manifest, data.on_error, data.size, data.workers
+
+  python -m noisybsd.evaluate run=runs/cifar10n_worst/… data.name=cifar10c data.root=data
 """
 
 MAY_DIFFER = ("data.root", "data.download", "data.workers", "device", "precision", "neighbours.k")
+OF_OTHER_DATA = (
+    *("data.name", "data.root", "data.download", "data.verify", "data.manifest"),
+    *("data.on_error", "data.size", "data.workers"),
+)
 
 
 def load_run_config(directory: Path, overrides: list[str]) -> Config:
@@ -52,8 +67,13 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
 
     Returns:
         What evaluation.json holds: epoch, test_accuracy, test_ece, test_nll, test_brier, each with
-        `_ema` too, test_knn_accuracy, and machine and versions.
+        `_ema` too, test_knn_accuracy, and machine and versions; with data.name among the overrides
+        `other_data` too, see `evaluate_on`.
     """
+    other = None
+    if any(override.startswith("data.name=") for override in overrides):
+        other = _other_data([o for o in overrides if o.startswith("data.")])
+        overrides = [o for o in overrides if not o.startswith("data.")]
     config = load_run_config(directory, overrides)
     device = pick_device(config)
     trainer = Trainer(config, load_dataset(config.data, config.noise, config.seed), device)
@@ -61,13 +81,90 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
     if state is None:
         raise UserError(f"run={directory}: has no checkpoint yet")
     trainer.load_state(state)
+    elsewhere = {} if other is None else {"other_data": evaluate_on(other, trainer)}
     return {
         "run": str(directory),
         "epoch": trainer.epoch,
         **trainer.evaluate(),
+        **elsewhere,
         "data_sha256": trainer.dataset.sha256,
         **describe_environment(device),
     }
+
+
+def _other_data(overrides: list[str]) -> DataConfig:
+    for override in overrides:
+        key = override.split("=", 1)[0]
+        if key not in OF_OTHER_DATA:
+            raise UserError(f"{key}: has no effect here; valid: {', '.join(OF_OTHER_DATA)}")
+    return build_config({"recipe": "evaluation"}, parse_overrides(overrides)).data
+
+
+def evaluate_on(data: DataConfig, trainer: Trainer) -> dict[str, Any]:
+    """Measure the run's networks on test sets other than its own.
+
+    Returns:
+        name; sets: by name accuracy, ece, nll and brier, each with `_ema` too; mean: the mean of each
+        over the sets; skipped: unreadable images that were left out.
+
+    Raises:
+        UserError: images that are not there, or that the network was not made for.
+    """
+    evaluation = load_evaluation(data)
+    _check_fits(evaluation, trainer)
+    sets, skipped = {}, []
+    for name, split in track(
+        evaluation.sets,
+        f"evaluating on {evaluation.name}",
+        console=(console := Console(stderr=True)),
+        disable=not console.is_terminal,
+    ):
+        sets[name] = _measure(split, trainer, data)
+        skipped += split.skipped
+    mean = {
+        metric: sum(found[metric] for found in sets.values()) / len(sets)
+        for metric in next(iter(sets.values()))
+    }
+    return {"name": evaluation.name, "mean": mean, "sets": sets, "skipped": skipped}
+
+
+def _check_fits(evaluation: Evaluation, trainer: Trainer) -> None:
+    """Refuse images that the run's network was not made for."""
+    run, name = trainer.dataset, f"data.name={evaluation.name}"
+    theirs, ours = evaluation.class_names, run.class_names
+    if len(theirs) != len(ours):
+        raise UserError(f"{name}: has {len(theirs)} classes, the run was trained on {len(ours)}")
+    for label, (one, other) in enumerate(zip(theirs, ours, strict=True)):
+        if one != other:
+            raise UserError(f"{name}: class {label} is {one}, in the run's data it is {other}")
+    if evaluation.channels != run.channels:
+        raise UserError(
+            f"{name}: images of {evaluation.channels} channels, the run's have {run.channels}"
+        )
+    if evaluation.size != run.size:
+        raise UserError(
+            f"{name}: images of {evaluation.size} pixels, the run was trained on {run.size}; image "
+            f"files can be read as such, data.size={run.size}"
+        )
+
+
+def _measure(split: Split, trainer: Trainer, data: DataConfig) -> dict[str, float]:
+    networks = {"": trainer.network}
+    if trainer.ema is not None:
+        networks["_ema"] = trainer.ema.network
+    metrics: dict[str, float] = {}
+    for suffix, network in networks.items():
+        logits, _, labels = predict(
+            network,
+            split,
+            trainer.views,
+            trainer.device,
+            trainer.amp,
+            workers=data.workers,
+            on_error=data.on_error,
+        )
+        metrics |= {f"{k}{suffix}": v for k, v in prediction_metrics(logits, labels).items()}
+    return metrics
 
 
 @command
@@ -82,17 +179,51 @@ def main(arguments: list[str]) -> int:
     found = evaluate_run(directory, [a for a in arguments if not a.startswith("run=")])
     write_json(directory / "evaluation.json", found)
 
-    table = Table(title=f"{directory}, after epoch {found['epoch']}")
-    for column in ("network", "accuracy", "ECE", "NLL", "Brier", "k-NN accuracy"):
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for name, suffix in (("weights", ""), ("their moving average", "_ema")):
-        names = [f"test_{n}{suffix}" for n in ("accuracy", "ece", "nll", "brier", "knn_accuracy")]
-        values = [found.get(n) for n in names]
-        if values[0] is not None:
-            table.add_row(name, *("" if v is None else f"{v:.4f}" for v in values))
-    Console().print(table)
+    console = Console()
+    console.print(_table(f"{directory}, after epoch {found['epoch']}", found, "test_"))
+    if (other := found.get("other_data")) is not None:
+        several = len(other["sets"]) > 1
+        title = other["name"] + (f", mean of {len(other['sets'])} sets" if several else "")
+        console.print(_table(title, other["mean"]))
+        if several:
+            for title, suffix in NETWORKS.items():
+                if f"accuracy{suffix}" in other["mean"]:
+                    console.print(_grid(f"accuracy of the {title}", other["sets"], suffix))
     print(f"written to {directory / 'evaluation.json'}")
     return 0
+
+
+NETWORKS = {"weights": "", "weight average": "_ema"}  # and what their metrics end in
+
+
+def _table(title: str, metrics: dict[str, Any], prefix: str = "") -> Table:
+    """A row for each network, a column for each metric."""
+    columns = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier"}
+    if f"{prefix}knn_accuracy" in metrics:
+        columns["knn_accuracy"] = "k-NN accuracy"
+    table = Table("network", title=title)
+    for column in columns.values():
+        table.add_column(column, justify="right")
+    for name, suffix in NETWORKS.items():
+        values = [metrics.get(f"{prefix}{metric}{suffix}") for metric in columns]
+        if values[0] is not None:
+            table.add_row(name, *("" if v is None else f"{v:.4f}" for v in values))
+    return table
+
+
+def _grid(title: str, sets: dict[str, dict[str, float]], suffix: str) -> Table:
+    """Accuracies on `corruption/severity`: a row for each corruption, a column for each severity."""
+    rows: dict[str, list[float]] = {}
+    for name, metrics in sets.items():
+        rows.setdefault(name.split("/")[0], []).append(metrics[f"accuracy{suffix}"])
+    table = Table(title=title)
+    table.add_column("corruption")
+    for severity in (*range(1, 1 + max(map(len, rows.values()))), "mean"):
+        table.add_column(str(severity), justify="right")
+    means = [sum(column) / len(column) for column in zip(*rows.values(), strict=True)]
+    for name, row in {**rows, "mean": means}.items():
+        table.add_row(name, *(f"{value:.4f}" for value in [*row, sum(row) / len(row)]))
+    return table
 
 
 if __name__ == "__main__":

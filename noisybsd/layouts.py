@@ -305,8 +305,13 @@ def read_cifar_c(card: Card, data: DataConfig) -> Iterator[tuple[str, Split]]:
     folder = need(Path(data.root) / f"CIFAR-{len(card.classes)}-C", card)
     labels = _load_npy(need(folder / "labels.npy", card)).astype(np.int64)
     check_labels(labels, len(card.classes), folder / "labels.npy")
-    for corruption in card.corruptions:
-        path = need(folder / f"{corruption}.npy", card)
+    if len(labels) % len(SEVERITIES):
+        raise UserError(
+            f"{folder / 'labels.npy'}: got {len(labels)} labels, valid: a multiple of "
+            f"{len(SEVERITIES)}, the test images at each severity"
+        )
+    paths = [need(folder / f"{corruption}.npy", card) for corruption in card.corruptions]
+    for corruption, path in zip(card.corruptions, paths, strict=True):
         images = _load_npy(path)
         if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
             raise UserError(

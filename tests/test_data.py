@@ -295,7 +295,10 @@ def test_no_download_where_it_is_not_wanted(tmp_path: Path) -> None:
 
 
 def test_the_test_split_of_any_dataset_can_be_evaluated() -> None:
-    [(name, split)] = load_evaluation(DataConfig(name="digits"))
+    found = load_evaluation(DataConfig(name="digits"))
+    assert (found.name, found.size, found.channels) == ("digits", 8, 1)
+    assert found.class_names == tuple("0123456789")
+    [(name, split)] = found.sets
     assert name == "test" and len(split) == 359
 
 

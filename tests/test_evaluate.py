@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import trees
 from compared import rows, strict
 
 from noisybsd.checkpoint import previous
@@ -137,3 +141,118 @@ def test_a_mistake_is_answered_in_a_sentence(
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "data.root=PATH" in capsys.readouterr().out
+
+
+# other test images
+
+
+CORRUPTED = ("fog", "snow")
+
+
+@pytest.fixture
+def on_cifar10(tiny: Tiny) -> Callable[..., int]:
+    """`evaluate` with these overrides, of a run on 100 images of 10 classes. Its 20 test images are
+    also CIFAR-10-C's at every severity of fog; snow is black."""
+    trees.cifar10(Path("data"))
+    card = trees.card(Path(), "cifar10", checksums=None)
+    settings = ("augment.name=cifar", f"data.name={card}", "data.limit=100")
+    assert train(tiny("run.dir=run", "epochs=1", "data.root=data", *settings)) == 0
+
+    with Path("data/cifar-10-batches-py/test_batch").open("rb") as file:
+        test = pickle.load(file)
+    images = np.tile(test["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), (5, 1, 1, 1))
+    folder = Path("corrupted/CIFAR-10-C")
+    folder.mkdir(parents=True)
+    np.save(folder / "labels.npy", np.tile(np.array(test["labels"], np.uint8), 5))
+    np.save(folder / "fog.npy", images)
+    np.save(folder / "snow.npy", np.zeros_like(images))
+    return lambda *more: main(["run=run", *map(str, more)])
+
+
+def corrupted(**changes: object) -> list[str]:
+    """Overrides that name those images by a card of their own."""
+    folder = Path(tempfile.mkdtemp(dir="."))
+    card = trees.card(folder, "cifar10c", **{"corruptions": CORRUPTED, **changes})
+    return [f"data.name={card}", "data.root=corrupted", "data.download=false"]
+
+
+def test_corruptions(on_cifar10: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert on_cifar10(*corrupted()) == 0
+    out = capsys.readouterr().out
+    found = strict(Path("run/evaluation.json").read_text())
+    other = found["other_data"]
+    assert other["name"] == "cifar10c" and other["skipped"] == []
+    assert list(other["sets"]) == [f"{c}/{s}" for c in CORRUPTED for s in range(1, 6)]
+    metrics = [
+        f"{m}{suffix}" for suffix in ("", "_ema") for m in ("accuracy", "ece", "nll", "brier")
+    ]
+    for severity in range(1, 6):
+        assert list(other["sets"][f"fog/{severity}"]) == metrics
+        assert other["sets"][f"fog/{severity}"] == {m: found[f"test_{m}"] for m in metrics}
+    black = other["sets"]["snow/1"]
+    assert black["nll"] != found["test_nll"] and black["nll"] != black["nll_ema"]
+    for metric in metrics:
+        assert other["mean"][metric] == pytest.approx((found[f"test_{metric}"] + black[metric]) / 2)
+    # a row for each corruption, and their mean
+    for name, accuracy in (("fog", found["test_accuracy"]), ("snow", black["accuracy"])):
+        row = next(line for line in out.splitlines() if f" {name} " in line)
+        assert row.count(f"{accuracy:.4f}") == 6
+    assert f"{other['mean']['accuracy']:.4f}" in out
+
+
+def test_the_test_split_of_other_data(on_cifar10: Callable[..., int]) -> None:
+    assert on_cifar10("data.name=./cifar10.yaml", "data.root=data") == 0
+    found = strict(Path("run/evaluation.json").read_text())
+    assert list(found["other_data"]["sets"]) == ["test"]
+    assert found["other_data"]["mean"]["nll"] == found["test_nll"]
+
+
+def test_unreadable_images_of_other_data_are_counted(on_cifar10: Callable[..., int]) -> None:
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
+    for split in ("train", "test"):
+        trees.folders(Path("photos", split), names, n=2)
+    Path("photos/test/dog/000.png").write_text("not a picture")
+    arguments = ["data.name=own", "data.root=photos", "data.size=32"]
+    assert on_cifar10(*arguments) == 2
+    assert on_cifar10(*arguments, "data.on_error=skip") == 0
+    (skipped,) = strict(Path("run/evaluation.json").read_text())["other_data"]["skipped"]
+    assert "dog/000.png: is not an image" in skipped
+
+
+def test_images_that_the_network_was_not_made_for(
+    on_cifar10: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = {"channels": 1, "mean": [0.5], "std": [0.5]}
+    classes = ["plane", *"bcdefghij"]
+    for arguments, says in (
+        (
+            ["data.name=cifar100c"],
+            "data.name=cifar100c: has 100 classes, the run was trained on 10",
+        ),
+        (corrupted(classes=classes), "class 0 is plane, in the run's data it is airplane"),
+        (corrupted(size=64), "images of 64 pixels, the run was trained on 32; image files can"),
+        (corrupted(**pixels), "images of 1 channels, the run's have 3"),
+        (["data.name=cifra10c"], "data.name: got 'cifra10c', did you mean cifar10c?"),
+        ([*corrupted(), "data.root=nowhere"], "nowhere/CIFAR-10-C: not there"),
+        ([*corrupted(), "data.labels=x"], "data.labels: has no effect here; valid: data.name"),
+        ([*corrupted(), "data.size=64"], "data.size=64: cifar10c has images of 32 pixels"),
+        ([*corrupted(), "seed=1"], "seed: cannot differ from the run's"),
+    ):
+        if "data.name=cifar100c" in arguments:
+            arguments = [*arguments, "data.download=false"]
+        capsys.readouterr()
+        assert on_cifar10(*arguments) == 2, arguments
+        assert says in capsys.readouterr().err, arguments
+    assert not Path("run/evaluation.json").exists()

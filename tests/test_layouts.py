@@ -263,7 +263,7 @@ def test_imagenet_validation_images_are_in_webvisions_classes(tmp_path: Path) ->
     for i, name in enumerate(load_card("webvision_imagenet").folders):
         trees.picture(tmp_path / name / "ILSVRC2012_val_1.JPEG", i)
     data = DataConfig(name="webvision_imagenet", root=str(tmp_path))
-    [(name, split)] = load_evaluation(data)
+    [(name, split)] = load_evaluation(data).sets
     assert name == "test" and numbers(split) == list(range(50)) == split.labels.tolist()
     assert load_card("webvision_imagenet").classes == load_card("webvision").classes
 
@@ -554,7 +554,7 @@ def test_a_missing_image_of_a_manifest_is_named(photos: Path) -> None:
 def test_cifar_c_gives_every_corruption_and_severity(tmp_path: Path) -> None:
     card = trees.card(tmp_path, "cifar10c", corruptions=["fog", "snow"])
     labels = trees.cifar10_c(tmp_path, ["fog", "snow"])
-    found = dict(load_evaluation(DataConfig(name=str(card), root=str(tmp_path))))
+    found = dict(load_evaluation(DataConfig(name=str(card), root=str(tmp_path))).sets)
     assert list(found) == [f"{c}/{s}" for c in ("fog", "snow") for s in range(1, 6)]
     for c, corruption in enumerate(("fog", "snow")):
         for severity in range(1, 6):
@@ -569,13 +569,16 @@ def test_cifar_c_that_is_not_whole(tmp_path: Path) -> None:
     card = trees.card(tmp_path, "cifar10c", corruptions=["fog", "snow"])
     data = DataConfig(name=str(card), root=str(tmp_path), download=False)
     with pytest.raises(UserError, match="CIFAR-10-C: not there"):
-        list(load_evaluation(data))
+        list(load_evaluation(data).sets)
     trees.cifar10_c(tmp_path, ["fog"])
     with pytest.raises(UserError, match=r"snow\.npy: not there"):
-        list(load_evaluation(data))
+        next(load_evaluation(data).sets)
     np.save(tmp_path / "CIFAR-10-C/snow.npy", np.zeros((20, 3, 32, 32), np.uint8))
     with pytest.raises(UserError, match=r"snow\.npy: holds uint8 of shape \(20, 3, 32, 32\)"):
-        list(load_evaluation(data))
+        list(load_evaluation(data).sets)
+    np.save(tmp_path / "CIFAR-10-C/labels.npy", np.zeros(19, np.uint8))
+    with pytest.raises(UserError, match=r"labels\.npy: got 19 labels, valid: a multiple of 5"):
+        next(load_evaluation(data).sets)
 
 
 def test_there_is_nothing_to_train_on_in_a_test_set(tmp_path: Path) -> None:
