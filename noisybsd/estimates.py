@@ -28,8 +28,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
     """What can be said without clean labels; and the truth beside it where these are known.
 
     Returns:
-        noise_rate: {estimate, low, high}, see `noise_rate`; disputed: how many labels the belief
-        contradicts; transition (K,K), see `transition`; test: accuracy on the test set as it is
+        noise_rate: {estimate, low, high}, see `noise_rate`; suggestions_wrong: the share of its own
+        suggestions that the belief expects to be wrong; disputed: how many labels it contradicts; transition (K,K), see `transition`; test: accuracy on the test set as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
         labels) or on_clean_labels {estimate, low, high} (others). Where clean labels are known also
         noise_rate_true, transition_true, and suggested_right, the share of suggestions that are.
@@ -42,6 +42,7 @@ def estimates(findings: Findings) -> dict[str, Any]:
         "samples": len(findings.table),
         "samples_seen": int(seen.sum()),
         "noise_rate": noise_rate(belief[np.arange(len(labels)), labels]),
+        "suggestions_wrong": float(1 - belief.max(axis=1).mean()) if len(belief) else None,
         "disputed": int((belief.argmax(axis=1) != labels).sum()),
         "transition": matrix,
         "test": _test_estimates(findings, matrix),
@@ -52,6 +53,18 @@ def estimates(findings: Findings) -> dict[str, Any]:
         found["transition_true"] = transition(np.eye(findings.classes)[clean], labels)
         found["suggested_right"] = float((belief.argmax(axis=1) == clean).mean())
     return found
+
+
+def caution(said: dict[str, Any]) -> str | None:
+    """Why the estimates of `estimates` may be far off, where the belief itself says so."""
+    wrong, rate = said["suggestions_wrong"], said["noise_rate"]["estimate"]
+    if wrong is None or wrong <= rate / 2:
+        return None
+    return (
+        f"The run expects {wrong:.0%} of its own suggestions to be wrong: much of what it disputes may be "
+        "its own error. Take the estimated noise for an upper bound; a longer run or a better network "
+        "sharpens it."
+    )
 
 
 def noise_rate(given_prob: Floats) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ from noisybsd.config import Config
 from noisybsd.data import load_dataset
 from noisybsd.environment import pick_device
 from noisybsd.errors import UserError, command
-from noisybsd.estimates import detection_metrics, estimates
+from noisybsd.estimates import caution, detection_metrics, estimates
 from noisybsd.evaluate import MAY_DIFFER, load_run_config
 from noisybsd.images import ImageFiles
 from noisybsd.labels import Findings, collect
@@ -144,6 +144,8 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
             f"estimated wrong: {rate['estimate']:.2%} "
             f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}){known}"
         )
+    if doubt := caution(said):
+        print(doubt)
     if detection:
         table = Table(title="finding wrong labels: which ranking to trust")
         for column in ("ranking", "AUROC", "average precision", "precision"):

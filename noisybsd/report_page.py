@@ -18,6 +18,7 @@ import pyarrow
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from noisybsd.estimates import caution
 from noisybsd.labels import Findings, Ints
 from noisybsd.report_plots import (
     GIVEN,
@@ -71,7 +72,7 @@ def build_page(run: Run, said: dict[str, Any], detection: Any, top: int) -> str:
     keys = ("auroc", "average_precision", "precision")
     return environment.get_template("report.html").render(
         about=about,
-        notices=run.notices,
+        notices=[*run.notices, *filter(None, [caution(said)])],
         tiles=list(_tiles(findings, said, run.history)),
         plots=list(_plots(findings, said, run.history)),
         detection=detection,

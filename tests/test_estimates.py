@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from noisybsd.estimates import (
     accuracy_on_clean_labels,
     accuracy_on_noisy_labels,
+    caution,
     confident_learning,
     detection_metrics,
     estimates,
@@ -132,6 +133,16 @@ def test_samples_never_visited_do_not_count() -> None:
     assert found["noise_rate"]["estimate"] == pytest.approx(0.7)
     assert found["noise_rate_true"] == 0.5
     assert found["disputed"] == 1
+
+
+def test_a_belief_that_is_not_sure_of_itself_is_told_from_one_that_is() -> None:
+    labels = [0] * 10
+    sure = estimates(findings([[0.98, 0.02]] * 7 + [[0.02, 0.98]] * 3, labels))
+    assert sure["suggestions_wrong"] == pytest.approx(0.02, abs=1e-6)
+    assert caution(sure) is None
+    unsure = estimates(findings([[0.7, 0.3]] * 7 + [[0.4, 0.6]] * 3, labels))
+    told = caution(unsure)  # 33 % of the suggestions against 39 % of the labels
+    assert told is not None and "expects 33% of its own suggestions" in told
 
 
 def test_clean_test_labels_and_others_are_told_apart() -> None:
