@@ -29,7 +29,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
 
     Returns:
         noise_rate: {estimate, low, high}, see `noise_rate`; suggestions_wrong: the share of its own
-        suggestions that the belief expects to be wrong; disputed: how many labels it contradicts; transition (K,K), see `transition`; test: accuracy on the test set as it is
+        suggestions that the belief expects to be wrong; disputed: how many labels it contradicts;
+        transition (K,K), see `transition`; test: accuracy on the test set as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
         labels) or on_clean_labels {estimate, low, high} (others). Where clean labels are known also
         noise_rate_true, transition_true, and suggested_right, the share of suggestions that are.
