@@ -55,7 +55,7 @@ keys:
 # of data and labels, and of budgets: one recipe's runs must agree in them
 _DATA = ("data.name", "data.labels", "data.manifest", "data.test_fraction", "noise.name")
 _NOISE = ("noise.seed", "noise.file")
-_BUDGET = ("epochs", "batch_size", "data.limit", "data.balanced", "data.size")
+_BUDGET = ("epochs", "batch_size", "data.limit", "data.test_limit", "data.balanced", "data.size")
 _NETWORK = ("network.name", "network.width", "network.pretrained", "network.embedding_dim")
 MUST_AGREE = (*_DATA, *_NOISE, *_BUDGET, *_NETWORK)
 
@@ -552,7 +552,11 @@ def describe(section: Section) -> str:
     noise = "/".join(dict.fromkeys(condition(s) for s in settings))
     real = [rate for run in section.runs if (rate := run.results.get("noise_rate")) is not None]
     wrong = f" ({100 * statistics.fmean(real):.1f} % of the labels wrong)" if real else ""
-    limit = "" if each("data.limit") == "null" else f", first {each('data.limit')} training images"
+    limit = "".join(
+        f", first {each(key)} {kind} images"
+        for key, kind in (("data.limit", "training"), ("data.test_limit", "test"))
+        if each(key) != "null"
+    )
     return (
         f"{each('data.name')}{limit}; labels: {noise}{wrong}; {each('network.name')}; "
         f"{each('epochs')} epochs, batch size {each('batch_size')}"

@@ -112,8 +112,9 @@ def _beside_published(section: Section) -> Iterator[tuple[str, ...]]:
         assert summary is not None
         run = row.runs[0]
         source = f"measured here, n={summary.n}"
-        if run.settings["data.limit"] is not None:
-            source += f", on the first {run.settings['data.limit']} training images"
+        for key, kind in (("data.limit", "training"), ("data.test_limit", "test")):
+            if run.settings[key] is not None:
+                source += f", on the first {run.settings[key]} {kind} images"
         if any(r.results.get("data", {}).get("pixels_verified") is False for r in row.runs):
             source += ", not the official pixels"
         network = run.settings["network.name"]

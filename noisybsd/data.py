@@ -92,6 +92,8 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     if data.limit is not None:
         known_labels = train.labels if train.clean_labels is None else train.clean_labels
         train = train.take(_first(known_labels, data.limit))
+    if data.test_limit is not None:
+        test = test.take(_first(test.labels, data.test_limit))
     clean = train.clean_labels
     for line in _first_of(problems):
         log.warning("left out: %s", line)

@@ -104,6 +104,15 @@ def test_limit_takes_the_first_and_changes_no_label(tmp_path: Path) -> None:
     assert len(load("cifar10", tmp_path, verify=False, limit=10**6).train) == 100
 
 
+def test_test_limit_takes_the_first_test_images_and_leaves_training_alone(tmp_path: Path) -> None:
+    trees.cifar10(tmp_path)
+    whole = load("cifar10", tmp_path, verify=False)
+    part = load("cifar10", tmp_path, verify=False, test_limit=7)
+    assert (part.test.labels == whole.test.labels[:7]).all() and len(part.test) == 7
+    assert torch.equal(torch.as_tensor(part.test.images), torch.as_tensor(whole.test.images)[:7])
+    assert part.sha256 == whole.sha256
+
+
 def test_limit_of_sorted_folders_takes_some_of_every_class(tmp_path: Path) -> None:
     trees.folders(tmp_path, ["a", "b", "c", "d"])
     assert np.bincount(load("own", tmp_path, limit=8).train.labels).tolist() == [2, 2, 2, 2]
