@@ -363,6 +363,7 @@ OTHER = {
     "epochs": "13",
     "batch_size": "32",
     "data.limit": "100",
+    "data.test_limit": "50",
     "data.balanced": "10",
     "data.size": "16",
     "network.name": "preact_resnet18",
