@@ -1,0 +1,142 @@
+"""The shipped recipes: what their headers say, and what they share."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from noisybsd.compare import condition
+from noisybsd.config import PACKAGE, load_config, recipe_names, resource_dir
+from noisybsd.rundir import flatten
+from noisybsd.sweep import combinations
+
+NOISE = ("sym20", "sym50", "sym80", "sym90", "asym40")
+HUMAN = ("aggre", "random1", "random2", "random3", "worst")
+# one configuration for all of them, whatever the noise
+NOISY_CIFAR = [
+    *(f"{data}_{noise}" for data in ("cifar10", "cifar100") for noise in NOISE),
+    *(f"cifar10n_{labels}" for labels in HUMAN),
+    "cifar100n",
+]
+CLEAN_CIFAR = [
+    f"{data}_{network}"
+    for network in ("resnet50", "densenet121", "vit_small")
+    for data in ("cifar10", "cifar100")
+]
+
+
+def header(name: str) -> dict[str, str]:
+    """The fields of a recipe's header, each on one line."""
+    text = (resource_dir("recipes") / f"{name}.yaml").read_text("utf-8")
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        if begin := re.match(r"# ([A-Z][a-z]+): +(.+)", line):
+            last, value = begin.groups()
+            fields[last] = value
+        elif fields and (more := re.match(r"#  +(.+)", line)):
+            fields[last] += f" {more[1]}"
+    return fields
+
+
+def settings(name: str) -> dict[str, Any]:
+    return flatten(load_config([f"recipe={name}"]).model_dump(mode="json"))
+
+
+def differing(names: list[str]) -> set[str]:
+    """The keys in which recipes differ."""
+    first, *others = map(settings, names)
+    return {key for other in others for key in first if other[key] != first[key]} - {"recipe"}
+
+
+def command(text: str, module: str) -> list[str]:
+    """The arguments of a command in a header."""
+    start = ["python", "-m", f"noisybsd.{module}"]
+    words = shlex.split(text)
+    assert words[:3] == start, text
+    return words[3:]
+
+
+def test_the_comparisons_of_the_paper_are_there() -> None:
+    wanted = {*NOISY_CIFAR, *CLEAN_CIFAR, "clothing1m"}
+    assert not wanted - set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_header_says_what_is_known(name: str) -> None:
+    fields = header(name)
+    wanted = ["Paper", "Published", "Measured", "Cost", "Hardware", "Command"]
+    if fields["Paper"].startswith("none"):
+        wanted.remove("Published")
+    assert not set(wanted) - set(fields)
+    assert list(fields)[-1] == "Command"
+    config = load_config(command(fields["Command"], "train"))
+    assert config.recipe == name
+    assert (fields["Measured"] == "not measured") == (fields["Cost"] == "not measured")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_flat_and_complete(name: str) -> None:
+    recipe = yaml.safe_load((resource_dir("recipes") / f"{name}.yaml").read_text("utf-8"))
+    parts = {"data", "network", "augment", "optimizer", "ema", "posterior", "contrastive"}
+    assert not {"method", "epochs", "batch_size", "neighbours", *parts} - set(recipe)
+    sections = [section for section in recipe.values() if isinstance(section, dict)]
+    inner = [value for section in sections for value in section.values()]
+    assert not any(isinstance(value, dict | list) for value in inner)
+
+
+def published(name: str) -> Iterator[str]:
+    """The published numbers on a recipe's data; under CIFAR-100's asymmetric noise, all conventions'."""
+    config = settings(name)
+    wanted = {condition(config)}
+    if config["noise.name"] == "superclass_next":
+        wanted = {f"{other} {config['noise.rate']:g}" for other in ("block5", "plus_one")}
+    with (PACKAGE / "published.csv").open(encoding="utf-8", newline="") as file:
+        for entry in csv.DictReader(line for line in file if not line.startswith("#")):
+            if entry["dataset"] == config["data.name"] and entry["labels_or_noise"] in wanted:
+                yield entry["value"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_published_numbers_are_those_of_the_list(name: str) -> None:
+    text = header(name).get("Published", "").replace("arXiv 2512.24162", "")
+    numbers = set(re.findall(r"\b\d\d\.\d+\b", text))
+    assert not numbers - set(published(name))
+    if numbers:
+        assert "Test accuracy in %; see noisybsd/published.csv" in text
+        assert re.search(r"best|last|epoch not (stated|known)", text)
+        assert re.search(r"ResNet|DenseNet", text)
+
+
+def test_one_configuration_serves_every_noise() -> None:
+    assert differing(NOISY_CIFAR) == {"data.name", "data.labels", "noise.name", "noise.rate"}
+
+
+def test_rates_differ_in_the_rate_alone() -> None:
+    for data in ("cifar10", "cifar100"):
+        names = [f"{data}_{noise}" for noise in NOISE if noise.startswith("sym")]
+        assert differing(names) == {"noise.rate"}
+        assert [round(100 * settings(name)["noise.rate"]) for name in names] == [20, 50, 80, 90]
+    assert differing([f"cifar10n_{labels}" for labels in HUMAN]) == {"data.labels"}
+
+
+def test_clean_recipes_differ_in_network_and_optimiser_alone() -> None:
+    assert {settings(name)["noise.name"] for name in CLEAN_CIFAR} == {"none"}
+    for network in ("resnet50", "densenet121", "vit_small"):
+        assert differing([f"cifar10_{network}", f"cifar100_{network}"]) == {"data.name"}
+    assert differing(["cifar10_resnet50", "cifar10_densenet121"]) == {"network.name"}
+    keys = differing(["cifar10_resnet50", "cifar10_vit_small"])
+    assert {key.split(".")[0] for key in keys} == {"network", "optimizer"}
+
+
+@pytest.mark.parametrize("name", CLEAN_CIFAR)
+def test_clean_recipes_say_what_to_compare_with(name: str, tmp_path: Path) -> None:
+    runs = combinations(command(header(name)["Compare"], "sweep"), tmp_path)
+    methods = {load_config(run.arguments).method for run in runs}
+    assert methods == {"ce", "label_smoothing", "ps_kd", "bsd"} and len(runs) == 12
