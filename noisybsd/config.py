@@ -224,7 +224,10 @@ class Config(Section):
         "auto", description="forward pass in bf16 autocast or fp32; auto: bf16 on cuda"
     )
     epochs: int = Field(300, ge=1, description="passes over the training set")
-    batch_size: int = Field(256, ge=2, description="images per step")
+    batch_size: int = Field(
+        256, ge=2, description="images per step, of all processes together where there are many"
+    )
+    compile: bool = Field(False, description="compile the network (torch.compile) for speed")
     targets: _named("noisybsd.objectives:TARGET_RULES") = Field(  # type: ignore[valid-type]
         "labels", description="target rule; a method's preset chooses it"
     )

@@ -25,7 +25,7 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
-from noisybsd import __version__
+from noisybsd import __version__, distributed
 from noisybsd.bank import vote
 from noisybsd.checkpoint import write_atomically
 from noisybsd.errors import UserError
@@ -123,10 +123,15 @@ class Findings:
 # --- the table ----------------------------------------------------------------------------------
 
 
-def record(trainer: Trainer, directory: Path) -> None:
-    """Write the findings at the end of a run, whose results must not be lost to a failure here."""
+def record(trainer: Trainer, directory: Path | None) -> None:
+    """Write the findings at the end of a run, whose results must not be lost to a failure here.
+
+    All processes collect; the first one, which has the `directory`, writes.
+    """
     try:
         findings = collect(trainer, directory)
+        if directory is None:
+            return
         findings.write(directory)
         log_to_wandb(findings, trainer.dataset.train)
     except Exception as error:
@@ -138,7 +143,7 @@ def record(trainer: Trainer, directory: Path) -> None:
 
 
 @torch.no_grad()
-def collect(trainer: Trainer, directory: Path) -> Findings:
+def collect(trainer: Trainer, directory: Path | None) -> Findings:
     """Ask a trainer for its findings: one pass over training and test images, one search.
 
     A method that holds no belief is taken to believe its network's predictions. Of a sample never
@@ -204,23 +209,30 @@ def collect(trainer: Trainer, directory: Path) -> Findings:
 
 
 def _network_probabilities(trainer: Trainer) -> Floats:
-    """The network's predictions (N,K) on the training images as they are; NaN where unreadable."""
+    """The network's predictions (N,K) on the training images as they are; NaN where unreadable.
+
+    Each process predicts its share of the images, all get all of the predictions.
+    """
     train, loader = trainer.dataset.train, trainer.loader
-    decoded = loader.images if isinstance(loader, ResidentLoader) else train.images
-    rows = np.arange(len(train))
+    own = slice(distributed.rank(), None, distributed.world_size())
+    rows = np.arange(len(train))[own]
+    images, unreadable = train.images[own], list[int]()
+    if isinstance(loader, ResidentLoader):  # decoded; black where unreadable
+        images, unreadable = loader.images, list(loader.unreadable)
     logits, _, kept = predict(
         trainer.network,
-        replace(train, images=decoded, labels=rows),  # which rows could be read
+        replace(train, images=images, labels=rows),  # which rows could be read
         trainer.views,
         trainer.device,
         trainer.amp,
         workers=trainer.config.data.workers,
         on_error=trainer.config.data.on_error,
     )
+    logits, kept = distributed.gather_rows(logits), distributed.gather_rows(kept)
     probabilities = np.full((len(train), trainer.num_classes), np.nan, np.float32)
     probabilities[kept.cpu().numpy()] = logits.softmax(dim=1).cpu().numpy()
-    if isinstance(loader, ResidentLoader):  # black there
-        probabilities[list(loader.unreadable)] = np.nan
+    for missing in distributed.each(unreadable):
+        probabilities[missing] = np.nan
     return probabilities
 
 

@@ -56,9 +56,9 @@ def epoch_order(
     """The samples of one epoch on one rank, shuffled: a pure function of its arguments.
 
     A rank draws from the samples with index % world_size == rank in every epoch, so that its rows
-    of per-sample state never move to another rank. Every rank gets equally many; up to
-    world_size - 1 samples are left over and not visited. The sort keys are raw Philox output, the
-    same in every version of numpy and on every machine.
+    of per-sample state never move to another rank. Every rank visits equally many; up to
+    world_size - 1 samples, other ones in each epoch, are left over. The sort keys are raw Philox
+    output, the same in every version of numpy and on every machine.
 
     Args:
         n: samples in the training set.
@@ -72,18 +72,18 @@ def epoch_order(
     Returns:
         (M,) int64 indices into the training set; M = n // world_size without `balanced`.
     """
-    shards = [np.arange(r, n, world_size)[: n // world_size] for r in range(world_size)]
-    length = len(shards[rank])
+    shards = [np.arange(r, n, world_size) for r in range(world_size)]
+    length = n // world_size
     bits = np.random.Philox(key=np.array([seed, epoch | rank << 32], dtype=np.uint64))
-    order = shards[rank][np.argsort(bits.random_raw(length), kind="stable")]
+    order = shards[rank][np.argsort(bits.random_raw(len(shards[rank])), kind="stable")]
     if balanced is not None:
         assert labels is not None and len(labels) == n
         quota = balanced // world_size
         # ranks hold different numbers of a rare class, and all must take equally many steps
         length = min(int(np.minimum(np.bincount(labels[s]), quota).sum()) for s in shards)
         order = _first_of_each_class(order, labels, quota)
-        order = order[np.argsort(bits.random_raw(len(order)), kind="stable")][:length]
-    return torch.from_numpy(order)
+        order = order[np.argsort(bits.random_raw(len(order)), kind="stable")]
+    return torch.from_numpy(order[:length])
 
 
 def _first_of_each_class(order: np.ndarray, labels: np.ndarray, quota: int) -> np.ndarray:

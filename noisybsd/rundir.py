@@ -187,7 +187,9 @@ def _unfinished(config: Config) -> Iterator[Path]:
 
 def differences(record: dict[str, Any], config: Config) -> Iterator[str]:
     """One line for each setting of the recorded configuration that is another one here."""
-    there, here = flatten(record), flatten(config.model_dump(mode="json"))
+    # a record from before a key existed was made with what is now its default
+    defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
+    there, here = defaults | flatten(record), flatten(config.model_dump(mode="json"))
     for key in sorted(there.keys() | here.keys()):
         if not is_place(key) and there.get(key) != here.get(key):
             yield f"{key}: {there.get(key)} there, {here.get(key)} here"

@@ -127,6 +127,34 @@ class Tracker:
         self._wandb.finish(results)
 
 
+class NoTracker(Tracker):
+    """Tells nothing: for the processes of a run that are not the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> NoTracker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def stopping(self, signal_name: str) -> None:
+        pass
+
+    def start_wandb(self, history: list[dict[str, Any]]) -> None:
+        pass
+
+    def step(self) -> None:
+        pass
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, results: dict[str, Any] | None) -> None:
+        pass
+
+
 class _AboveTheBar(logging.Handler):
     """Lines above a progress bar. The terminal wraps them, so that they stay whole when copied."""
 

@@ -1,101 +1,188 @@
 """Train: `python -m noisybsd.train recipe=NAME key=value …`.
 
 Carries a run through: opens its directory, trains epoch after epoch, saves, and ends with results.json or
-with a sentence on why not.
+with a sentence on why not. On many processes (`torchrun`) all train alike; the first one alone has the run
+directory and talks to the user.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import time
 from typing import Any
 
+import torch
+
+from noisybsd import distributed
 from noisybsd.checkpoint import save_checkpoint
 from noisybsd.config import Config, describe_keys, describe_methods, describe_recipes, load_config
 from noisybsd.data import Dataset, load_dataset
 from noisybsd.environment import pick_device
 from noisybsd.errors import UserError, command
 from noisybsd.labels import record
-from noisybsd.rundir import RunDirectory, append_jsonl, open_run, write_json, write_jsonl
+from noisybsd.rundir import (
+    RunDirectory,
+    append_jsonl,
+    differences,
+    open_run,
+    write_json,
+    write_jsonl,
+)
 from noisybsd.stopping import Stopped, StopSignal
-from noisybsd.tracking import Tracker
+from noisybsd.tracking import NoTracker, Tracker
 from noisybsd.trainer import NonFiniteLoss, Trainer
 
 log = logging.getLogger("noisybsd")
 
 
-def train(config: Config, run: RunDirectory) -> dict[str, Any]:
-    """Train to the end in `run`, and return the results that were also written there."""
-    device = pick_device(config)
-    dataset = load_dataset(config.data, config.noise, config.seed)
+def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
+    """Train to the end, and return the results.
+
+    Args:
+        run: where all is written; None on all processes but the first.
+    """
+    device = distributed.own_device(pick_device(config))
+    if config.compile:
+        _check_compiler(device)
+    with distributed.one_first("data"):
+        dataset = load_dataset(config.data, config.noise, config.seed)
     _check_fits(config, dataset)
+    _check_same_data(config, dataset)
     trainer = Trainer(config, dataset, device)
-    if run.state is not None:
-        trainer.load_state(run.state)
+    state = distributed.from_first(None if run is None else run.state)
+    if state is not None:
+        trainer.load_state(state)
+    if run is not None:
         run.state = None
     with (
-        Tracker(
-            config,
-            run.path,
-            wandb_id=trainer.wandb_id,
-            total_steps=trainer.total_steps,
-            first_step=trainer.step_number,
-        ) as tracker,
+        _open_tracker(trainer, run) as tracker,
         StopSignal(tracker.stopping) as stop,
     ):
-        _announce(trainer, run)
+        if run is not None:
+            _announce(trainer, run, state)
+        del state
         tracker.start_wandb(trainer.history)
         results = None
         try:
-            # rows past the checkpoint belong to a part of the run that is trained again
-            write_jsonl(run.metrics, trainer.history)
+            if run is not None:
+                # rows past the checkpoint belong to a part of the run that is trained again
+                write_jsonl(run.metrics, trainer.history)
             while trainer.epoch < config.epochs:
                 _one_epoch(trainer, run, tracker, stop)
             results = trainer.results()
-            record(trainer, run.path)
-            write_json(run.results, results)  # last, for it says that the run is finished
+            record(trainer, None if run is None else run.path)
+            if run is not None:
+                write_json(run.results, results)  # last, for it says that the run is finished
         finally:
             trainer.loader.close()
             tracker.finish(results)
     return results
 
 
-def _one_epoch(trainer: Trainer, run: RunDirectory, tracker: Tracker, stop: StopSignal) -> None:
+def _open_tracker(trainer: Trainer, run: RunDirectory | None) -> Tracker:
+    if run is None:
+        return NoTracker()
+    return Tracker(
+        trainer.config,
+        run.path,
+        wandb_id=trainer.wandb_id,
+        total_steps=trainer.total_steps,
+        first_step=trainer.step_number,
+    )
+
+
+def _one_epoch(
+    trainer: Trainer, run: RunDirectory | None, tracker: Tracker, stop: StopSignal
+) -> None:
     begin = time.perf_counter()
     try:
         trainer.train_epoch(tracker, stop)
     except Stopped:
         trainer.seconds += time.perf_counter() - begin
-        save_checkpoint(trainer.state(), run.checkpoint)
+        _save(trainer, run)
         raise
     metrics = trainer.end_epoch()
     trainer.seconds += time.perf_counter() - begin
     metrics["seconds"] = trainer.seconds
     metrics["images_per_second"] = trainer.images_seen / trainer.train_seconds
     trainer.history.append(metrics)
-    append_jsonl(run.metrics, metrics)
+    if run is not None:
+        append_jsonl(run.metrics, metrics)
     tracker.epoch(metrics)
     last = trainer.epoch == trainer.config.epochs
-    if last or stop.received or trainer.epoch % trainer.config.run.checkpoint_every == 0:
-        save_checkpoint(trainer.state(), run.checkpoint)
-    if stop.received and not last:
-        raise Stopped(stop.received)
+    received = distributed.largest(stop.received)
+    if last or received or trainer.epoch % trainer.config.run.checkpoint_every == 0:
+        _save(trainer, run)
+    if received and not last:
+        raise Stopped(received)
+
+
+def _save(trainer: Trainer, run: RunDirectory | None) -> None:
+    state = trainer.state()
+    if run is not None:
+        save_checkpoint(state, run.checkpoint)
 
 
 def _check_fits(config: Config, dataset: Dataset) -> None:
-    n = len(dataset.train.labels)
+    n, processes = len(dataset.train.labels), distributed.world_size()
     if config.batch_size > n:
         raise UserError(f"batch_size={config.batch_size} is more than the {n} training images")
+    if config.batch_size % processes:
+        below = config.batch_size // processes * processes
+        raise UserError(
+            f"batch_size={config.batch_size} is that of all processes together, and {processes} of them "
+            f"cannot share it equally; use a multiple of {processes}, e.g. {below + processes}"
+        )
+    if len(dataset.test) < processes:
+        raise UserError(
+            f"{processes} processes cannot share {len(dataset.test)} test images; use fewer processes"
+        )
     if config.neighbours.k >= n:
         raise UserError(f"neighbours.k={config.neighbours.k} must be below the {n} training images")
 
 
-def _announce(trainer: Trainer, run: RunDirectory) -> None:
-    config, data = trainer.config, trainer.dataset
+def _check_compiler(device: torch.device) -> None:
+    """Compile a little function: what is missing for it is missing for a network too."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # a tool that is missing shows in many ways
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise UserError(
+            f"compile=true: torch cannot compile for {device.type} on this machine; it needs a C++ compiler "
+            f"(g++) with Python's headers, and Triton for a GPU. Use compile=false. ({reason[:300]})"
+        ) from None
+
+
+def _check_same_config(config: Config) -> None:
+    """Refuse processes that were started with different arguments, as on two machines."""
+    first, *others = distributed.each(config.model_dump(mode="json"))
+    for rank, other in enumerate(others, start=1):
+        changed = list(differences(other, Config.model_validate(first)))
+        if changed:
+            lines = "\n".join(changed)
+            raise UserError(
+                f"process {rank} (there) was started with other settings than process 0 (here):\n{lines}"
+            )
+
+
+def _check_same_data(config: Config, dataset: Dataset) -> None:
+    """Refuse data that are not the same on all machines."""
+    first, *others = distributed.each(dataset.sha256)
+    differing = [str(rank) for rank, other in enumerate(others, start=1) if other != first]
+    if differing:
+        raise UserError(
+            f"data.root={config.data.root}: the images or labels that process {', '.join(differing)} of "
+            f"{len(others) + 1} sees are not those of process 0 (sha256 {first[:12]}…)"
+        )
+
+
+def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None) -> None:
+    config, data, processes = trainer.config, trainer.dataset, distributed.world_size()
     log.info(
-        "recipe %s, method %s, seed %d: %s, %s training images, %d classes; %s on %s%s",
+        "recipe %s, method %s, seed %d: %s, %s training images, %d classes; %s on %s%s%s",
         config.recipe,
         config.method,
         config.seed,
@@ -103,12 +190,22 @@ def _announce(trainer: Trainer, run: RunDirectory) -> None:
         f"{len(data.train.labels):,}",
         trainer.num_classes,
         config.network.name,
-        trainer.device,
+        trainer.device.type + f" of {processes} processes" * (processes > 1),
         ", bf16" if trainer.amp else "",
+        ", compiled" if config.compile else "",
     )
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)
+    if state is not None and (again := state["step"] - trainer.step_number):
+        log.warning(
+            "interrupted within epoch %d on %d processes, now there are %d: it begins anew, %d steps "
+            "are taken again",
+            trainer.epoch + 1,
+            state.get("world_size", 1),
+            processes,
+            again,
+        )
 
 
 def summary(results: dict[str, Any], run: RunDirectory) -> str:
@@ -145,6 +242,7 @@ key=value changes any of its settings, e.g.
 
   python -m noisybsd.train recipe=digits_sym40
   python -m noisybsd.train recipe=cifar10n_worst data.root=data seed=1 method=ce
+  torchrun --nproc-per-node 8 -m noisybsd.train recipe=clothing1m    (on 8 GPUs)
 """
 
 
@@ -156,27 +254,47 @@ def main(arguments: list[str]) -> int:
         print(f"methods, each a loss to targets + a contrastive term:\n{describe_methods()}\n")
         print(f"keys, with their defaults:\n{describe_keys()}")
         return 0 if arguments else 2
-    config = load_config(arguments)
-    run = open_run(config)
-    if run.results.exists():
-        print(f"this run is finished: {run.results}\nrun.dir=NEW trains it anew")
+    with distributed.process_group():
+        return _run(load_config(arguments))
+
+
+def _run(config: Config) -> int:
+    _check_same_config(config)
+    run = open_run(config) if distributed.is_first() else None
+    if distributed.from_first(run is not None and run.results.exists()):
+        if run is not None:
+            print(f"this run is finished: {run.results}\nrun.dir=NEW trains it anew")
         return 0
     try:
         results = train(config, run)
     except Stopped as stopped:
-        print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
+        if run is not None:
+            print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
         return 128 + stopped.number
     except NonFiniteLoss as error:
-        good = run.checkpoint if run.checkpoint.exists() else "none yet"
-        print(f"error: {error}\nlast good checkpoint: {good}", file=sys.stderr)
+        if run is not None:
+            good = run.checkpoint if run.checkpoint.exists() else "none yet"
+            print(f"error: {error}\nlast good checkpoint: {good}", file=sys.stderr)
         return 1
-    print(summary(results, run))
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU is out of memory: {str(error).splitlines()[0]}\n"
+            f"Lower batch_size (got {config.batch_size}) or data.size, or use data.storage=stream (got "
+            f"{config.data.storage}), precision=bf16 (got {config.precision}), a smaller network.name, "
+            "or more GPUs (torchrun); see also what else runs on this one"
+        ) from None
+    if run is not None:
+        print(summary(results, run))
     return 0
 
 
 def _continue_command(run: RunDirectory) -> str:
     settings = [f"recipe={run.path / 'config.yaml'}", f"run.resume={run.path}"]
-    return shlex.join(["python", "-m", "noisybsd.train", *settings])
+    launcher = ["python"]
+    if distributed.world_size() > 1:
+        here = os.environ.get("LOCAL_WORLD_SIZE", str(distributed.world_size()))
+        launcher = ["torchrun", "--nproc-per-node", here]
+    return shlex.join([*launcher, "-m", "noisybsd.train", *settings])
 
 
 if __name__ == "__main__":

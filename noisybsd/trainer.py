@@ -3,11 +3,15 @@
 Everything random in a step is a function of (seed, rank, step) and the order of an epoch one of
 (seed, epoch), so a checkpoint needs no random-number state and a run continues bit for bit at any step.
 
+On many processes (distributed.py) each has its share of the images, and everything after the network's
+forward pass is done by all of them alike, for the batches of all.
+
 Dimensions: N training samples, K classes, B batch, V views, D embedding width.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import secrets
 import time
@@ -18,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisybsd import distributed
 from noisybsd.augment import Views
 from noisybsd.bank import FeatureBank, knn_accuracy, vote
 from noisybsd.config import Config
@@ -55,18 +60,29 @@ class Trainer:
         self.labels = torch.as_tensor(train.labels, device=device)  # (N,)
         self.loader = build_loader(
             train,
-            config.batch_size,
+            config.batch_size // distributed.world_size(),
             config.seed,
             device,
             storage=config.data.storage,
             workers=config.data.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
             on_error=config.data.on_error,
             balanced=config.data.balanced,
         )
-        self.test = keep_resident(dataset.test, device, config.data.storage, config.data.on_error)
+        test = dataset.test  # or this process's share of it
+        if distributed.world_size() > 1:
+            test = test.take(np.r_[distributed.share(len(test))])
+        self.test = keep_resident(test, device, config.data.storage, config.data.on_error)
         self.views = Views(config.augment.name, dataset.size, dataset.mean, dataset.std).to(device)
         torch.manual_seed(config.seed)
-        self.network = build_run_network(config, dataset).to(device)
+        with distributed.one_first("network"):  # pretrained weights are downloaded
+            self.network = build_run_network(config, dataset).to(device)
+        distributed.joint_batch_norm(self.network)
+        forward: torch.nn.Module = self.network
+        if config.compile:
+            forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+        self.forward = distributed.parallel(forward)
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
         task = Task(self.labels, self.num_classes, config)
         self.rule = build_rule(task).to(device)
@@ -108,7 +124,7 @@ class Trainer:
     def step(self, index: Tensor, images: Tensor) -> None:
         """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8. Never waits for the GPU."""
         step, num_views = self.step_number, len(self.config.augment.views)
-        torch.manual_seed(step_seed(self.config.seed, rank=0, step=step))
+        torch.manual_seed(step_seed(self.config.seed, distributed.rank(), step))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
 
@@ -116,11 +132,13 @@ class Trainer:
         mixup, alpha = None, self.config.augment.mixup
         if alpha > 0:
             mixup = Mixup.draw(len(index), alpha, self.device)
+            distributed.copy_first_(mixup.weight)
             views = [*(views if self.loss.mixup == "beside" else []), *map(mixup, views)]
         inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            logits, z = self.network(inputs)
+            logits, z = self.forward(inputs)
         logits = logits.float().view(len(views), len(index), self.num_classes)  # (V,B,K)
+        index, logits, z, mixup = joint_batch(index, logits, z, mixup)
 
         probs = logits.detach()[:num_views].softmax(dim=-1)
         observe_mean = self.config.posterior.observe == "mean"
@@ -140,6 +158,7 @@ class Trainer:
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients_(self.loss.parameters())
         if self.config.optimizer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(
                 self.parameters, self.config.optimizer.clip_norm, foreach=True
@@ -154,7 +173,7 @@ class Trainer:
         self.sums.add(step, loss, classification, contrast, correct)
         self.step_number += 1
         self.images_seen += len(index)
-        self.network_passes += 3 * len(inputs)
+        self.network_passes += 3 * len(views) * len(index)
 
     def train_epoch(self, tracker: Tracker, stop: StopSignal) -> None:
         """The rest of the present epoch.
@@ -174,10 +193,11 @@ class Trainer:
             for index, images in self.loader.epoch(self.epoch, start=done):
                 self.step(index, images)
                 tracker.step()
-                if self.step_number % CHECK_EVERY == 0 or stop.received:
+                received = distributed.largest(stop.received)
+                if self.step_number % CHECK_EVERY == 0 or received:
                     self.check_finite()
-                if stop.received:
-                    raise Stopped(stop.received)
+                if received:
+                    raise Stopped(received)
             self.check_finite()  # waits for the device, so that the time below is the whole time
         finally:
             self.train_seconds += time.perf_counter() - begin
@@ -262,6 +282,7 @@ class Trainer:
             workers=self.config.data.workers,
             on_error=self.config.data.on_error,
         )
+        logits, z, labels = map(distributed.gather_rows, (logits, z, labels))
         if not logits.isfinite().all():
             raise NonFiniteLoss(
                 f"the network's test predictions are not finite after step {self.step_number}, "
@@ -288,7 +309,9 @@ class Trainer:
         return {name: module for name, module in parts.items() if module is not None}
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: the same on however many processes. All of them take part."""
         return {
+            "world_size": distributed.world_size(),
             "config": self.config.model_dump(mode="json"),
             "data_sha256": self.dataset.sha256,
             "modules": {name: module.state_dict() for name, module in self.modules().items()},
@@ -298,7 +321,7 @@ class Trainer:
             "images_seen": self.images_seen,
             "network_passes": self.network_passes,
             "train_seconds": self.train_seconds,
-            "skipped": list(self.loader.skipped),
+            "skipped": self.skipped(),
             "history": self.history,
             "wandb_id": self.wandb_id,
         }
@@ -325,9 +348,15 @@ class Trainer:
         self.loader.skipped = list(dict.fromkeys([*state["skipped"], *self.loader.skipped]))
         self.history = state["history"]
         self.wandb_id = state["wandb_id"]
+        if state.get("world_size", 1) != distributed.world_size():
+            # the samples of an epoch are in another order now: one that was interrupted begins anew
+            self.step_number = self.epoch * self.loader.steps_per_epoch
 
     def results(self) -> dict[str, Any]:
-        """results.json. The headline is the last epoch; the best one peeks at the test set."""
+        """results.json. The headline is the last epoch; the best one peeks at the test set.
+
+        All processes take part.
+        """
         last, config = self.history[-1], self.config
         accuracies = [row["test_accuracy"] for row in self.history]
         noise_rate = last.get("noise_rate")
@@ -345,6 +374,7 @@ class Trainer:
             "network": config.network.name,
             "epochs": config.epochs,
             "batch_size": config.batch_size,
+            "world_size": distributed.world_size(),
             "train_samples": len(self.dataset.train.labels),
             "test_samples": len(self.dataset.test.labels),
             "noise_rate": noise_rate,
@@ -375,11 +405,35 @@ class Trainer:
     def data_notes(self) -> dict[str, Any]:
         """What results.json says of the data, with the images skipped so far."""
         notes = self.dataset.notes
-        skipped = [*notes.get("skipped", []), *self.loader.skipped]
+        skipped = self.skipped()
         return notes | {
-            "skipped_images": notes.get("skipped_images", 0) + len(self.loader.skipped),
-            "skipped": skipped[:20],
+            "skipped_images": notes.get("skipped_images", 0) + len(skipped),
+            "skipped": [*notes.get("skipped", []), *skipped][:20],
         }
+
+    def skipped(self) -> list[str]:
+        """The training images that any process could not read, each with the reason."""
+        return list(dict.fromkeys(itertools.chain(*distributed.each(self.loader.skipped))))
+
+
+def joint_batch(
+    index: Tensor, logits: Tensor, z: Tensor, mixup: Mixup | None
+) -> tuple[Tensor, Tensor, Tensor, Mixup | None]:
+    """The batches (b) of all processes as one (B), process by process, with gradients; alone, as it is.
+
+    Args:
+        index: (b,) to (B,).
+        logits: (V,b,K) to (V,B,K).
+        z: (V*b,D) to (V*B,D), view by view.
+        mixup: within each process's batch; of the same weight on all.
+    """
+    if distributed.world_size() == 1:
+        return index, logits, z, mixup
+    z = distributed.gather(z.unflatten(0, (len(logits), -1)), dim=1).flatten(0, 1)
+    if mixup is not None:
+        partner = mixup.partner + distributed.rank() * len(index)
+        mixup = Mixup(mixup.weight, distributed.gather(partner))
+    return distributed.gather(index), distributed.gather(logits, dim=1), z, mixup
 
 
 def step_seed(seed: int, rank: int, step: int) -> int:

@@ -84,13 +84,21 @@ def test_order_never_changes_between_versions() -> None:
 PINNED = "d4d5943d8de0145c6d5001825a181c968f6f5877174f48510ce5556458170345"
 
 
-def test_shards_are_fixed_disjoint_and_of_one_length() -> None:
-    first = [epoch_order(103, 0, 0, rank=r, world_size=4) for r in range(4)]
-    later = [epoch_order(103, 0, 9, rank=r, world_size=4) for r in range(4)]
-    for rank in range(4):
-        assert set(first[rank].tolist()) == set(later[rank].tolist())
-        assert (first[rank] % 4 == rank).all()
-    assert sorted(torch.cat(first).tolist()) == list(range(100))  # 103 = 4 * 25 + 3
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+def test_no_sample_is_visited_twice_and_none_is_left_out_for_good(world_size: int) -> None:
+    n = 103
+    visited = set()
+    for epoch in range(60):
+        orders = [
+            epoch_order(n, 0, epoch, rank=r, world_size=world_size) for r in range(world_size)
+        ]
+        for rank, order in enumerate(orders):
+            assert len(order) == n // world_size
+            assert (order % world_size == rank).all()  # a rank keeps its shard
+        together = torch.cat(orders).tolist()
+        assert len(set(together)) == len(together) > n - world_size
+        visited.update(together)
+    assert visited == set(range(n))
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
