@@ -10,7 +10,8 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +23,11 @@ from noisybsd.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
 
-EXACT_LIMIT = 200_000  # "auto" searches larger banks approximately, on the CPU
+# "auto" searches banks of more rows approximately
+EXACT_LIMIT = {"cpu": 200_000, "cuda": 2_000_000}
 RECALL_TARGET = 0.98  # share of the true neighbours that "ivf" has to find ...
 RECALL_QUERIES = 256  # ... measured on that many random queries
+MOST_CELLS = 2048  # that a query of "ivf" visits: faiss's limit on a GPU
 BLOCK = {"cpu": 2**24, "cuda": 2**28}  # similarities that "torch" holds at a time
 
 
@@ -98,7 +101,8 @@ class FeatureBank(nn.Module):
         similarity = torch.zeros(shape, device=rows.device)
         index = torch.full(shape, -1, device=rows.device)
         if found:
-            nearest = search(self.features[rows], found, queries=queries, engine=engine)
+            features = self.features if len(rows) == count else self.features[rows]
+            nearest = search(features, found, queries=queries, engine=engine)
             similarity[queried, :found] = nearest.similarity
             index[queried, :found] = rows[nearest.index]
         return Neighbours(similarity, index)
@@ -117,11 +121,11 @@ def search(
         k: how many neighbours.
         queries: (Q,D), unit length, on the bank's device; None searches the bank for its own rows,
             each of which is excluded from its own neighbours, also where it has duplicates.
-        engine: a key of `ENGINES`. "exact" and "ivf" are faiss's, on the GPU where the bank is on
-            one and faiss can use it; "ivf" is approximate, with a measured recall of at least
-            `RECALL_TARGET`; "torch" is exact (on a GPU to TF32's precision, where that is enabled),
-            on the bank's device; "auto" takes "torch" on a GPU, else "exact", or "ivf" above
-            `EXACT_LIMIT` rows.
+        engine: a key of `ENGINES`. "exact" and "ivf" are faiss's, on the bank's device; where that
+            is a GPU that faiss cannot use, a warning says what is used instead. "ivf" is
+            approximate: it visits as many cells as the `RECALL_TARGET` needs, by the recall it
+            measures and logs. "torch" is exact, on the bank's device. "auto" takes "ivf" above
+            `EXACT_LIMIT` rows, else "torch" on a GPU and "exact" on the CPU.
 
     Returns:
         Neighbours of shape (Q,k), Q = N without queries, on the bank's device.
@@ -144,7 +148,7 @@ def search(
                 f"cannot search for neighbours: {bad} of {len(features)} rows of the {name} have "
                 "values that are not finite; the training has probably diverged"
             )
-    with torch.autocast(bank.device.type, enabled=False):
+    with torch.autocast(bank.device.type, enabled=False), _no_tf32():
         similarity, index = ENGINES[engine](bank, asked, k + itself)
     if itself:
         # Duplicates of a row may rank ahead of it, even all k + 1 of them. Move it last, where it
@@ -210,13 +214,24 @@ def knn_accuracy(
     return float((correct & known).sum() / known.sum())
 
 
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """TF32 has three digits: too few to tell the neighbours of a large bank apart."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # --- engines: (bank (N,D), queries (Q,D), k) -> Neighbours; float32, 1 <= k <= N ---
 
 
 def _auto(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
-    if bank.is_cuda:
-        return _torch(bank, queries, k)
-    return (_exact if len(bank) <= EXACT_LIMIT else _ivf)(bank, queries, k)
+    if len(bank) > EXACT_LIMIT[bank.device.type]:
+        return _ivf(bank, queries, k)
+    return (_torch if bank.is_cuda else _exact)(bank, queries, k)
 
 
 def _torch(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
@@ -226,14 +241,18 @@ def _torch(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
 
 
 def _exact(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
-    faiss = _faiss()
-    index = _on_device_of(bank, faiss.IndexFlatIP(bank.shape[1]))
+    if bank.is_cuda and not _faiss_has_gpus():
+        log.warning("neighbours.engine=exact: this faiss cannot use the GPU; torch searches there")
+        return _torch(bank, queries, k)
+    index = _on_device_of(bank, _faiss().IndexFlatIP(bank.shape[1]))
     index.add(_numpy(bank))
     return _ask(index, queries, k)
 
 
 def _ivf(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
     """Inverted file: k-means cells, of which each query visits the `nprobe` nearest."""
+    if bank.is_cuda and not _faiss_has_gpus():
+        log.warning("neighbours: this faiss cannot use the GPU; its ivf searches on the CPU")
     faiss = _faiss()
     count, dim = bank.shape
     # 256 cells for 50,000 rows and 2,048 for a million, of no fewer than the 39 rows that k-means
@@ -248,21 +267,21 @@ def _ivf(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
 
     picked = np.random.default_rng(0).permutation(len(queries))[:RECALL_QUERIES]
     sample = queries[torch.from_numpy(picked).to(queries.device)]
-    index.nprobe = cells  # exact
-    kth = _ask(index, sample, k).similarity[:, -1:]
-    for visited in [2**power for power in range(int(math.log2(cells)) + 1)]:
+    kth = _torch(bank, sample, k).similarity[:, -1:]
+    recall = 0.0
+    for visited in [2**power for power in range(int(math.log2(min(cells, MOST_CELLS))) + 1)]:
         index.nprobe = visited
         # By similarity, not by index: which of equal neighbours is found does not matter.
         recall = float((_ask(index, sample, k).similarity >= kth - 1e-6).float().mean())
         if recall >= RECALL_TARGET:
             break
-    log.info("ivf: %d of %d cells visited, recall %.4f", index.nprobe, cells, recall)
+    say = log.info if recall >= RECALL_TARGET else log.warning
+    say("ivf: %d of %d cells visited, recall %.4f", index.nprobe, cells, recall)
 
     similarity, found = _ask(index, queries, k)
     short = (found < 0).any(dim=1)  # the visited cells hold fewer than k rows
     if short.any():
-        index.nprobe = cells
-        similarity[short], found[short] = _ask(index, queries[short], k)
+        similarity[short], found[short] = _torch(bank, queries[short], k)
     return Neighbours(similarity, found)
 
 
@@ -291,10 +310,15 @@ def _faiss() -> Any:
     return faiss
 
 
+def _faiss_has_gpus() -> bool:
+    faiss = _faiss()
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
 def _on_device_of(bank: Tensor, index: Any) -> Any:
     """The empty faiss index, moved to the bank's GPU if it is on one and faiss can use it."""
-    faiss = _faiss()
-    if bank.is_cuda and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0:
+    if bank.is_cuda and _faiss_has_gpus():
+        faiss = _faiss()
         return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), bank.device.index, index)
     return index
 

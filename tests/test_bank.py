@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,10 +171,85 @@ def test_auto_searches_large_banks_approximately(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(bank_module, "_exact", named("exact"))
     monkeypatch.setattr(bank_module, "_ivf", named("ivf"))
-    monkeypatch.setattr(bank_module, "EXACT_LIMIT", 100)
+    monkeypatch.setitem(bank_module.EXACT_LIMIT, "cpu", 100)
     for count in (100, 101):
         search(_clusters(count)[0], 3)
     assert calls == ["exact", "ivf"]
+
+
+class OnGpu(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("faiss", [SimpleNamespace(), SimpleNamespace(get_num_gpus=lambda: 1)])
+def test_faiss_without_its_gpu_part_uses_no_gpu(
+    faiss: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank_module, "_faiss", lambda: faiss)
+    assert not bank_module._faiss_has_gpus()
+    faiss.StandardGpuResources, faiss.get_num_gpus = object, lambda: 0
+    assert not bank_module._faiss_has_gpus()
+    faiss.get_num_gpus = lambda: 1
+    assert bank_module._faiss_has_gpus()
+
+
+@pytest.mark.parametrize(("engine", "used"), [("exact", "torch searches"), ("ivf", "on the CPU")])
+def test_on_a_gpu_that_faiss_cannot_use_another_engine_serves_and_says_so(
+    engine: str, used: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bank_module, "_faiss_has_gpus", lambda: False)
+    monkeypatch.setattr(bank_module, "RECALL_TARGET", 1.0)
+    bank = _clusters(300)[0]
+    with caplog.at_level(logging.WARNING, logger="noisybsd.bank"):
+        found = ENGINES[engine](bank.as_subclass(OnGpu), bank[:20].as_subclass(OnGpu), 5)
+    assert used in caplog.text
+    expected = search(bank, 5, queries=bank[:20], engine="torch")
+    torch.testing.assert_close(
+        found.similarity.as_subclass(Tensor), expected.similarity, rtol=0, atol=1e-5
+    )
+
+
+def test_auto_prefers_torch_on_a_gpu_until_the_bank_is_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    for name in ("torch", "exact", "ivf"):
+        monkeypatch.setattr(bank_module, f"_{name}", lambda *_, name=name: calls.append(name))
+    monkeypatch.setitem(bank_module.EXACT_LIMIT, "cpu", 100)  # where these tensors really are
+    for count in (100, 101):
+        bank_module._auto(_clusters(count)[0].as_subclass(OnGpu), _clusters(3)[0], 1)
+    assert calls == ["torch", "ivf"]
+
+
+def test_ivf_warns_of_a_recall_that_it_cannot_reach(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bank_module, "MOST_CELLS", 1)
+    bank = F.normalize(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    search(bank, 10, engine="ivf")
+    assert re.search(r"1 of \d+ cells visited, recall 0\.", caplog.text)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_search_has_full_precision_and_leaves_the_setting_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+
+    def engine(bank: Tensor, queries: Tensor, k: int) -> Neighbours:
+        seen.append(torch.get_float32_matmul_precision())
+        return Neighbours(torch.zeros(3, k), torch.zeros(3, k, dtype=torch.int64))
+
+    monkeypatch.setitem(bank_module.ENGINES, "torch", engine)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        search(torch.eye(3), 1, engine="torch")
+        assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "high")
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_search_ignores_autocast_and_takes_bf16() -> None:
