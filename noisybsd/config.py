@@ -170,6 +170,12 @@ class PosteriorConfig(Section):
         1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
     )
     discount: float = Field(0.95, gt=0, le=1, description="gamma: what stays of old evidence")
+    top_k: int | None = Field(
+        None,
+        ge=2,
+        description="keep so many classes of each sample apart and the others together, for many "
+        "classes; null: all",
+    )
     temperature: float = Field(
         0.5, gt=0, le=1, description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's"
     )
@@ -259,6 +265,11 @@ class Config(Section):
         if self.neighbours.weight > 0 and self.neighbours.k == 0:
             raise ValueError(
                 f"neighbours.weight={self.neighbours.weight} needs neighbours.k of at least 1, got 0"
+            )
+        if self.neighbours.weight > 0 and self.posterior.top_k is not None:
+            raise ValueError(
+                f"neighbours.weight={self.neighbours.weight} keeps a vote for every class of every "
+                f"sample: use posterior.top_k=null, got {self.posterior.top_k}"
             )
         self._check_parts()
         self._check_options()
