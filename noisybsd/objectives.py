@@ -18,7 +18,7 @@ from torch import Tensor
 
 from noisybsd import baselines
 from noisybsd.parts import Batch, Loss, Part, TargetRule, Task, cross_entropy, one_hot
-from noisybsd.posterior import Posterior
+from noisybsd.posterior import Posterior, SparsePosterior
 
 
 class LabelTargets(TargetRule):
@@ -40,7 +40,8 @@ class PosteriorTargets(TargetRule):
     """The posterior mean of Bayesian self-distillation; the neighbours are a second sensor.
 
     alpha <- gamma * alpha + p + kappa * mean_{j in kNN(i)} y_j, with kappa = `neighbours.weight`
-    and the constants of `posterior.*`.
+    and the constants of `posterior.*`. With `posterior.top_k` below the number of classes the state is
+    sparse.
     """
 
     votes: Tensor
@@ -48,17 +49,23 @@ class PosteriorTargets(TargetRule):
     def __init__(self, task: Task):
         super().__init__()
         prior = task.config.posterior
-        self.posterior = Posterior(
-            task.labels,
-            task.num_classes,
-            prior_strength=prior.prior_strength,
-            prior_floor=prior.prior_floor,
-            discount=prior.discount,
-        )
+        constants = {
+            "prior_strength": prior.prior_strength,
+            "prior_floor": prior.prior_floor,
+            "discount": prior.discount,
+        }
+        self.posterior: Posterior | SparsePosterior
+        if prior.top_k is not None and prior.top_k < task.num_classes:
+            self.posterior = SparsePosterior(
+                task.labels, task.num_classes, top_k=prior.top_k, **constants
+            )
+        else:
+            self.posterior = Posterior(task.labels, task.num_classes, **constants)
         self.temperature = prior.temperature
         self.neighbour_weight = task.config.neighbours.weight
         if self.neighbour_weight > 0:
-            self.register_buffer("votes", torch.zeros_like(self.posterior.alpha))
+            votes = torch.zeros(len(task.labels), task.num_classes, device=task.labels.device)
+            self.register_buffer("votes", votes)
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         if self.temperature != 1:
@@ -77,6 +84,12 @@ class PosteriorTargets(TargetRule):
 
     def belief(self) -> Tensor | None:
         return self.posterior.mean()
+
+    def suggested(self) -> Tensor | None:
+        return self.posterior.suggested()
+
+    def probability(self, labels: Tensor) -> Tensor | None:
+        return self.posterior.probability(labels)
 
 
 class CrossEntropy(Loss):

@@ -95,6 +95,16 @@ class TargetRule(Part):
         """The present belief (N,K) over every sample's class, or None if the rule holds none."""
         return None
 
+    def suggested(self) -> Tensor | None:
+        """The most probable class (N,) by belief, without the whole of it where the rule can."""
+        belief = self.belief()
+        return None if belief is None else belief.argmax(dim=1)
+
+    def probability(self, labels: Tensor) -> Tensor | None:
+        """The belief (N,) in each sample's class in `labels` (N,), likewise."""
+        belief = self.belief()
+        return None if belief is None else belief.gather(1, labels[:, None]).squeeze(1)
+
 
 class Loss(Part):
     """The classification loss, a scalar for each batch.

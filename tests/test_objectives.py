@@ -3,7 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from noisybsd.config import build_config
+from noisybsd.errors import UserError
 from noisybsd.objectives import Batch, CrossEntropy, LabelTargets, PosteriorTargets, Task
+from noisybsd.parts import TargetRule
 
 N, K, B, V = 8, 3, 4, 2
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -83,3 +85,39 @@ def test_neighbours_are_a_second_sensor() -> None:
 
     without.observe_neighbours(votes)
     assert "votes" in rule.state_dict() and "votes" not in without.state_dict()
+
+
+def test_top_k_makes_the_state_sparse_where_there_are_more_classes() -> None:
+    sparse = PosteriorTargets(task(posterior={"top_k": 2}))
+    assert {name: x.shape for name, x in sparse.state_dict().items()} == {
+        "posterior.classes": (N, 2),
+        "posterior.mass": (N, 2),
+        "posterior.rest": (N,),
+    }
+    dense = PosteriorTargets(task(posterior={"top_k": K}))
+    assert list(dense.state_dict()) == ["posterior.alpha"]
+    probs = torch.eye(K)[LABELS[INDEX]]  # of two classes at most, so that both agree
+    for rule in (sparse, dense):
+        rule.observe(INDEX, probs.roll(1, dims=1))
+    torch.testing.assert_close(sparse.targets(INDEX), dense.targets(INDEX))
+    torch.testing.assert_close(sparse.belief(), dense.belief())
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_suggestion_and_probability_are_of_the_belief(top_k: int | None) -> None:
+    rule = PosteriorTargets(task(posterior={"top_k": top_k, "prior_strength": 0.1}))
+    rule.observe(INDEX, torch.rand(B, K, generator=torch.Generator().manual_seed(1)).softmax(dim=1))
+    belief = rule.belief()
+    assert belief is not None
+    assert torch.equal(rule.suggested(), belief.argmax(dim=1))  # type: ignore[arg-type]
+    torch.testing.assert_close(rule.probability(LABELS), belief[torch.arange(N), LABELS])
+    # what every rule can say that holds a belief, and one that holds none cannot
+    torch.testing.assert_close(TargetRule.probability(rule, LABELS), rule.probability(LABELS))
+    assert torch.equal(TargetRule.suggested(rule), rule.suggested())  # type: ignore[arg-type]
+    assert LabelTargets(task()).suggested() is None
+    assert LabelTargets(task()).probability(LABELS) is None
+
+
+def test_neighbours_as_evidence_need_a_dense_belief() -> None:
+    with pytest.raises(UserError, match=r"use posterior\.top_k=null, got 5"):
+        task(neighbours={"weight": 1.0}, posterior={"top_k": 5})

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from noisybsd.posterior import Posterior, override_time, reference_targets
+from noisybsd.posterior import Posterior, SparsePosterior, override_time, reference_targets
 
 N, K = 5, 4
 LABELS = torch.tensor([0, 1, 2, 3, 0])
@@ -152,3 +152,145 @@ def test_state_is_in_the_checkpoint() -> None:
     other.load_state_dict(posterior.state_dict())
     assert torch.equal(other.mean(), posterior.mean())
     assert math.isclose(float(other.strength()[0]), float(posterior.strength()[0]))
+
+
+def test_dense_suggestion_and_probability_are_of_the_mean() -> None:
+    posterior = Posterior(LABELS, K)
+    mean = visited(posterior, predictions(20))[-1]
+    assert torch.equal(posterior.suggested(), mean.argmax(dim=1))
+    torch.testing.assert_close(posterior.probability(LABELS), mean[torch.arange(N), LABELS])
+
+
+# --- few classes of many ---
+
+MANY = 50
+
+
+def realistic(
+    visits: int, n: int = 64, seed: int = 0, noise: float = 0.4
+) -> tuple[torch.Tensor, ...]:
+    """Labels (n,), 40 % wrong, and predictions (T,n,MANY) that grow confident of the clean class.
+
+    Each sample has a few classes that look alike, and each visit noise of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randint(MANY, (n,), generator=generator)
+    wrong = torch.rand(n, generator=generator) < noise
+    labels = torch.where(wrong, torch.randint(MANY, (n,), generator=generator), clean)
+    alike = 2 * torch.randn(n, MANY, generator=generator)
+    alike[torch.arange(n), clean] += 3
+    growth = torch.linspace(0.2, 2.5, visits)[:, None, None]
+    logits = growth * (alike + 0.7 * torch.randn(visits, n, MANY, generator=generator))
+    return labels, logits.softmax(dim=-1)
+
+
+def both(
+    labels: torch.Tensor, num_classes: int, top_k: int, **prior: float
+) -> tuple[Posterior, SparsePosterior]:
+    return Posterior(labels, num_classes, **prior), SparsePosterior(
+        labels, num_classes, top_k=top_k, **prior
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.8, 1.0])
+def test_sparse_with_all_classes_is_the_dense_one(gamma: float) -> None:
+    dense, sparse = both(LABELS, K, K, prior_strength=3.0, discount=gamma)
+    assert torch.equal(sparse.mean(), dense.mean())
+    p = predictions(12)
+    for a, b in zip(visited(dense, p), visited(sparse, p), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(sparse.suggested(), dense.suggested())
+
+
+@pytest.mark.parametrize("top_k", [2, 5, 16, 49])
+def test_sparse_loses_no_mass_and_nothing_of_the_given_label(top_k: int) -> None:
+    labels, p = realistic(60)
+    dense, sparse = both(labels, MANY, top_k, discount=0.9)
+    index = torch.arange(len(labels))
+    for row in p:
+        dense.observe(index, row)
+        sparse.observe(index, row)
+        torch.testing.assert_close(sparse.strength(), dense.strength())
+        torch.testing.assert_close(sparse.mass[:, 0], dense.alpha[index, labels])
+        assert torch.equal(sparse.classes[:, 0].long(), labels)
+        assert (sparse.rest >= 0).all() and (sparse.mass > 0).all()
+        assert all(len(set(classes)) == top_k for classes in sparse.classes.tolist())
+
+
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+@pytest.mark.parametrize("top_k", [2, 5, 16])
+def test_sparse_keeps_within_its_bound(top_k: int, gamma: float) -> None:
+    labels, p = realistic(60)
+    dense, sparse = both(labels, MANY, top_k, discount=gamma)
+    index, left_by_prior = torch.arange(len(labels)), sparse.rest.clone()
+    for row in p:
+        dense.observe(index, row)
+        sparse.observe(index, row)
+        left_by_prior *= gamma
+        distance = (sparse.mean(index) - dense.mean(index)).abs().sum(dim=1) / 2
+        bound = (sparse.rest - left_by_prior) / sparse.strength()
+        assert (distance <= bound + 1e-5).all()
+        assert torch.equal(sparse.suggested(), sparse.mean(index).argmax(dim=1))
+
+
+def test_sparse_error_is_small_on_predictions_as_they_come() -> None:
+    labels, p = realistic(100, n=256)
+    dense, sparse = both(labels, MANY, 10, discount=0.95)
+    last, exact = visited(sparse, p)[-1], visited(dense, p)[-1]
+    assert ((last - exact).abs().sum(dim=1) / 2).mean() < 0.03
+    assert (last.argmax(dim=1) == exact.argmax(dim=1)).float().mean() > 0.97
+
+
+def test_sparse_is_exact_while_few_classes_are_predicted() -> None:
+    """At most k-1 classes beside the given label, whichever they are and whenever they come."""
+    labels, top_k = torch.tensor([7, 30, 0, 49]), 4
+    dense, sparse = both(labels, MANY, top_k, prior_floor=0.01, discount=0.9)
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.tensor([[40, 8, 20], [1, 2, 3], [44, 33, 1], [0, 11, 5]])
+    index = torch.arange(4)
+    for visit in range(30):
+        some = torch.rand(4, 3, generator=generator).softmax(dim=1)
+        if visit < 10:
+            some[:, 1:] = 0  # the others come later
+        p = torch.zeros(4, MANY).scatter(1, predicted, some / some.sum(dim=1, keepdim=True))
+        dense.observe(index, p)
+        sparse.observe(index, p)
+        torch.testing.assert_close(sparse.mean(), dense.mean())
+
+
+@pytest.mark.parametrize("c", [0.5, 10.0, 30.5])
+@pytest.mark.parametrize("gamma", [0.8, 0.95, 1.0])
+def test_sparse_override_time_is_the_dense_one(c: float, gamma: float) -> None:
+    prior = {"prior_strength": c, "prior_floor": 1e-9, "discount": gamma}
+    sparse = SparsePosterior(torch.tensor([3]), MANY, top_k=2, **prior)
+    contrary = torch.zeros(1, MANY)
+    contrary[0, 40] = 1  # not among the first classes kept
+    visits = 0
+    while sparse.suggested() == 3:
+        sparse.observe(torch.tensor([0]), contrary)
+        visits += 1
+    assert visits == override_time(c, gamma)
+    assert sparse.suggested() == 40
+
+
+def test_sparse_probability_is_of_the_mean_for_classes_kept_and_not() -> None:
+    labels, p = realistic(20)
+    sparse = SparsePosterior(labels, MANY, top_k=3)
+    mean = visited(sparse, p)[-1]
+    for asked in (labels, (labels + 1) % MANY, sparse.suggested()):
+        torch.testing.assert_close(
+            sparse.probability(asked), mean[torch.arange(len(labels)), asked]
+        )
+
+
+def test_sparse_state_is_in_the_checkpoint_and_only_observed_rows_change() -> None:
+    labels, p = realistic(5)
+    sparse = SparsePosterior(labels, MANY, top_k=4)
+    visited(sparse, p)
+    other = SparsePosterior(labels.flip(0), MANY, top_k=4)
+    other.load_state_dict(sparse.state_dict())
+    assert torch.equal(other.mean(), sparse.mean())
+    other.observe(torch.tensor([3, 1]), p[0, :2])
+    changed = (other.mean() != sparse.mean()).any(dim=1).nonzero().squeeze(1)
+    assert changed.tolist() == [1, 3]
+    assert sum(x.nbytes for x in sparse.state_dict().values()) == len(labels) * (8 * 4 + 4)
