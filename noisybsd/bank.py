@@ -173,7 +173,8 @@ def vote(targets: Tensor, neighbours: Neighbours, temperature: float) -> Tensor:
     The weighting of Wu et al. 2018, arXiv 1805.01978, section 3.4, over soft targets.
 
     Args:
-        targets: (N,K) class distributions of the bank's rows; one-hot for labels.
+        targets: (N,K) class distributions of the bank's rows; or (N,) int64 classes, which need no
+            one-hot matrix of N rows: K is then the largest of them plus one.
         neighbours: of Q queries.
         temperature: t; the smaller, the more the nearest count; math.inf for the plain mean.
 
@@ -187,12 +188,11 @@ def vote(targets: Tensor, neighbours: Neighbours, temperature: float) -> Tensor:
         raise UserError(f"temperature: got {temperature}; valid: a number above 0")
     none = neighbours.index < 0
     weights = (neighbours.similarity / temperature).masked_fill(none, -math.inf).softmax(dim=1)
-    return F.embedding_bag(
-        neighbours.index.clamp(min=0),
-        targets.float(),
-        mode="sum",
-        per_sample_weights=weights.masked_fill(none, 0),
-    )
+    weights, rows = weights.masked_fill(none, 0), neighbours.index.clamp(min=0)
+    if targets.ndim == 1:
+        votes = weights.new_zeros(len(rows), int(targets.max()) + 1)
+        return votes.scatter_add_(1, targets[rows], weights)
+    return F.embedding_bag(rows, targets.float(), mode="sum", per_sample_weights=weights)
 
 
 def knn_accuracy(
@@ -201,7 +201,7 @@ def knn_accuracy(
     """Accuracy, in [0,1], of classifying queries by the vote of their neighbours.
 
     Args:
-        targets: (N,K) class distributions of the bank's rows; one-hot for labels.
+        targets: (N,K) or (N,) int64, see `vote`.
         neighbours: of Q queries.
         labels: (Q,) int64, the queries' classes. Queries without neighbours do not count.
         temperature: see `vote`.

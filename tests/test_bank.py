@@ -428,6 +428,18 @@ def test_vote_of_integer_one_hot_labels() -> None:
     assert vote(F.one_hot(torch.tensor([2, 0])), neighbours, 0.1).tolist() == [[0.5, 0, 0.5]]
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_vote_of_classes_is_that_of_one_hot_labels(device: str) -> None:
+    neighbours = Neighbours(*(x.to(device) for x in _neighbours()[0]))
+    labels = torch.tensor([0, 4, 1, 2, 0, 3, 4, 1, 1, 0, 2, 3], device=device)
+    one_hot = vote(F.one_hot(labels), neighbours, 0.3)
+    torch.testing.assert_close(vote(labels, neighbours, 0.3), one_hot)
+    queries = torch.tensor([0, 1, 2, 3, 4, 0, 1], device=device)
+    assert knn_accuracy(labels, neighbours, queries) == knn_accuracy(
+        F.one_hot(labels), neighbours, queries
+    )
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_vote_names_a_bad_temperature(temperature: float) -> None:
     neighbours, targets = _neighbours()
