@@ -76,35 +76,42 @@ def process_group() -> Iterator[None]:
     try:
         yield
     except (UserError, KeyboardInterrupt) as error:
-        if _tell(str(error)):
+        if _tells():
+            _leave_for_torchrun(str(error))
             raise
         raise SystemExit(2 if isinstance(error, UserError) else 130) from None
     except RuntimeError as error:
         if not _is_loss_of_a_rank(error):
             raise
-        text = (
-            f"process {number} of {size}: another process of this run is gone, or has not answered for "
-            f"{TIMEOUT.total_seconds():.0f} s. What ended it is said above, if it could say so; the same "
-            f"command continues the run from its last checkpoint ({str(error).splitlines()[0]})"
-        )
-        if _tell(text):
-            print(f"error: {text}", file=sys.stderr)
+        if _tells():
+            print(
+                f"error: process {number} of {size}: another process of this run is gone, or has not "
+                f"answered for {TIMEOUT.total_seconds():.0f} s ({str(error).splitlines()[0][:200]})\n"
+                "error: what ended it is said elsewhere, if it could say so; the same command continues "
+                "the run from its last checkpoint",
+                file=sys.stderr,
+            )
         raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()
         _store = None
 
 
-def _tell(text: str) -> bool:
-    """Whether this rank is the one that tells the user of its error; torchrun then repeats `text`."""
+def _tells() -> bool:
+    """Whether this rank is the one that tells the user of its error: the first that asks is."""
     assert _store is not None
-    with contextlib.suppress(RuntimeError):  # the process that kept the store is gone
-        if _store.add("told", 1) > 1:
-            return False
+    try:
+        return _store.add("told", 1) == 1
+    except RuntimeError:  # the process that kept the store is gone
+        return True
+
+
+def _leave_for_torchrun(text: str) -> None:
+    """Torchrun ends with a summary of its own, and repeats there what it finds in this file."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
         with contextlib.suppress(OSError):
-            Path(file).write_text(json.dumps({"message": text, "timestamp": int(time.time())}))
-    return True
+            Path(file).write_text(json.dumps({"message": told}))
 
 
 def _is_loss_of_a_rank(error: RuntimeError) -> bool:

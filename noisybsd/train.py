@@ -130,12 +130,6 @@ def _check_fits(config: Config, dataset: Dataset) -> None:
     n, processes = len(dataset.train.labels), distributed.world_size()
     if config.batch_size > n:
         raise UserError(f"batch_size={config.batch_size} is more than the {n} training images")
-    if config.batch_size % processes:
-        below = config.batch_size // processes * processes
-        raise UserError(
-            f"batch_size={config.batch_size} is that of all processes together, and {processes} of them "
-            f"cannot share it equally; use a multiple of {processes}, e.g. {below + processes}"
-        )
     if len(dataset.test) < processes:
         raise UserError(
             f"{processes} processes cannot share {len(dataset.test)} test images; use fewer processes"
@@ -156,8 +150,14 @@ def _check_compiler(device: torch.device) -> None:
         ) from None
 
 
-def _check_same_config(config: Config) -> None:
-    """Refuse processes that were started with different arguments, as on two machines."""
+def _check_processes(config: Config) -> None:
+    """Refuse a batch that they cannot share, and different arguments, as on two machines."""
+    processes, size = distributed.world_size(), config.batch_size
+    if size % processes:
+        raise UserError(
+            f"batch_size={size} is that of all processes together, and {processes} of them cannot share "
+            f"it equally; use a multiple of {processes}, e.g. {size - size % processes + processes}"
+        )
     first, *others = distributed.each(config.model_dump(mode="json"))
     for rank, other in enumerate(others, start=1):
         changed = list(differences(other, Config.model_validate(first)))
@@ -259,7 +259,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(config: Config) -> int:
-    _check_same_config(config)
+    _check_processes(config)
     run = open_run(config) if distributed.is_first() else None
     if distributed.from_first(run is not None and run.results.exists()):
         if run is not None:

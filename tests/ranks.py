@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import time
 import traceback
@@ -14,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 PATIENCE = 120  # seconds
 
@@ -38,9 +39,9 @@ def on_ranks(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "noisybsd.train"])
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    env |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     env |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     processes = []
     for rank in range(world_size):

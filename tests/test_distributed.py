@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
-from ranks import on_ranks, results
+from compared import assert_same, outcome, rows, strict
+from ranks import Ended, on_ranks, results
 from test_methods import SOONER, NoTracker
 from torch import Tensor
 
 from noisybsd import distributed
+from noisybsd import train as training
+from noisybsd.checkpoint import load_checkpoint
 from noisybsd.config import load_config
 from noisybsd.data import load_dataset
+from noisybsd.errors import UserError
+from noisybsd.evaluate import evaluate_run
 from noisybsd.loader import epoch_order
 from noisybsd.methods import METHODS
 from noisybsd.parts import Mixup
@@ -156,3 +171,326 @@ def test_joint_steps_are_those_of_a_single_process(
     assert_close(states[0], alone)
     for other in states[1:]:  # a rank differs from another in nothing
         assert_close(other, states[0])
+
+
+# --- exchanges --------------------------------------------------------------------------------------
+
+
+def exchange() -> dict[str, Any]:
+    with distributed.process_group():
+        rank, world_size = distributed.rank(), distributed.world_size()
+        x = torch.full((2, 3), float(rank), requires_grad=True)
+        joint = distributed.gather(x, dim=1)  # (2,3W)
+        joint.mul(torch.arange(joint.numel()).view_as(joint)).sum().backward()
+        state = {
+            "w": torch.arange(5),
+            "list": [torch.tensor(True), torch.tensor(2.5), None, "text"],
+        }
+        mine = torch.full((), float(rank))
+        distributed.copy_first_(mine)
+        return {
+            "joint": joint.detach(),
+            "gradient": x.grad,
+            "rows": distributed.gather_rows(torch.full((rank, 2), rank)),
+            "each": distributed.each({"rank": rank}),
+            "largest": distributed.largest(rank * 5),
+            "share": distributed.share(10),
+            "state": distributed.from_first(state if rank == 0 else None),
+            "nothing": distributed.from_first(None),
+            "first's": float(mine),
+            "world_size": world_size,
+        }
+
+
+def test_exchanges(tmp_path: Path) -> None:
+    found = results(on_ranks(3, exchange, folder=tmp_path))
+    weights = torch.arange(18.0).view(2, 9)
+    for rank, of_rank in enumerate(found):
+        assert of_rank["joint"].tolist() == [[0.0] * 3 + [1.0] * 3 + [2.0] * 3] * 2
+        # all ranks compute the same loss: the gradient of their sum is W times that of one
+        assert torch.equal(of_rank["gradient"], 3 * weights[:, 3 * rank : 3 * rank + 3])
+        assert of_rank["rows"].tolist() == [[1, 1], [2, 2], [2, 2]]
+        assert of_rank["each"] == [{"rank": r} for r in range(3)]
+        assert of_rank["largest"] == 10 and of_rank["first's"] == 0 and of_rank["nothing"] is None
+        w, (flag, number, *plain) = of_rank["state"]["w"], of_rank["state"]["list"]
+        assert w.tolist() == [0, 1, 2, 3, 4] and w.dtype == torch.int64
+        assert flag.dtype == torch.bool and bool(flag) and float(number) == 2.5
+        assert plain == [None, "text"]
+    shares = [range(10)[of_rank["share"]] for of_rank in found]
+    assert [i for part in shares for i in part] == list(range(10))
+
+
+def test_alone_there_is_no_group_and_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun --nproc-per-node 1
+    with distributed.process_group():
+        assert not torch.distributed.is_initialized()
+        x, network = torch.ones(2), torch.nn.BatchNorm1d(2)
+        assert distributed.gather(x) is x and distributed.gather_rows(x) is x
+        assert distributed.parallel(network) is network
+        distributed.joint_batch_norm(network)
+        assert type(network) is torch.nn.BatchNorm1d
+        assert distributed.each(1) == [1] and distributed.from_first(x) is x
+        assert range(10)[distributed.share(10)] == range(10)
+
+
+def go_through(log: Path, fails: bool) -> None:
+    with distributed.process_group():
+        if distributed.rank() == 0:
+            time.sleep(0.3)
+        with distributed.one_first("test"):
+            with log.open("a") as file:
+                file.write(f"{distributed.rank()}\n")
+            if fails:
+                raise UserError("there is no network")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_process_downloads_and_the_others_find_it_there(fails: bool, tmp_path: Path) -> None:
+    ended = on_ranks(3, go_through, tmp_path / "log", fails, folder=tmp_path / "ranks")
+    first, *others = (tmp_path / "log").read_text().split()
+    assert first == "0" and sorted(others) == ["1", "2"]
+    if fails:  # one of them raises the error, for `command` to print; the others are silent
+        assert sorted(each.code for each in ended) == [1, 2, 2]
+
+
+# --- whole runs -------------------------------------------------------------------------------------
+
+
+Sabotage = Callable[[], None]
+
+
+def run_main(arguments: list[str], sabotage: Sabotage | None = None) -> None:
+    torch.set_num_threads(1)
+    if sabotage is not None:
+        sabotage()
+    raise SystemExit(training.main(arguments))
+
+
+def strike(rank: int, at_step: int, number: int) -> None:
+    """Send a signal to one rank, at the end of its step of this number."""
+    step = Trainer.step
+
+    def watched(self: Trainer, *batch: Tensor) -> None:
+        step(self, *batch)
+        if distributed.rank() == rank and self.step_number == at_step:
+            os.kill(os.getpid(), number)
+
+    Trainer.step = watched  # type: ignore[method-assign]
+
+
+def run(
+    world_size: int, folder: Path, *settings: str, sabotage: Sabotage | None = None
+) -> list[Ended]:
+    arguments = [*SMALL, f"run.dir={folder / 'run'}", *settings]
+    return on_ranks(world_size, run_main, arguments, sabotage, folder=folder / "ranks")
+
+
+def codes(ended: list[Ended]) -> list[int]:
+    return [each.code for each in ended]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The directory of a run of so many processes, without interruption."""
+    runs: dict[int, Path] = {}
+
+    def get(world_size: int) -> Path:
+        if world_size not in runs:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            if world_size == 1:
+                assert training.main([*SMALL, f"run.dir={folder / 'run'}"]) == 0
+            else:
+                results(run(world_size, folder))
+            runs[world_size] = folder / "run"
+        return runs[world_size]
+
+    return get
+
+
+def test_the_first_process_writes_and_speaks_for_all(
+    undisturbed: Callable[[int], Path],
+) -> None:
+    alone, many = undisturbed(1), undisturbed(2)
+    first, other = ((many.parent / "ranks" / f"{r}.out").read_text() for r in range(2))
+    assert "of 2 processes" in first and "test accuracy, last epoch" in first
+    assert other == "" and not any((many.parent / "ranks" / f"{r}.err").read_text() for r in (0, 1))
+    assert sorted(p.name for p in many.iterdir()) == sorted(p.name for p in alone.iterdir())
+    found = strict((many / "results.json").read_text())
+    assert found["world_size"] == 2
+    assert found["images_per_second"] > 0 and len(rows(many)) == 3
+    assert found["test_samples"] == sum(found["reliability"]["count"]) == 359
+    labels = [pyarrow.parquet.read_table(each / "labels.parquet") for each in (alone, many)]
+    assert labels[0].schema.equals(labels[1].schema) and len(labels[1]) == N
+    assert np.isfinite(np.load(many / "pred_probs.npz")["network"]).all()
+
+
+def test_a_checkpoint_says_nothing_of_ranks(undisturbed: Callable[[int], Path]) -> None:
+    """Of the same names and shapes as that of one process; `evaluate` finds the same accuracy in it."""
+    alone, many = (load_checkpoint(undisturbed(w) / "checkpoint.pt") for w in (1, 2))
+    assert many.pop("world_size") == 2 and alone.pop("world_size") == 1
+
+    def outline(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: outline(each) for key, each in value.items()}
+        return (value.dtype, value.shape) if isinstance(value, Tensor) else type(value)
+
+    assert outline(many) == outline(alone)
+    found = evaluate_run(undisturbed(2), [])
+    assert found["test_accuracy"] == pytest.approx(rows(undisturbed(2))[-1]["test_accuracy"])
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_process_ends_all_and_the_run_goes_on(
+    victim: int, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    begin = time.monotonic()
+    ended = run(3, tmp_path, sabotage=partial(strike, victim, 6, signal.SIGKILL))
+    assert time.monotonic() - begin < 60
+    assert codes(ended) == [-9 if rank == victim else 1 for rank in range(3)], ended
+    assert sum(each.err.count("another process of this run is gone") for each in ended) == 1
+    assert "Traceback" not in "".join(each.err for each in ended)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 4
+
+    results(run(3, tmp_path))
+    # torch adds up the gradients of three in another order in the first step of a process
+    again, expected = (
+        load_checkpoint(each / "checkpoint.pt") for each in (tmp_path / "run", undisturbed(3))
+    )
+    assert_close(again["modules"], expected["modules"])
+    assert rows(tmp_path / "run")[0]["loss"] == rows(undisturbed(3))[0]["loss"]
+
+
+@pytest.mark.parametrize("later", [1, 2, 3])
+def test_a_signal_to_one_process_stops_all_saved(
+    later: int, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    ended = run(2, tmp_path, sabotage=partial(strike, 1, 6, signal.SIGTERM))
+    assert codes(ended) == [143, 143], ended
+    assert ended[1].out == "" and ended[0].out.count("stopped by SIGTERM, saved") == 1
+    command = ended[0].out.splitlines()[-1]
+    assert command.startswith("  torchrun --nproc-per-node 2 -m noisybsd.train recipe=")
+    saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert saved["step"] == 6 and len(saved["history"]) == 1
+
+    arguments = shlex.split(command)[5:]
+    if later == 1:
+        assert training.main(arguments) == 0
+    else:
+        ended = on_ranks(later, run_main, arguments, folder=tmp_path / "again")
+        results(ended)
+    finished = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3]
+    visits = finished["modules"]["monitor"]["visits"]
+    if later == 2:
+        assert_same(outcome(tmp_path / "run"), outcome(undisturbed(2)))
+        assert visits.sum() == 3 * 4 * BATCH
+    else:  # the second epoch began anew: its two first steps were taken twice, and nothing is left out
+        assert visits.sum() == (3 * 4 + 2) * BATCH
+        assert visits.min() >= 1
+        text = (tmp_path / "run" / "log.txt").read_text()
+        assert f"epoch 2 on 2 processes, now there are {later}: it begins anew, 2 steps" in text
+
+
+def start_otherwise(rank: int, *settings: str) -> None:
+    """This rank has other arguments."""
+    if int(os.environ["RANK"]) == rank:
+        load = training.load_config
+        training.load_config = lambda arguments: load([*arguments, *settings])  # type: ignore[assignment]
+
+
+def see_other_data(rank: int) -> None:
+    load = training.load_dataset
+
+    def other(*arguments: Any) -> Any:
+        found = load(*arguments)
+        return replace(found, sha256="0" * 64) if distributed.rank() == rank else found
+
+    training.load_dataset = other
+
+
+def run_out_of_memory() -> None:
+    def step(self: Trainer, *batch: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    Trainer.step = step  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sabotage", "code", "message"),
+    [
+        (
+            ["batch_size=25"],
+            None,
+            2,
+            "batch_size=25 is that of all processes together, and 2 of them",
+        ),
+        (["optimizer.lr=-1"], None, 2, "optimizer.lr"),
+        (["network.name=vit_small"], None, 2, "network.width=4 does not apply"),
+        (["run.resume=nowhere"], None, 2, "run.resume=nowhere: no such file"),
+        ([], partial(start_otherwise, 1, "seed=7"), 2, "seed: 7 there, 0 here"),
+        ([], partial(see_other_data, 1), 2, "that process 1 of 2 sees are not those of process 0"),
+        ([], run_out_of_memory, 2, "Lower batch_size (got 24)"),
+        (["optimizer.lr=1e30"], None, 1, "is not finite"),
+    ],
+)
+def test_a_mistake_is_told_once_and_ends_all(
+    settings: list[str], sabotage: Sabotage | None, code: int, message: str, tmp_path: Path
+) -> None:
+    ended = run(2, tmp_path, *settings, sabotage=sabotage)
+    errors = "".join(each.err for each in ended)
+    assert errors.count(message) == 1, errors
+    assert "Traceback" not in errors
+    # one that was waiting for the other finds it gone
+    assert {code} <= set(codes(ended)) <= {code, 1}, ended
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(UserError, match=r"--nproc-per-node=4: more processes than GPUs .* has 2"):
+        distributed.own_device(torch.device("cuda"))
+
+
+# --- torchrun itself --------------------------------------------------------------------------------
+
+
+def torchrun(world_size: int, *arguments: str) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
+    return subprocess.Popen(
+        [*launcher, "-m", "noisybsd.train", *SMALL, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_trains_stops_and_continues(
+    undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    place = f"run.dir={tmp_path / 'run'}"
+    process = torchrun(2, place)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/3"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+    process = torchrun(2, place)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "continuing after epoch 1" in out
+    assert_same(outcome(tmp_path / "run"), outcome(undisturbed(2)))
+
+
+@pytest.mark.slow
+def test_torchrun_tells_of_a_mistake(tmp_path: Path) -> None:
+    process = torchrun(2, "batch_size=25", f"run.dir={tmp_path / 'run'}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and out == ""
+    assert "error: batch_size=25 is that of all processes" in err
