@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisybsd import distributed
 from noisybsd.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,10 @@ def search(
                 "values that are not finite; the training has probably diverged"
             )
     with torch.autocast(bank.device.type, enabled=False), _no_tf32():
-        similarity, index = ENGINES[engine](bank, asked, k + itself)
+        # on many processes, each searches for its share of the queries
+        mine = asked[distributed.share(len(asked))]
+        found = ENGINES[engine](bank, mine, k + itself)
+        similarity, index = map(distributed.gather_rows, found)
     if itself:
         # Duplicates of a row may rank ahead of it, even all k + 1 of them. Move it last, where it
         # is found at all, and drop the last.
