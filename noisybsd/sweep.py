@@ -277,7 +277,8 @@ def run_on_slurm(
     Raises:
         UserError: submitit or SLURM is not there, or has no such parameter.
     """
-    executor = _slurm_executor(parameters | ({"array_parallelism": jobs} if jobs else {}), out)
+    parallelism = {"array_parallelism": jobs} if jobs else {}
+    executor = _slurm_executor({"job_name": "noisybsd", **parameters, **parallelism}, out)
     with executor.batch():
         submitted = [executor.submit(run_one, run) for run in runs]
     for run, job in zip(runs, submitted, strict=True):
@@ -355,6 +356,15 @@ def _settings(arguments: Sequence[str]) -> dict[str, Any]:
         mistakes.append(f"slurm: got {slurm!r}; valid: slurm.KEY=VALUE, e.g. slurm.time=600")
     elif slurm and launcher == "local":
         mistakes.append(f"slurm.{min(slurm)}: has no effect without launcher=slurm")
+    # as typed: YAML reads 10:00:00 as 36000
+    times = [
+        value for key, _, value in (a.partition("=") for a in arguments) if key == "slurm.time"
+    ]
+    mistakes += [
+        f"slurm.time: got {value!r}; valid: minutes, a whole number of at least 1"
+        for value in times
+        if not re.fullmatch("0*[1-9][0-9]*", value)
+    ]
     if mistakes:
         raise UserError("\n".join(mistakes))
     return settings
@@ -419,11 +429,13 @@ def main(arguments: list[str]) -> int:
     if settings["launcher"] == "slurm":
         _slurm_executor(settings["slurm"], out)  # or say at once what is missing
     todo = list(_to_do(runs, settings))
-    print(f"{len(runs)} runs, {len(todo)} to start, in {out}", flush=True)
+    print(f"{_count(len(runs), 'run')}, {len(todo)} to start, in {out}", flush=True)
     if settings["launcher"] == "slurm":
-        ids = run_on_slurm(todo, settings["slurm"], settings["jobs"], out) if todo else []
-        print("\n".join(f"job {id} {run.name}" for id, run in zip(ids, todo, strict=True)))
-        print(f"{len(ids)} jobs submitted; the same command again says what is done")
+        if todo:
+            ids = run_on_slurm(todo, settings["slurm"], settings["jobs"], out)
+            print("\n".join(f"job {id} {run.name}" for id, run in zip(ids, todo, strict=True)))
+            print(f"{_count(len(ids), 'job')} submitted; what they print is in {out / 'slurm'}")
+        print("the same command again says what is done, and submits what is missing")
     elif todo:
         gpus = visible_gpus()
         jobs = settings["jobs"] or max(1, len(gpus))
@@ -442,9 +454,15 @@ def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
         from noisybsd.compare import main as compare
 
         compare([str(run.directory) for run in done])
-    print(f"{len(done)} of {len(runs)} runs are done, {len(failed)} failed")
-    print(f"more: python -m noisybsd.compare {settings['out']}; its --help says what")
+    print(f"{len(done)} of {_count(len(runs), 'run')} done, {len(failed)} failed")
+    if done:
+        more = f"python -m noisybsd.compare {settings['out']} out=table.md plots=plots"
+        print(f"the table as a file, with plots: {more}")
     return 1 if failed else 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 if __name__ == "__main__":

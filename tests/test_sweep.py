@@ -13,12 +13,14 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 from noisybsd import sweep, train
-from noisybsd.config import Config, load_config
+from noisybsd.config import Config, load_config, recipe_names
 from noisybsd.errors import UserError
 from noisybsd.sweep import Run, combinations, main, run_here, split_values
 
@@ -225,7 +227,7 @@ def test_finished_ones_are_skipped_and_failed_ones_reported_until_retried(
     output = capsys.readouterr().out
     assert "3 runs, 3 to start" in output
     assert "FAILED   digits_sym40-ce-s1: error: the loss is not finite at step 7" in output
-    assert "2 of 3 runs are done, 1 failed" in output
+    assert "2 of 3 runs done, 1 failed" in output
 
     assert main(arguments) == 1
     output = capsys.readouterr().out
@@ -377,7 +379,7 @@ def test_a_run_that_another_process_trains_is_left_alone(
         assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "busy     digits_sym40-ce-s0" in output
-    assert "1 of 2 runs are done, 0 failed" in output
+    assert "1 of 2 runs done, 0 failed" in output
     assert not (other / "calls.txt").exists()
 
 
@@ -456,6 +458,8 @@ def test_slurm_that_is_not_there(
     assert "SLURM is not there" in capsys.readouterr().err
 
 
+DOCS = Path(__file__).parent.parent / "docs" / "sweeps.md"
+
 FAKE_SLURM = {
     # runs the tasks of a job array one after the other, in the background
     "sbatch": """\
@@ -508,6 +512,65 @@ def test_slurm_parameters_are_checked(slurm: Path, capsys: pytest.CaptureFixture
     assert not (slurm / "sbatch.txt").exists()
 
 
+@pytest.mark.parametrize("time", ["10:00:00", "1-12", "0", "ten", ""])
+def test_slurm_times_are_minutes(
+    time: str, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SLURM's own notation would be read as YAML: 10:00:00 is the number 36000 there."""
+    assert main([DIGITS, "launcher=slurm", f"slurm.time={time}"]) == 2
+    assert f"slurm.time: got {time!r}; valid: minutes" in capsys.readouterr().err
+    assert not (slurm / "sbatch.txt").exists()
+
+
+SUBMITTED = """\
+#SBATCH --array=0-5%4
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --job-name=noisybsd
+#SBATCH --mem=32G
+#SBATCH --nodes=1
+#SBATCH --partition=gpu
+#SBATCH --signal=USR2@90
+#SBATCH --time=600
+module load cuda
+"""
+
+
+def test_what_is_submitted_to_slurm(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command of docs/sweeps.md, up to the commands that only a cluster has."""
+    submission = pytest.importorskip("submitit.core.utils")
+    (slurm / "srun").write_text("#!/bin/bash\n")  # nothing is run
+    (text,) = re.findall(r"```bash\npip install submitit\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    start, *arguments = text.replace("\\\n", " ").split("noisybsd.sweep")
+    assert start.split() == ["python", "-m"]
+    arguments = arguments[0].split()
+    more = ["slurm.mem=32G", "slurm.setup=[module load cuda]", "out=o"]
+    assert main([*arguments, *more]) == 0
+    output = capsys.readouterr().out
+    assert "6 jobs submitted; what they print is in o/slurm" in output
+    lines = (slurm / "script.sh").read_text().splitlines()
+    assert not [line for line in SUBMITTED.splitlines() if line not in lines]
+    assert any(f"{sys.executable} -u -m submitit.core._submit" in line for line in lines)
+
+    sweep_alone = [a for a in arguments if a.split("=")[0].split(".")[0] not in sweep._SETTINGS]
+    for number, run in enumerate(combinations(sweep_alone, Path("o"))):
+        assert run.job.read_text() == f"77_{number}\n"
+        assert f"job 77_{number} {run.name}" in output
+        job = submission.DelayedSubmission.load(f"o/slurm/77_{number}_submitted.pkl")
+        assert (job.function, job.args) == (sweep.run_one, (run,))
+
+
+def test_jobs_of_one_run(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (slurm / "srun").write_text("#!/bin/bash\n")
+    own = ["launcher=slurm", "slurm.time=10", "slurm.job_name=mine", "out=o"]
+    assert main([DIGITS, "method=ce", *own]) == 0
+    output = capsys.readouterr().out
+    assert "1 run, 1 to start" in output and "1 job submitted" in output
+    assert "0 of 1 run done, 0 failed\n" in output and "noisybsd.compare" not in output
+    script = (slurm / "script.sh").read_text()
+    assert "--job-name=mine" in script and "--array" not in script
+
+
 @pytest.mark.slow
 def test_slurm_from_submission_to_results(
     slurm: Path,
@@ -535,7 +598,7 @@ def test_slurm_from_submission_to_results(
         assert time.monotonic() < deadline, [p.read_text() for p in slurm.glob("77_*.txt")]
         time.sleep(0.2)
     assert main(arguments) == 0
-    assert "2 of 2 runs are done" in capsys.readouterr().out
+    assert "2 of 2 runs done" in capsys.readouterr().out
 
 
 def test_before_the_time_is_up_the_training_is_told_to_save(
@@ -564,29 +627,76 @@ time.sleep(60)
 
 # W&B sweep agents
 
-DOCS = Path(__file__).parent.parent / "docs" / "sweeps.md"
+
+AGENT = DOCS.parent / "wandb_sweep.yaml"
 
 
-def test_wandb_agents_command_is_what_train_takes() -> None:
-    agents = pytest.importorskip("wandb.sdk.launch.sweeps.utils")  # not of W&B's public interface
-    (text,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
-    agent = yaml.safe_load(text)
-    names = list(agent["parameters"])
-    for pick in (0, -1):
-        chosen = {}
-        for name, choice in agent["parameters"].items():
-            values = choice.get("values") or [choice.get("value", choice.get("min"))]
-            chosen[name] = {"value": values[pick]}
-        given = agents.create_sweep_command_args({"args": chosen})["args_no_hyphens"]
-        command = agents.create_sweep_command(list(agent["command"]))
-        place = command.index("${args_no_hyphens}")
-        command[place : place + 1] = given
-        assert command[:3] == ["python", "-m", "noisybsd.train"]
-        config = load_config(command[3:])
-        flat = config.model_dump()
-        for name in names:
-            value = flat
-            for part in name.split("."):
-                value = value[part]
-            expected = chosen[name]["value"]
-            assert value == (tuple(expected) if isinstance(expected, list) else expected)
+def agents_commands(
+    config: dict[str, Any], pick: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+    """What W&B's own agent would start for one choice of parameters: command, environment, choice."""
+    wandb_agent = pytest.importorskip("wandb.wandb_agent")  # not of W&B's public interface
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def start(command: list[str], env: dict[str, str], **_: Any) -> Any:
+        started.append((command, env))
+        return SimpleNamespace()
+
+    monkeypatch.setattr(wandb_agent, "AgentProcess", start)
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH"):
+        monkeypatch.setenv(name, "a1b2c3d4")  # the agent sets them for good
+    agent = wandb_agent.Agent(api=None, queue=None)
+    agent._sweep_command = list(config["command"])
+    chosen = {
+        name: {"value": choice["value"] if "value" in choice else choice["values"][pick]}
+        for name, choice in config["parameters"].items()
+    }
+    agent._command_run({"run_id": "r1", "program": config.get("program"), "args": chosen})
+    ((command, environment),) = started
+    return command, environment, {name: each["value"] for name, each in chosen.items()}
+
+
+@pytest.mark.parametrize("pick", [0, -1])
+def test_wandb_agents_command_is_what_train_takes(
+    pick: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    agent = yaml.safe_load(AGENT.read_text("utf-8"))
+    # what a sweep may hold too
+    agent["parameters"] |= {
+        "augment.views": {"values": [["weak"], ["weak", "strong"]]},
+        "optimizer.weight_decay": {"value": 1e-5},
+        "data.verify": {"value": False},
+    }
+    command, _, chosen = agents_commands(agent, pick, monkeypatch)
+    assert command[:4] == ["/usr/bin/env", "python", "-m", "noisybsd.train"]
+    config = load_config(command[4:]).model_dump(mode="json")
+    for name, value in chosen.items():
+        found = config
+        for part in name.split("."):
+            found = found[part]
+        assert found == value, name
+
+
+@pytest.mark.slow
+def test_a_run_that_wandbs_agent_starts_is_the_sweeps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Callable[..., list[str]]
+) -> None:
+    agent = yaml.safe_load(AGENT.read_text("utf-8"))
+    small = [a.split("=", 1) for a in tiny("epochs=1", "tracking.wandb=offline", "run.dir=here")]
+    agent["parameters"] |= {key: {"value": value} for key, value in small}
+    command, environment, _ = agents_commands(agent, 0, monkeypatch)
+    python = f"{Path(sys.executable).parent}:{environment['PATH']}"  # as in a venv's shell
+    done = subprocess.run(
+        command, env={**environment, "PATH": python}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "here" / "results.json").exists()
+    (folder,) = (tmp_path / "here" / "wandb").glob("offline-run-*")
+    assert folder.name.endswith("-r1")  # the id that the sweep knows
+
+
+def test_the_agents_file_is_the_one_the_docs_name() -> None:
+    text = DOCS.read_text("utf-8")
+    assert f"]({AGENT.name})" in text and f"wandb sweep docs/{AGENT.name}" in text
+    assert AGENT.name not in {f"{name}.yaml" for name in recipe_names()}
