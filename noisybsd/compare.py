@@ -343,7 +343,8 @@ def _read_results(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged: it holds no JSON object. {_REMEDY}")
     if results.get("schema") != RESULTS_SCHEMA:
         raise UserError(
-            f"{path}: of schema version {results.get('schema')}; this noisybsd reads version {RESULTS_SCHEMA}"
+            f"{path}: of schema version {results.get('schema')}; this noisybsd reads version "
+            f"{RESULTS_SCHEMA}: compare such runs with the noisybsd that made them"
         )
     for metric in METRICS:
         value = results.get(metric.field)
@@ -411,12 +412,31 @@ def mixed(runs: Sequence[Run]) -> Iterator[str]:
                 yield f"{recipe}: {key} differs: {_parties(by_value)}"
         same_data = group(
             members,
-            lambda run: json.dumps([run.seed, run.rate, *map(run.settings.get, MUST_AGREE)]),
+            lambda run: json.dumps(
+                [_labels_seed(run), run.rate, *map(run.settings.get, MUST_AGREE)]
+            ),
         )
         for alike in same_data.values():
             by_hash = group(alike, lambda run: str(run.results["data_sha256"])[:12])
             if len(by_hash) > 1:
-                yield f"{recipe}, seed {alike[0].seed}: data_sha256 differs: {_parties(by_hash)}"
+                seed = _labels_seed(alike[0])
+                where = recipe if seed is None else f"{recipe}, seed {seed}"
+                yield f"{where}: data_sha256 differs: {_parties(by_hash)}"
+        # across seeds, hashes differ with the labels: what is known of the images must agree at least
+        by_pixels = group(members, lambda run: json.dumps(_pixels_verified(run)))
+        if len(by_pixels) > 1:
+            yield f"{recipe}: data.pixels_verified differs: {_parties(by_pixels)}"
+
+
+def _labels_seed(run: Run) -> int | None:
+    """The seed that a run's labels depend on; None where every seed has the same."""
+    drawn = run.settings["noise.name"] != "none" and run.settings["noise.seed"] is None
+    return run.seed if drawn else None
+
+
+def _pixels_verified(run: Run) -> bool | None:
+    verified: bool | None = run.results.get("data", {}).get("pixels_verified")
+    return verified
 
 
 def _parties(groups: dict[str, list[Run]]) -> str:
@@ -575,7 +595,7 @@ def provenance(sections: Sequence[Section]) -> Iterator[str]:
     versions = every(lambda r: ", ".join(f"{k} {v}" for k, v in r.get("versions", {}).items()))
     yield f"versions: {versions}"
     for name, members in group(runs, lambda run: str(run.settings["data.name"])).items():
-        verified = {run.results.get("data", {}).get("pixels_verified") for run in members}
+        verified = {_pixels_verified(run) for run in members}
         yield f"data: {name}: {'; '.join(_PIXELS[known] for known in sorted(verified, key=str))}"
 
 

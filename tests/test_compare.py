@@ -178,7 +178,8 @@ def test_every_bad_file_is_named_at_once(runs: Path) -> None:
     assert "test_accuracy_last is '0.9'" in lines["runs/bsd-s2/results.json"]
     assert "seconds is None" in lines["runs/bsd-s3/results.json"]
     assert "NaN is not JSON" in lines["runs/ce-s0/results.json"]
-    assert "of schema version 2; this noisybsd reads version 1" in lines["runs/ce-s1/results.json"]
+    version = lines["runs/ce-s1/results.json"]
+    assert "of schema version 2; this noisybsd reads version 1: compare such runs with" in version
     assert "no data_sha256" in lines["runs/ce-s2/results.json"]
     assert "not readable as YAML" in lines["runs/x/config.yaml"]
     assert "no recipe" in lines["runs/y/config.yaml"] or "no method" in lines["runs/y/config.yaml"]
@@ -409,6 +410,33 @@ def test_other_hashes_of_one_seed_are_refused(tmp_path: Path) -> None:
 
 def test_hashes_of_different_seeds_differ_by_right(runs: Path) -> None:
     assert load(runs)[0].notes == ()
+
+
+@pytest.mark.parametrize(
+    "labels", [["recipe=cifar10n_worst"], ["recipe=cifar10_sym50", "noise.seed=3"]]
+)
+def test_labels_that_no_seed_draws_have_one_hash(labels: list[str], tmp_path: Path) -> None:
+    for seed, digest in ((0, "ab"), (1, "ab"), (2, "cd")):
+        make_run(
+            tmp_path / f"s{seed}", *labels, f"seed={seed}", results={"data_sha256": digest * 32}
+        )
+    recipe = labels[0].removeprefix("recipe=")
+    text = rf"^{recipe}: data_sha256 differs: (ab){{6}} in .*s0 and 1 more; (cd){{6}} in .*s2\n"
+    with pytest.raises(UserError, match=text):
+        load(tmp_path)
+    assert load(tmp_path, mix=True)[0].notes[0].startswith(f"MIXED: {recipe}: data_sha256 differs")
+
+
+def test_official_and_other_pixels_are_not_mixed(tmp_path: Path) -> None:
+    """Not even where seeds differ and with them the labels, so that no hash can tell."""
+    for seed, verified in ((0, True), (1, False)):
+        data = {"data": {"pixels_verified": verified}}
+        make_run(tmp_path / f"s{seed}", "recipe=cifar10_sym50", f"seed={seed}", results=data)
+    with pytest.raises(UserError, match=r"pixels_verified differs: true in .*s0; false in .*s1"):
+        load(tmp_path)
+    (section,) = load(tmp_path, mix=True)
+    (note,) = section.notes
+    assert note.startswith("MIXED: cifar10_sym50: data.pixels_verified differs")
 
 
 # the baseline
