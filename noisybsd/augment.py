@@ -58,7 +58,7 @@ def degenerate(images: Tensor, mean_grey: Tensor, grey: Tensor) -> Tensor:
     """
     luminance = luma(images)
     mean = luminance.mean((-2, -1), keepdim=True).mul_(mean_grey)
-    return torch.lerp(mean, luminance, grey)
+    return (luminance * grey).add_(mean)
 
 
 def shift_hue_(images: Tensor, turns: Tensor) -> Tensor:
@@ -69,7 +69,8 @@ def shift_hue_(images: Tensor, turns: Tensor) -> Tensor:
         turns: (B,) shift in full turns, within ±0.5.
     """
     red, green, blue = images.split(1, dim=1)
-    value, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    value = torch.maximum(red, green).maximum(blue)
+    least = torch.minimum(red, green).minimum(blue)
     chroma = value - least
     # The hue in sixths of a turn, within ±3. With R, G, B = (image - least) / chroma, one of which
     # is 0 and one 1, its size is 1 - R + G + B in all six sectors, its sign that of G - B.
@@ -95,8 +96,7 @@ def sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
         images: (B, C, H, W)
         x, y: where, between the ends -1 and 1 of a side, broadcastable to (B, S, S).
     """
-    grid = images.new_empty(*torch.broadcast_shapes(x.shape, y.shape), 2)
-    grid[..., 0], grid[..., 1] = x, y
+    grid = torch.view_as_real(torch.complex(x, y))  # a stack that broadcasts
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
