@@ -111,7 +111,7 @@ class EarlyLearningTargets(TargetRule):
 
     @torch.no_grad()
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        probs = _inside(probs)
+        probs = _inside(probs[0])
         probs = probs / probs.sum(dim=1, keepdim=True)
         rows = self.memory.index_select(0, index)
         self.memory.index_copy_(0, index, self.beta * rows + (1 - self.beta) * probs)
@@ -172,7 +172,7 @@ class SelfEnsembleLabels(TargetRule):
     def observe(self, index: Tensor, probs: Tensor) -> None:
         if self.correcting:
             rows = self.soft_labels.index_select(0, index)
-            self.soft_labels.index_copy_(0, index, rows.lerp_(probs, 1 - self.momentum))
+            self.soft_labels.index_copy_(0, index, rows.lerp_(probs[0], 1 - self.momentum))
 
     def targets(self, index: Tensor) -> Tensor:
         return self.soft_labels.index_select(0, index)
@@ -209,8 +209,8 @@ class TemporalEnsemble(TargetRule):
     def observe(self, index: Tensor, probs: Tensor) -> None:
         rows = self.ensemble.index_select(0, index)
         self.earlier.index_copy_(0, index, rows)
-        self.ensemble.index_copy_(0, index, rows.lerp(probs, 1 - self.momentum))
-        self.visits.index_add_(0, index, torch.ones_like(probs[:, :1]))
+        self.ensemble.index_copy_(0, index, rows.lerp(probs[0], 1 - self.momentum))
+        self.visits.index_add_(0, index, torch.ones_like(probs[0, :, :1]))
 
     def targets(self, index: Tensor) -> Tensor:
         return self._corrected(self.earlier[index], self.visits[index] - 1, self.labels[index])

@@ -179,6 +179,13 @@ class PosteriorConfig(Section):
     temperature: float = Field(
         0.5, gt=0, le=1, description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's"
     )
+    agreement_temperature: float | None = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="a visit counts as much as two views' predictions, sharpened to this temperature, "
+        "agree; null: fully, the paper's",
+    )
     observe: Literal["weak", "mean"] = Field(
         "weak", description="evidence: the weak view's prediction, or the mean over all views"
     )

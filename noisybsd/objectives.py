@@ -39,9 +39,17 @@ class LabelTargets(TargetRule):
 class PosteriorTargets(TargetRule):
     """The posterior mean of Bayesian self-distillation; the neighbours are a second sensor.
 
-    alpha <- gamma * alpha + p + kappa * mean_{j in kNN(i)} y_j, with kappa = `neighbours.weight`
-    and the constants of `posterior.*`. With `posterior.top_k` below the number of classes the state is
-    sparse.
+    alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j), with q the sharpened prediction,
+    kappa = `neighbours.weight` and the constants of `posterior.*`. The paper's recursion is q = p,
+    w = 1, kappa = 0.
+
+    w in [0,1], how much of a visit this is, is ours: the probability that the predictions for two
+    views of the image, sharpened to `agreement_temperature`, name the same class (with one view: that
+    two draws from its prediction do). While the network is undecided, hardly any time passes for the
+    belief, and the label stands; so neither a slow network nor a long run forgets labels that nothing
+    better has come for.
+
+    With `posterior.top_k` below the number of classes the state is sparse.
     """
 
     votes: Tensor
@@ -61,19 +69,22 @@ class PosteriorTargets(TargetRule):
             )
         else:
             self.posterior = Posterior(task.labels, task.num_classes, **constants)
-        self.temperature = prior.temperature
+        self.temperature, self.observe_mean = prior.temperature, prior.observe == "mean"
+        self.agreement_temperature = prior.agreement_temperature
         self.neighbour_weight = task.config.neighbours.weight
         if self.neighbour_weight > 0:
             votes = torch.zeros(len(task.labels), task.num_classes, device=task.labels.device)
             self.register_buffer("votes", votes)
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        if self.temperature != 1:
-            probs = probs.pow(1 / self.temperature)
-            probs = probs / probs.sum(dim=1, keepdim=True)
+        evidence = sharpened(probs.mean(dim=0) if self.observe_mean else probs[0], self.temperature)
         if self.neighbour_weight > 0:
-            probs = probs + self.neighbour_weight * self.votes[index]
-        self.posterior.observe(index, probs)
+            evidence = evidence + self.neighbour_weight * self.votes[index]
+        weight = None
+        if self.agreement_temperature is not None:
+            views = sharpened(probs, self.agreement_temperature)
+            weight = (views[0] * views[-1]).sum(dim=1)
+        self.posterior.observe(index, evidence, weight)
 
     def observe_neighbours(self, votes: Tensor) -> None:
         if self.neighbour_weight > 0:
@@ -90,6 +101,14 @@ class PosteriorTargets(TargetRule):
 
     def probability(self, labels: Tensor) -> Tensor | None:
         return self.posterior.probability(labels)
+
+
+def sharpened(probs: Tensor, temperature: float) -> Tensor:
+    """p_k^(1/T) / sum_j p_j^(1/T), of predictions (...,K)."""
+    if temperature == 1:
+        return probs
+    powers = probs.pow(1 / temperature)
+    return powers / powers.sum(dim=-1, keepdim=True)
 
 
 class CrossEntropy(Loss):

@@ -82,7 +82,7 @@ class TargetRule(Part):
     """Says what each sample's target is."""
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        """See the network's prediction `probs` (B,K) for the samples `index` (B,)."""
+        """See the network's predictions `probs` (V,B,K) for the views of the samples `index` (B,)."""
 
     def observe_neighbours(self, votes: Tensor) -> None:
         """See the neighbours' mean targets (N,K), once an epoch; a row of zeros says nothing."""

@@ -54,15 +54,17 @@ class Posterior(nn.Module):
         self.register_buffer("alpha", alpha)
 
     @torch.no_grad()
-    def observe(self, index: Tensor, evidence: Tensor) -> None:
-        """alpha_i^t = gamma * alpha_i^{t-1} + evidence; no sample twice in one call.
+    def observe(self, index: Tensor, evidence: Tensor, weight: Tensor | None = None) -> None:
+        """alpha_i^t = gamma^w * alpha_i^{t-1} + w * evidence; no sample twice in one call.
 
         Args:
             index: (B,) int64, the rows observed.
             evidence: (B,K), the network's prediction p_i^t, plus further sensors where there are any.
+            weight: (B,), w, how much of a visit this is, in [0, 1]; None: 1, as in the paper.
         """
+        kept, added = _of_a_visit(self.discount, evidence, weight)
         rows = self.alpha.index_select(0, index)
-        self.alpha.index_copy_(0, index, rows.mul_(self.discount).add_(evidence.float()))
+        self.alpha.index_copy_(0, index, rows.mul_(kept).add_(added))
 
     def mean(self, index: Tensor | None = None) -> Tensor:
         """The posterior mean y_i = alpha_i / sum_j alpha_ij, (B,K), or (N,K) of all samples."""
@@ -132,13 +134,13 @@ class SparsePosterior(nn.Module):
         self.register_buffer("rest", rest)
 
     @torch.no_grad()
-    def observe(self, index: Tensor, evidence: Tensor) -> None:
-        """As `Posterior.observe`: rows `index` (B,) with `evidence` (B,K)."""
-        evidence = evidence.float()
+    def observe(self, index: Tensor, evidence: Tensor, weight: Tensor | None = None) -> None:
+        """As `Posterior.observe`: rows `index` (B,) with `evidence` (B,K), each `weight` (B,)."""
+        kept, evidence = _of_a_visit(self.discount, evidence, weight)
         classes = self.classes.index_select(0, index).long()
-        mass = self.mass.index_select(0, index).mul_(self.discount)
+        mass = self.mass.index_select(0, index).mul_(kept)
         mass.add_(evidence.gather(1, classes))
-        rest = self.rest.index_select(0, index).mul_(self.discount)
+        rest = self.rest.index_select(0, index).mul_(kept.squeeze(-1))
         challengers = min(classes.shape[1] - 1, self.outside)
         if challengers:
             others = evidence.scatter(1, classes, -1.0)
@@ -182,6 +184,14 @@ class SparsePosterior(nn.Module):
         share = self.rest / max(self.outside, 1)
         alpha = torch.where(found.any(dim=1), (self.mass * found).sum(dim=1), share)
         return alpha / self.strength()
+
+
+def _of_a_visit(discount: float, evidence: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a visit of `weight` (B,) keeps of a row, (B,1) or (1,), and what it adds, (B,K) float32."""
+    if weight is None:
+        return evidence.new_full((1,), discount, dtype=torch.float32), evidence.float()
+    weight = weight.float()[:, None]
+    return discount**weight, weight * evidence.float()
 
 
 def override_time(prior_strength: float, discount: float) -> int:

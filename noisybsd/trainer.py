@@ -141,8 +141,7 @@ class Trainer:
         index, logits, z, mixup = joint_batch(index, logits, z, mixup)
 
         probs = logits.detach()[:num_views].softmax(dim=-1)
-        observe_mean = self.config.posterior.observe == "mean"
-        self.rule.observe(index, probs.mean(dim=0) if observe_mean else probs[0])
+        self.rule.observe(index, probs)
         targets = self.rule.targets(index)  # (B,K)
         if mixup is not None and self.loss.mixup == "instead":
             targets = mixup(targets)

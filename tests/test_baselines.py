@@ -168,7 +168,7 @@ def test_early_learning_targets() -> None:
     reference = [[0.0] * K for _ in range(N)]
     for visit in range(3):
         probs = random_probs(visit)
-        rule.observe(INDEX, probs)
+        rule.observe(INDEX, probs[None])
         for b, i in enumerate(INDEX.tolist()):
             reference[i] = [
                 0.6 * t + 0.4 * p for t, p in zip(reference[i], probs[b].tolist(), strict=True)
@@ -210,7 +210,7 @@ def test_self_ensemble_labels() -> None:
     for epoch in range(5):
         rule.start_epoch(epoch)
         probs = random_probs(epoch)
-        rule.observe(INDEX, probs)
+        rule.observe(INDEX, probs[None])
         if epoch >= 2:
             for b, i in enumerate(INDEX.tolist()):
                 reference[i] = [
@@ -228,7 +228,7 @@ def test_temporal_ensemble() -> None:
     ensemble = [[0.0] * K for _ in range(N)]
     for epoch in range(4):
         probs = random_probs(epoch)
-        rule.observe(INDEX, probs)
+        rule.observe(INDEX, probs[None])
         if epoch > 0:
             expected = [[z / (1 - 0.6**epoch) for z in ensemble[i]] for i in INDEX.tolist()]
             close(rule.targets(INDEX), expected)
@@ -268,7 +268,7 @@ def test_progressive_targets() -> None:
     for epoch in range(4):
         rule.start_epoch(epoch)
         probs = random_probs(epoch)
-        rule.observe(INDEX, probs)
+        rule.observe(INDEX, probs[None])
         share = 0.8 * (epoch + 1) / 20
         expected = []
         for i in INDEX.tolist():
@@ -282,7 +282,7 @@ def test_progressive_targets() -> None:
 def test_memories_continue_from_their_state(method: str) -> None:
     def visit(rule: TargetRule, epoch: int) -> Tensor:
         rule.start_epoch(epoch)
-        rule.observe(INDEX, random_probs(epoch))
+        rule.observe(INDEX, random_probs(epoch)[None])
         return rule.targets(INDEX)
 
     rule, again = make_rule(method), make_rule(method)

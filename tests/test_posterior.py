@@ -202,6 +202,24 @@ def test_sparse_with_all_classes_is_the_dense_one(gamma: float) -> None:
     assert torch.equal(sparse.suggested(), dense.suggested())
 
 
+@pytest.mark.parametrize("top_k", [2, K])
+def test_a_part_of_a_visit_keeps_more_and_adds_less(top_k: int) -> None:
+    """alpha <- gamma^w alpha + w e, dense and sparse; w = 1 is a whole visit, w = 0 none."""
+    p, w = predictions(1)[0], torch.tensor([0.0, 0.3, 0.5, 0.9, 1.0])
+    dense, sparse = both(LABELS, K, top_k, prior_strength=3.0, discount=0.8)
+    before, whole = dense.alpha.clone(), Posterior(LABELS, K, prior_strength=3.0, discount=0.8)
+    for posterior in (dense, sparse):
+        posterior.observe(torch.arange(N), p, w)
+    whole.observe(torch.arange(N), p)
+    torch.testing.assert_close(dense.alpha, 0.8 ** w[:, None] * before + w[:, None] * p)
+    assert torch.equal(dense.alpha[0], before[0])
+    torch.testing.assert_close(dense.alpha[-1], whole.alpha[-1])
+    torch.testing.assert_close(sparse.strength(), dense.strength())
+    torch.testing.assert_close(sparse.mass[:, 0], dense.alpha[torch.arange(N), LABELS])
+    if top_k == K:
+        assert torch.equal(sparse.mean(), dense.mean())
+
+
 @pytest.mark.parametrize("top_k", [2, 5, 16, 49])
 def test_sparse_loses_no_mass_and_nothing_of_the_given_label(top_k: int) -> None:
     labels, p = realistic(60)

@@ -252,9 +252,12 @@ def test_ce_keeps_no_posterior(undisturbed: Callable[..., Path]) -> None:
     assert "posterior.alpha" in rule(undisturbed("method=bsd"))
 
 
+WHOLE = "posterior.agreement_temperature=null"  # every visit counts fully
+
+
 def test_every_sample_is_observed_once_an_epoch(undisturbed: Callable[..., Path]) -> None:
     """S_t = gamma^t S_0 + (1 - gamma^t) / (1 - gamma), S_0 = c + 9 eps."""
-    alpha, gamma = rule(undisturbed("method=bsd"))["posterior.alpha"], 0.95
+    alpha, gamma = rule(undisturbed("method=bsd", WHOLE))["posterior.alpha"], 0.95
     expected = gamma**3 * (10 + 9 * 1e-3) + (1 - gamma**3) / (1 - gamma)
     torch.testing.assert_close(alpha.sum(1), torch.full((128,), expected))
 
@@ -262,7 +265,7 @@ def test_every_sample_is_observed_once_an_epoch(undisturbed: Callable[..., Path]
 def test_neighbours_are_evidence_from_their_first_epoch_on(tiny: Tiny) -> None:
     def alpha(*settings: str) -> Tensor:
         run = "-".join(("run", *settings))
-        assert main(tiny("method=bsd", *settings, f"run.dir={run}")) == 0
+        assert main(tiny("method=bsd", WHOLE, *settings, f"run.dir={run}")) == 0
         return rule(Path(run))["posterior.alpha"]
 
     without = alpha("neighbours.weight=0")
