@@ -63,11 +63,20 @@ def process_group() -> Iterator[None]:
 
     An error that many ranks run into is told by one of them: the others end silently, with the same
     exit code. So do those that fail because another one is gone.
+
+    Raises:
+        UserError: the environment names other processes, but not how to reach them.
     """
     global _store
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
+    missing = {"LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+    if missing:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(sorted(missing))}: start many processes with "
+            "torchrun, e.g. torchrun --nproc-per-node 8 -m noisybsd.train …, or unset them"
+        )
     _store, number, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=TIMEOUT)

@@ -62,6 +62,24 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
     return build_config(read_yaml(record), parse_overrides(overrides))
 
 
+def load_trainer(directory: Path, config: Config) -> Trainer | None:
+    """The run in `directory` as its latest checkpoint has it; None if it has not written one.
+
+    Args:
+        config: the run's, from `load_run_config`.
+
+    Raises:
+        UserError: no checkpoint can be used, or the data are not there, or not those of the run.
+    """
+    state = load_run_state(directory)
+    if state is None:
+        return None
+    dataset = load_dataset(config.data, config.noise, config.seed)
+    trainer = Trainer(config, dataset, pick_device(config))
+    trainer.load_state(state)
+    return trainer
+
+
 def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
     """Measure the networks in the latest checkpoint of the run in `directory`.
 
@@ -74,13 +92,9 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
     if any(override.startswith("data.name=") for override in overrides):
         other = _other_data([o for o in overrides if o.startswith("data.")])
         overrides = [o for o in overrides if not o.startswith("data.")]
-    config = load_run_config(directory, overrides)
-    device = pick_device(config)
-    trainer = Trainer(config, load_dataset(config.data, config.noise, config.seed), device)
-    state = load_run_state(directory)
-    if state is None:
+    trainer = load_trainer(directory, load_run_config(directory, overrides))
+    if trainer is None:
         raise UserError(f"run={directory}: has no checkpoint yet")
-    trainer.load_state(state)
     elsewhere = {} if other is None else {"other_data": evaluate_on(other, trainer)}
     return {
         "run": str(directory),
@@ -88,7 +102,7 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
         **trainer.evaluate(),
         **elsewhere,
         "data_sha256": trainer.dataset.sha256,
-        **describe_environment(device),
+        **describe_environment(trainer.device),
     }
 
 

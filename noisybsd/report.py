@@ -16,16 +16,14 @@ from noisybsd.cards import load_card
 from noisybsd.checkpoint import write_atomically
 from noisybsd.config import Config
 from noisybsd.data import load_dataset
-from noisybsd.environment import pick_device
 from noisybsd.errors import UserError, command
 from noisybsd.estimates import caution, detection_metrics, estimates
-from noisybsd.evaluate import MAY_DIFFER, load_run_config
+from noisybsd.evaluate import MAY_DIFFER, load_run_config, load_trainer
 from noisybsd.images import ImageFiles
 from noisybsd.labels import Findings, collect
 from noisybsd.report_page import Run, build_page
-from noisybsd.rundir import load_run_state, write_json
+from noisybsd.rundir import write_json
 from noisybsd.splits import image_size
-from noisybsd.trainer import Trainer
 
 USAGE = f"""\
 usage: python -m noisybsd.report run=DIR [top=2000] [key=value …]
@@ -50,21 +48,12 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
     config = load_run_config(directory, overrides)
     history = _history(directory / "metrics.jsonl")
     findings = Findings.read(directory)
-    notices = []
-    try:
-        dataset, problem = load_dataset(config.data, config.noise, config.seed), None
-    except UserError as error:
-        dataset, problem = None, error
+    dataset, problem, notices = None, None, []
     if findings is None or findings.about["epoch"] != len(history):
-        state = load_run_state(directory)
-        if state is not None:
-            if dataset is None:
-                assert problem is not None
-                raise problem
-            trainer = Trainer(config, dataset, pick_device(config))
-            trainer.load_state(state)
+        trainer = load_trainer(directory, config)
+        if trainer is not None:
             trainer.loader.close()
-            findings = collect(trainer, directory)
+            dataset, findings = trainer.dataset, collect(trainer, directory)
             findings.write(directory)
         elif findings is None:
             raise UserError(f"run={directory}: has neither a checkpoint nor labels.parquet yet")
@@ -73,6 +62,11 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
                 f"The run went on to epoch {len(history)}, but it has no checkpoint any more: this is "
                 f"what was found after epoch {findings.about['epoch']}."
             )
+    if dataset is None:
+        try:
+            dataset = load_dataset(config.data, config.noise, config.seed)
+        except UserError as error:
+            problem = error
     if dataset is not None and dataset.sha256 == findings.about["data_sha256"]:
         return Run(findings, history, dataset.train.images, notices)
     reason = (

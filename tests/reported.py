@@ -13,11 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from noisybsd.data import load_dataset
-from noisybsd.environment import pick_device
-from noisybsd.evaluate import load_run_config
+from noisybsd.evaluate import load_run_config, load_trainer
 from noisybsd.labels import Findings, label_table
-from noisybsd.rundir import load_run_state
 from noisybsd.splits import Split
 from noisybsd.train import main as train
 from noisybsd.trainer import Trainer
@@ -57,12 +54,8 @@ def run(directory: Path, *settings: str) -> Path:
 
 def trainer_of(directory: Path) -> Trainer:
     """The trainer of a run, as its checkpoint has it."""
-    config = load_run_config(directory, [])
-    dataset = load_dataset(config.data, config.noise, config.seed)
-    trainer = Trainer(config, dataset, pick_device(config))
-    state = load_run_state(directory)
-    assert state is not None
-    trainer.load_state(state)
+    trainer = load_trainer(directory, load_run_config(directory, []))
+    assert trainer is not None
     return trainer
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -361,6 +362,25 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
     assert rows(tmp_path / "run")[0]["loss"] == rows(undisturbed(3))[0]["loss"]
 
 
+def hang(rank: int, at_step: int) -> None:
+    """One rank sleeps for longer than the others wait."""
+    distributed.TIMEOUT = timedelta(seconds=3)
+    step = Trainer.step
+
+    def watched(self: Trainer, *batch: Tensor) -> None:
+        if distributed.rank() == rank and self.step_number == at_step:
+            time.sleep(12)
+        step(self, *batch)
+
+    Trainer.step = watched  # type: ignore[method-assign]
+
+
+def test_nobody_waits_for_ever(tmp_path: Path) -> None:
+    ended = run(2, tmp_path, sabotage=partial(hang, 1, 5))
+    assert codes(ended) == [1, 1], ended
+    assert "has not answered for 3 s" in ended[0].err and ended[1].err == ""
+
+
 @pytest.mark.parametrize("later", [1, 2, 3])
 def test_a_signal_to_one_process_stops_all_saved(
     later: int, undisturbed: Callable[[int], Path], tmp_path: Path
@@ -443,6 +463,17 @@ def test_a_mistake_is_told_once_and_ends_all(
     assert "Traceback" not in errors
     # one that was waiting for the other finds it gone
     assert {code} <= set(codes(ended)) <= {code, 1}, ended
+
+
+def test_processes_that_nobody_has_introduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with (
+        pytest.raises(UserError, match=r"not LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR.*torchrun"),
+        distributed.process_group(),
+    ):
+        pass
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -730,3 +730,38 @@ def benchmark(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+
+def test_compile_without_a_compiler(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError("\n no g++ here\nand more")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    assert main(tiny("compile=true", "run.dir=run")) == 2
+    error = capsys.readouterr().err
+    assert "compile=true: torch cannot compile for cpu" in error and "(no g++ here)" in error
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_an_eager_one(tiny: Tiny) -> None:
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+    except Exception as error:
+        pytest.skip(f"no compiler: {str(error).splitlines()[0]}")
+    for compiled in (False, True):
+        assert main(tiny("epochs=1", f"compile={compiled}", f"run.dir=run-{compiled}")) == 0
+    eager, fast = (
+        load_checkpoint(Path(f"run-{c}/checkpoint.pt"))["modules"] for c in (False, True)
+    )
+    assert eager.keys() == fast.keys()
+    for part in eager:
+        assert eager[part].keys() == fast[part].keys()  # no `_orig_mod.`
+        for name, expected in eager[part].items():
+            torch.testing.assert_close(
+                fast[part][name], expected, rtol=1e-3, atol=1e-4, msg=f"{part}.{name}"
+            )
