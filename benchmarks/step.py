@@ -1,7 +1,7 @@
 """What a training step costs beyond the network's passes over two views with cross-entropy.
 
-    python benchmarks/step.py --out results/step.csv
-    python benchmarks/step.py --device cuda --width 64 --out results/step_cuda.csv --profile step.txt
+    python benchmarks/step.py --width 8 --out results/step.csv
+    python benchmarks/step.py --device cuda --out results/step_cuda.csv --profile step.txt
 
 Whole steps of `Trainer.step`, the loader included, of `--methods`, all with a weak and a strong view
 of random images. `bare` is a step of what none can do without: two views, the network without a
@@ -22,9 +22,10 @@ Columns:
     gflop_per_view      forward and backward, multiplications and additions, counted in the network
     tflops              of the network, at the median
     share_of_peak       of `--peak` (an H200 does about 790 TFLOP/s in large bf16 matrix products)
-    peak_memory_mb      of the device's memory
-    network … samples   what was run
+    peak_memory_mb      of the device's memory, the other candidates' networks and states included
+    network … samples   what was run; width: empty for the network's own
     device … threads    on what
+    settings            others than the recipe's, of cifar10n_worst
 
 `--profile FILE` writes where the time of a step of the last method goes: its parts, then torch's own
 table of operations.
@@ -43,6 +44,8 @@ import numpy as np
 import torch
 from common import Row, quartiles, rounded, take_turns, write_csv
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,7 +63,6 @@ EPOCH = 50_000  # images of CIFAR
 PARTS = {
     "views: weak": ("views", "weak"),
     "views: strong": ("views", "strong"),
-    "network: forward": ("network", "forward"),
     "belief: observe": ("rule", "observe"),
     "belief: targets": ("rule", "targets"),
     "loss": ("loss", "forward"),
@@ -70,6 +72,7 @@ PARTS = {
     "monitor": ("monitor", "record"),
     "sums": ("sums", "add"),
 }
+PROFILED = ["whole step", "network: forward", "backward", "contrastive term", *PARTS]
 
 
 def random_dataset(samples: int, classes: int, size: int) -> Dataset:
@@ -98,7 +101,8 @@ def build_trainer(
     }
     if args.width:
         settings["network.width"] = args.width
-    return Trainer(load_config([f"{k}={v}" for k, v in settings.items()]), dataset, device)
+    arguments = [f"{key}={value}" for key, value in settings.items()]
+    return Trainer(load_config([*arguments, *args.settings]), dataset, device)
 
 
 def endless(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
@@ -126,14 +130,14 @@ def bare_step(trainer: Trainer) -> Callable[[], None]:
         views = (trainer.views.weak(images), trainer.views.strong(images))
         inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp, enabled=amp is not None):
-            logits, _ = trainer.network(inputs)
+            logits, _ = trainer.forward(inputs)
         targets = one_hot(trainer.labels[index], trainer.num_classes)
         loss = cross_entropy(logits.float().view(2, len(index), -1), targets)
         trainer.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         trainer.optimizer.step()
-        assert trainer.ema is not None
-        trainer.ema.update(trainer.network, number)
+        if trainer.ema is not None:
+            trainer.ema.update(trainer.network, number)
         number += 1
 
     return step
@@ -166,6 +170,7 @@ def labelled(trainer: Trainer) -> Iterator[None]:
     for name, (attribute, method) in PARTS.items():
         if (owner := getattr(trainer, attribute)) is not None:
             mark(owner, method, name)
+    mark(trainer, "forward", "network: forward")
     if trainer.contrastive is not None:
         mark(trainer, "contrastive", "contrastive term")
     backward = Tensor.backward
@@ -191,35 +196,39 @@ def profile_step(trainer: Trainer, steps: int) -> str:
                     step()
             torch.cuda.synchronize() if on_gpu else None
 
-    events = {event.key: event for event in seen.key_averages() if event.device_type.name == "CPU"}
-    device_total = sum(event.self_device_time_total for event in events.values())
-    named = ["whole step", *PARTS, "contrastive term", "backward"]
-    lines = [f"{'part':<20}{'host ms':>10}{'share':>8}{'device ms':>11}{'share':>8}"]
+    host, on_device = dict.fromkeys(PROFILED, 0.0), dict.fromkeys(PROFILED, 0.0)  # microseconds
+    for event in seen.events():
+        if event.device_type == DeviceType.CPU and event.name in host:
+            host[event.name] += event.cpu_time_total
+            on_device[event.name] += device_microseconds(event)
+    on_device["whole step"] = sum(
+        event.self_device_time_total
+        for event in seen.key_averages()
+        if event.device_type != DeviceType.CPU and not event.is_user_annotation
+    )
+    # On a GPU autograd launches the backward kernels from a thread of its own: they are in the rest.
+    for time_of in (host, on_device):
+        time_of["the rest"] = 2 * time_of["whole step"] - sum(time_of.values())
 
-    def line(name: str, host: float, on_device: float) -> str:
-        """Of a part with so many microseconds in all steps."""
-        whole = events["whole step"].cpu_time_total
-        shares = host / whole, on_device / device_total if device_total else 0.0
-        host_ms, device_ms = (time / steps / 1000 for time in (host, on_device))
-        return f"{name:<20}{host_ms:>10.3f}{shares[0]:>8.1%}{device_ms:>11.3f}{shares[1]:>8.1%}"
+    def columns(microseconds: float, whole: float) -> str:
+        return f"{microseconds / steps / 1000:>11.3f}{microseconds / (whole or 1):>8.1%}"
 
-    rest_host, rest_device = events["whole step"].cpu_time_total, device_total
-    for name in named:
-        if name not in events:
-            continue
-        host, on_device = events[name].cpu_time_total, events[name].device_time_total
-        if name == "whole step":
-            on_device = device_total
-        else:
-            rest_host -= host
-            # On a GPU autograd launches the backward kernels from a thread of its own: they are in
-            # the rest.
-            rest_device -= on_device
-        lines.append(line(name, host, on_device))
-    lines.append(line("the rest", rest_host, rest_device))
+    lines = [f"{'part':<20}{'host ms':>11}{'share':>8}{'device ms':>11}{'share':>8}"]
+    for name in host:
+        lines.append(
+            f"{name:<20}{columns(host[name], host['whole step'])}"
+            f"{columns(on_device[name], on_device['whole step'])}"
+        )
     order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     operations = seen.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60)
     return "\n".join([f"{trainer.config.method}, mean of {steps} steps", *lines, "", operations])
+
+
+def device_microseconds(event: FunctionEvent) -> float:
+    """Of the kernels that a host event and those within it launched."""
+    # a region's own kernel would be its shadow on the device's time line
+    own = 0.0 if event.is_user_annotation else sum(kernel.duration for kernel in event.kernels)
+    return own + sum(map(device_microseconds, event.cpu_children))
 
 
 def main() -> None:
@@ -239,6 +248,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="a turn; default: 1 on the CPU, 50 on a GPU")
     parser.add_argument("--peak", type=float, default=790, help="TFLOP/s of the GPU in bf16")
     parser.add_argument("--profile", type=Path, help="file for where the time goes")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="e.g. compile=true")
     args = parser.parse_args()
     on_gpu = args.device == "cuda"
     args.steps = args.steps or (50 if on_gpu else 1)
@@ -254,17 +264,22 @@ def main() -> None:
     bare = build_trainer("ce", dataset, args, device)
     steps = {"bare": bare_step(bare), **{name: whole_step(t) for name, t in trainers.items()}}
 
-    def turn(step: Callable[[], None]) -> Callable[[], None]:
+    peaks: dict[str, int] = {}
+
+    def turn(name: str, step: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
             for _ in range(args.steps):
                 step()
             if on_gpu:
                 torch.cuda.synchronize()
+                peaks[name] = torch.cuda.max_memory_allocated() // 2**20
 
         return run
 
     seconds = take_turns(
-        {name: turn(step) for name, step in steps.items()},
+        {name: turn(name, step) for name, step in steps.items()},
         args.rounds,
         clock=time.perf_counter if on_gpu else time.process_time,
     )
@@ -287,7 +302,7 @@ def main() -> None:
             "gflop_per_view": rounded(flops / 1e9),
             "tflops": rounded(tflops),
             "share_of_peak": rounded(tflops / args.peak) if on_gpu else None,
-            "peak_memory_mb": torch.cuda.max_memory_allocated() // 2**20 if on_gpu else None,
+            "peak_memory_mb": peaks.get(name),
             "network": args.network,
             "width": args.width,
             "batch": args.batch,
@@ -297,6 +312,7 @@ def main() -> None:
             "device": args.device,
             "precision": str(trainer.amp or torch.float32).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "settings": " ".join(args.settings),
         }
         rows.append(row)
     write_csv(args.out, rows, device)
