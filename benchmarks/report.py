@@ -148,6 +148,7 @@ def made_up(directory: Path, samples: int, classes: int = 10) -> Dataset:
         train,
         names,
         belief,
+        belief,
         votes,
         near.tolist(),
         network_prob=belief[np.arange(samples), given],

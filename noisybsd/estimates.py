@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from noisybsd.labels import Bools, Findings, Floats, Ints
+from noisybsd.labels import Bools, Findings, Floats, Ints, trust
 from noisybsd.metrics import prediction_metrics, reliability
 
 Z95 = 1.959964  # of the normal distribution
@@ -191,7 +191,8 @@ def _test_estimates(findings: Findings, matrix: Floats) -> dict[str, Any]:
 def suspicions(findings: Findings) -> dict[str, Floats | str]:
     """Every ranking at hand: a score (N,) for each sample, larger is more suspicious, or why not.
 
-    - `belief`: little belief in the given label; the report's own ranking.
+    - `posterior`: the report's own ranking, by `labels.trust`.
+    - `belief`: little belief in the given label.
     - `confident learning`: what cleanlab flags from the network's predictions without augmentation,
       and within flagged and others by normalised margin. Northcutt et al. 2021, arXiv 1911.00068.
       The paper asks for predictions of a network that never saw the label; these are the run's own.
@@ -208,6 +209,7 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
         return np.where(np.isnan(values), -np.inf, values)
 
     return {
+        "posterior": -trust(findings.column("given_prob"), findings.column("final_prob")),
         "belief": -findings.column("given_prob"),
         "confident learning": confident_learning(labels, network),
         "area under the margin": quiet(-findings.column("area_under_margin")),

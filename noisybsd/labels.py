@@ -97,7 +97,7 @@ class Findings:
 
     @classmethod
     def read(cls, directory: Path) -> Findings | None:
-        """What `write` wrote, None where it is not there.
+        """What `write` wrote, None where it is not there, or was written by an older version.
 
         Raises:
             UserError: it is there and damaged.
@@ -107,6 +107,8 @@ class Findings:
             return None
         try:
             table = pyarrow.parquet.read_table(table_path)
+            if "final_prob" not in table.column_names:
+                return None
             about = json.loads(table.schema.metadata[b"noisybsd"])
             with np.load(arrays_path, allow_pickle=False) as content:
                 arrays = dict(content)
@@ -179,6 +181,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             train,
             dataset.class_names,
             belief,
+            network,
             votes,
             near,
             network_prob=monitor.given_prob.cpu().numpy(),
@@ -240,6 +243,7 @@ def label_table(
     train: Split,
     class_names: tuple[str, ...],
     belief: Floats,
+    network: Floats,
     votes: Floats,
     neighbours: list[list[int]],
     *,
@@ -263,22 +267,24 @@ def label_table(
     | neighbour_agreement | share of the nearest neighbours with the same given label |
     | area_under_margin | mean over visits of logit(given) - max logit(other), Pleiss et al. 2020 |
     | network_prob | the network's probability of the given label at the last visit |
+    | final_prob | the final network's probability of it, without augmentation |
     | visits | how often training saw the sample; 0: the row says nothing |
     | neighbours | indices of the nearest neighbours, nearest first |
-    | rank | 1 is the most suspicious: the least belief in the given label |
+    | rank | 1 is the most suspicious: the least given_prob * final_prob |
     | clean, clean_name, given_right, suggested_right | benchmarks only |
 
     Args:
         belief: (N,K), rows sum to one.
+        network: (N,K), the final network's probabilities; rows of NaN where it could not look.
         votes: (N,K) shares of the neighbours' given labels, zeros where there are none.
         neighbours: N lists of indices.
         network_prob, margin, visits, left_epoch, strength: (N,) each; left_epoch from 0, -1: never.
     """
     labels, rows = train.labels, np.arange(len(train))
     suggested = belief.argmax(axis=1)
-    given_prob = belief[rows, labels]
-    # equal beliefs, as of samples never visited, by what the network says
-    order = np.lexsort((network_prob, given_prob, visits == 0))
+    given_prob, final_prob = belief[rows, labels], network[rows, labels]
+    # ties, as of samples never visited, by what the network said while it learned
+    order = np.lexsort((network_prob, trust(given_prob, final_prob), visits == 0))
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
     positive = np.where(belief > 0, belief, 1).astype(np.float64)
@@ -309,6 +315,7 @@ def label_table(
         "neighbour_agreement": numbers(votes[rows, labels], alone),
         "area_under_margin": numbers(margin),
         "network_prob": numbers(network_prob),
+        "final_prob": numbers(final_prob),
         "visits": visits.astype(np.int64),
         "neighbours": pyarrow.array(neighbours, pyarrow.list_(pyarrow.int64())),
         "rank": rank,
@@ -321,6 +328,16 @@ def label_table(
             "suggested_right": suggested == clean,
         }
     return pyarrow.table(columns)
+
+
+def trust(given_prob: Floats, final_prob: Floats) -> Floats:
+    """How much speaks for each given label (N,), up to a factor: belief times the network's last word.
+
+    The belief averages what the network has said since its first epochs; the final network, looking
+    at the image as it is, knows more and remembers nothing. Their product is the belief as prior with
+    one more observation as likelihood. Where the network could not look, the belief stands alone.
+    """
+    return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
 
 
 def _text(path: str) -> str:

@@ -127,6 +127,7 @@ def findings(
         train,
         names,
         belief,
+        network,
         votes,
         neighbours or [[] for _ in rows],
         network_prob=np.asarray(network[rows, given] if network_prob is None else network_prob),

@@ -198,6 +198,7 @@ def test_every_ranking_is_measured_on_the_same_labels() -> None:
     assert found is not None
     wrong, rows = clean != labels, np.arange(80)
     by_hand = {
+        "posterior": belief[rows, labels] * network[rows, labels],
         "belief": belief[rows, labels],
         "area under the margin": margin,
         "loss": seen_prob,

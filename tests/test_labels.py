@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,24 @@ def test_each_row_is_what_the_run_knows_of_the_sample(trainer: Trainer, found: F
         assert row["path"] is None
 
 
-def test_rank_one_is_the_least_believed_label(found: Findings) -> None:
-    rank, belief = found.column("rank"), found.column("given_prob")
+def test_rank_one_is_what_belief_and_final_network_trust_least(found: Findings) -> None:
+    rank, final = found.column("rank"), found.column("final_prob")
     assert sorted(rank) == list(range(1, 301))
-    assert (np.diff(belief[np.argsort(rank)]) >= 0).all()
+    order = np.argsort(rank)
+    assert (np.diff((found.column("given_prob") * final)[order]) >= 0).all()
+    assert final.tolist() == found.arrays["network"][range(300), found.column("given")].tolist()
+
+
+def test_where_the_network_could_not_look_the_belief_ranks_alone() -> None:
+    belief = [[0.5, 0.5], [0.6, 0.4], [0.9, 0.1]]
+    network = [[np.nan, np.nan], [0.5, 0.5], [0.7, 0.3]]
+    found = findings(belief, [0, 0, 0], network=network, network_prob=[1, 1, 1])
+    assert found.column("rank").tolist() == [2, 1, 3]  # 0.5, 0.30, 0.63
+
+
+def test_findings_of_an_older_version_are_made_anew(found: Findings, tmp_path: Path) -> None:
+    replace(found, table=found.table.drop_columns("final_prob")).write(tmp_path)
+    assert Findings.read(tmp_path) is None
 
 
 def test_the_network_is_asked_without_augmentation(trainer: Trainer, found: Findings) -> None:
