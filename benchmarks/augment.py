@@ -2,19 +2,25 @@
 
     python benchmarks/augment.py --out results/augment.csv
 
-All four make the same views: a padded crop and a flip (weak); a resized crop, a flip, colour jitter
+All make the same views: a padded crop and a flip (weak); a resized crop, a flip, colour jitter
 and grey (strong); normalised float32 at the end. The libraries take turns, batch by batch, so that a
 busy machine slows all of them alike, and CPU time is counted, which other programs disturb less than
 time. The images are noise: the costs hardly depend on the pixels.
+
+Columns:
+    view, library               weak or strong; `kornia_resample` is Kornia without its loop over images
+    ms_*                        CPU milliseconds a batch: median and quartiles of n batches
+    noisybsd_times_faster_*     ratio to noisybsd's batch of the same round
+    images_per_second           at the median
+    n                           batches timed
+    batch, size, threads        images in a batch, their side, threads of torch
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import kornia.augmentation as K
@@ -22,11 +28,11 @@ import PIL
 import torch
 import torchvision.transforms as v1
 import torchvision.transforms.v2 as v2
+from common import Row, quartiles, take_turns, write_csv
 from PIL import Image
 from torch import Tensor, nn
 
 from noisybsd.augment import Views
-from noisybsd.environment import describe_environment
 
 SIZE, MEAN, STD = 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 JITTER = (0.4, 0.4, 0.4, 0.1)
@@ -119,49 +125,30 @@ def main() -> None:
     torch.manual_seed(0)
     images = torch.randint(256, (args.batch, 3, SIZE, SIZE), dtype=torch.uint8)
 
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for view in ("weak", "strong"):
         renders = {name: build(view == "strong") for name, build in LIBRARIES.items()}
-        times: dict[str, list[float]] = {name: [] for name in renders}
-        for turn in range(args.rounds + 2):
-            for name, render in renders.items():
-                start = time.process_time()
-                render(images)
-                if turn >= 2:  # the first two warm up
-                    times[name].append(time.process_time() - start)
-        ours = statistics.median(times["noisybsd"])
-        for name, seconds in times.items():
-            low, median, high = statistics.quantiles(seconds, n=4)
-            row: dict[str, object] = {
-                "view": view,
-                "library": name,
-                "ms_median": round(1e3 * median, 3),
-                "ms_quartile1": round(1e3 * low, 3),
-                "ms_quartile3": round(1e3 * high, 3),
-                "images_per_second": round(args.batch / median),
-                "noisybsd_times_faster": round(median / ours, 2),
-                "n": len(seconds),
-                "batch": args.batch,
-                "size": SIZE,
-                "threads": 1,
-            }
-            if not rows:
-                print(*(f"{key:>20}" for key in list(row)[:7]))
-            rows.append(row)
-            print(*(f"{value:>20}" for value in list(row.values())[:7]))
-
-    if args.out:
-        facts = describe_environment(torch.device("cpu"))
-        versions = {**facts["versions"], "pillow": PIL.__version__}
-        about = {
-            "hardware": facts["hardware"],
-            "versions": " ".join(f"{name}={version}" for name, version in versions.items()),
-            "git_commit": facts["git_commit"],
-        }
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *about], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, **about} for row in rows)
+        seconds = take_turns(
+            {name: partial(render, images) for name, render in renders.items()}, args.rounds
+        )
+        for name, times in seconds.items():
+            ratios = [a / b for a, b in zip(times, seconds["noisybsd"], strict=True)]
+            milliseconds = quartiles([1000 * time for time in times], "ms")
+            rows.append(
+                {
+                    "view": view,
+                    "library": name,
+                    **milliseconds,
+                    **quartiles(ratios, "noisybsd_times_faster"),
+                    "images_per_second": round(1000 * args.batch / milliseconds["ms_median"]),
+                    "n": len(times),
+                    "batch": args.batch,
+                    "size": SIZE,
+                    "threads": torch.get_num_threads(),
+                    "pillow": PIL.__version__,
+                }
+            )
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

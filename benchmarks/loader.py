@@ -9,12 +9,20 @@ per second (stall fraction: the share of time it waits). A sleep stands for the 
 the device, which is not counted here. `ImageFolder, decoded` does what noisybsd's workers do and no
 more. Rows `decode: …` are single decoders in this process. Candidates take turns in every round, so
 that a busy machine slows all alike. The pictures are generated: blurred blocks with noise.
+
+Columns:
+    candidate, file_pixels      the loader or decoder; size of the JPEG files
+    images_per_second_*         flat out: mean and standard deviation over n rounds
+    images_per_cpu_second_*     likewise, a second of CPU time of all processes
+    stall_fraction_*            share of the time that a consumer of `demand_images_per_second` waits
+    n                           rounds
+    demand_images_per_second, batch_size, workers, cores    the loaders' settings; of the machine
+    load_average, note          what else the machine did
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import tempfile
@@ -29,6 +37,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision.transforms as v1
+from common import write_csv
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -37,7 +46,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from noisybsd import images as noisybsd_images
-from noisybsd.environment import describe_environment
 from noisybsd.images import ImageFiles
 from noisybsd.loader import StreamingLoader, epoch_order
 
@@ -196,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="CSV to write")
+    parser.add_argument("--out", type=Path, help="CSV to write; default: only print")
     parser.add_argument("--images", type=int, default=2000, help="generated pictures per size")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
@@ -208,7 +216,6 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # torchvision.io, once per image
     torch.set_num_threads(1)
 
-    environment = describe_environment(torch.device("cpu"))
     rows = []
     for width, height in ((256, 256), (500, 375)):
         with tempfile.TemporaryDirectory() as folder:
@@ -228,24 +235,13 @@ def main() -> None:
                 "demand_images_per_second": args.demand if streams else "",
                 "batch_size": args.batch_size if streams else "",
                 "workers": args.workers if streams else "",
-                "hardware": environment["hardware"],
                 "cores": os.cpu_count(),
                 "load_average": f"{os.getloadavg()[0]:.1f}",
                 "pillow": PIL.__version__,
-                **{k: environment["versions"][k] for k in ("python", "torch", "torchvision")},
-                "git_commit": environment["git_commit"],
                 "note": args.note,
             }
             rows.append(row)
-            print({key: row[key] for key in row if "_mean" in key or key == "candidate"})
-
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        fields = list(dict.fromkeys(key for row in rows for key in row))
-        fields.sort(key=lambda key: list(rows[0]).index(key))
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":
