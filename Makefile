@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint types check clean
+.PHONY: help setup demo test test-all bench lint types check clean
 
 help:
 	@echo "make demo      set up, train on digits with 40 % wrong labels, report which"
 	@echo "make test      set up, run the fast tests"
 	@echo "make test-all  set up, run all tests (slow ones too)"
+	@echo "make bench     set up, measure on the CPU, in short: results/*.csv (less than 10 minutes)"
 	@echo "make lint      ruff"
 	@echo "make types     mypy"
 	@echo "make check     lint, types, tests"
@@ -40,6 +41,18 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -q -n 2
+
+# Each script's --help says what it measures and its longer forms. Written to results/ only when all is
+# done: a file changed there would be a changed commit to the next script.
+BENCH := build/bench
+bench: export OMP_NUM_THREADS = 1
+bench: setup
+	$(BIN)/python benchmarks/step.py --width 8 --methods ce,bsd_supcon --out $(BENCH)/step.csv
+	$(BIN)/python benchmarks/augment.py --out $(BENCH)/augment.csv
+	$(BIN)/python benchmarks/scale.py --out $(BENCH)/scale.csv
+	$(BIN)/python benchmarks/report.py scale --samples 5000 --top 500 --out $(BENCH)/report_scale.csv
+	$(BIN)/python benchmarks/loader.py --rounds 3 --images 400 --steps 4 --demand 400 --out $(BENCH)/loader.csv
+	cp $(BENCH)/*.csv results/
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,12 +9,22 @@ test set are made on clean test labels with noise of the training labels' own tr
 
 `scale` builds the report of a made-up run on random images of CIFAR-10's size and, where Chromium and its
 driver are, opens the page.
+
+Columns of `runs`, a row for each quantity of a run:
+    recipe … samples        which run
+    quantity, value         what was estimated or measured, and how much
+    low, high               its 95 % interval
+    truth                   what the clean labels say, for an estimate
+
+Columns of `scale`:
+    samples, top            of the made-up run; shown on the page
+    build_seconds, build_cpu_seconds, peak_memory_gb, page_mb       of building the page
+    load_seconds, first_picture_seconds                             of opening it; empty without Chromium
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
 import shutil
@@ -22,15 +32,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from common import Row, write_csv
 
 from noisybsd import report
 from noisybsd.config import load_config, save_config
 from noisybsd.data import Dataset
-from noisybsd.environment import describe_environment
 from noisybsd.estimates import (
     accuracy_on_clean_labels,
     accuracy_on_noisy_labels,
@@ -40,9 +49,6 @@ from noisybsd.estimates import (
 from noisybsd.labels import Findings, label_table
 from noisybsd.noise import draw
 from noisybsd.splits import Split
-
-Row = dict[str, Any]
-
 
 # --- what is found ------------------------------------------------------------------------------
 
@@ -252,22 +258,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "runs":
         rows = [row for directory in args.directories for row in run_rows(directory)]
-        columns = list(dict.fromkeys(key for row in rows for key in row))
     else:
         rows = [scale(args.samples, top) for top in args.top]
-        columns = list(rows[0])
-    facts = describe_environment(torch.device("cpu"))
-    about = {"hardware": facts["hardware"], "git_commit": facts["git_commit"]}
-    for row in rows:
-        print(" ".join(f"{key}={value}" for key, value in row.items()))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*columns, *about], lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
-                writer.writerow(rounded | about)
+    short = [
+        {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    ]
+    write_csv(args.out, short)
 
 
 if __name__ == "__main__":
