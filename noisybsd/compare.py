@@ -34,15 +34,18 @@ from noisybsd.rundir import RESULTS_SCHEMA, flatten, is_place
 USAGE = """\
 usage: python -m noisybsd.compare RUN-OR-FOLDER… [key=value …]
 
-Compare finished runs: mean ± standard deviation over seeds, and paired differences to a baseline with
-95 % confidence intervals. Folders are searched for run directories.
+Compare finished runs: a table for each recipe, with a row for each method and for each setting in which
+the runs differ: mean ± standard deviation over its seeds, and the difference to a baseline, paired by
+seed, with its 95 % confidence interval. Folders are searched for run directories.
 
   python -m noisybsd.compare runs/sweep
+  python -m noisybsd.compare runs/sweep baseline=elr columns=all
   python -m noisybsd.compare runs/sweep out=table.md,table.csv plots=plots published=true
 
 keys:
-  baseline=METHOD    what differences are taken to, a method or the whole label of a row; default: ce,
+  baseline=METHOD    what differences are taken to: a method, or the whole label of a row; default: ce,
                      where there is one
+  columns=main       or all: every metric and its difference, in the terminal too; files have them always
   out=FILE[,FILE…]   write the tables too, as .csv, .md or .tex
   plots=DIR          draw accuracy and memorised wrong labels over epochs, accuracy against noise rate,
                      and reliability diagrams, as PNG and SVG
@@ -77,28 +80,105 @@ class Metric:
         digits: decimals to show.
         spread: whether to show the standard deviation.
         paired: whether to give differences to the baseline.
+        main: whether the terminal shows it unasked.
     """
 
     key: str
     heading: str
     field: str
+    meaning: str
     percent: bool = False
     digits: int = 4
     spread: bool = True
     paired: bool = False
+    main: bool = False
 
 
 METRICS = (
-    Metric("accuracy_last", "last %", "test_accuracy_last", True, 2, paired=True),
-    Metric("accuracy_last10", "last 10 %", "test_accuracy_last10_mean", True, 2),
-    Metric("accuracy_best_oracle", "best (oracle) %", "test_accuracy_best", True, 2),
-    Metric("accuracy_ema", "weight average %", "test_accuracy_ema_last", True, 2, paired=True),
-    Metric("ece", "ECE", "test_ece_last", paired=True),
-    Metric("label_correction", "corrected %", "label_correction_accuracy", True, 2, paired=True),
-    Metric("auroc", "AUROC", "noise_detection_auroc", paired=True),
-    Metric("memorised", "memorised %", "memorised_fraction", True, 2),
-    Metric("network_passes", "passes", "network_passes", digits=1, spread=False),
-    Metric("seconds", "seconds", "seconds", digits=1),
+    Metric(
+        "accuracy_last",
+        "last %",
+        "test_accuracy_last",
+        "test accuracy of the last epoch, the headline",
+        percent=True,
+        digits=2,
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        "accuracy_last10",
+        "last 10 %",
+        "test_accuracy_last10_mean",
+        "mean test accuracy of the last ten epochs",
+        percent=True,
+        digits=2,
+    ),
+    Metric(
+        "accuracy_best_oracle",
+        "best (oracle) %",
+        "test_accuracy_best",
+        "test accuracy of the best epoch, chosen on the test set",
+        percent=True,
+        digits=2,
+    ),
+    Metric(
+        "accuracy_ema",
+        "weight average %",
+        "test_accuracy_ema_last",
+        "test accuracy of the last epoch's weight average",
+        percent=True,
+        digits=2,
+        paired=True,
+    ),
+    Metric(
+        "ece",
+        "ECE",
+        "test_ece_last",
+        "expected calibration error of the last epoch, 15 bins",
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        "label_correction",
+        "corrected %",
+        "label_correction_accuracy",
+        "training labels that are right after correction",
+        percent=True,
+        digits=2,
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        "auroc",
+        "AUROC",
+        "noise_detection_auroc",
+        "of finding the wrong labels",
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        "memorised",
+        "memorised %",
+        "memorised_fraction",
+        "wrong training labels that the network predicts",
+        percent=True,
+        digits=2,
+    ),
+    Metric(
+        "network_passes",
+        "passes",
+        "network_passes",
+        "network passes per sample and epoch: forward 1, backward 2",
+        digits=1,
+        spread=False,
+    ),
+    Metric(
+        "seconds",
+        "seconds",
+        "seconds",
+        "training and evaluation, all parts of the run",
+        digits=0,
+    ),
 )
 
 _REQUIRED = {
@@ -110,13 +190,7 @@ _REQUIRED = {
     "seconds",
 }
 
-LEGEND = (
-    "mean ± sample standard deviation over the n seeds. Test accuracy of the last epoch (the headline), "
-    "the mean of the last ten, the best epoch (an oracle: chosen on the test set), and the last epoch's "
-    "weight average. ECE: expected calibration error, 15 bins, last epoch. corrected: training labels "
-    "right after correction. AUROC: of finding the wrong labels. memorised: wrong labels that the network "
-    "predicts. passes: network passes per sample and epoch, an image forward 1, backward 2."
-)
+SPREAD = "mean ± sample standard deviation over the n seeds"
 
 
 @dataclass(frozen=True)
@@ -610,12 +684,12 @@ _PIXELS = {
 def notes(
     sections: Sequence[Section], unfinished: Sequence[str], published: bool = False
 ) -> Iterator[str]:
-    """What must stand with the tables."""
-    yield LEGEND
+    """What must stand with the tables, beside the meaning of their columns."""
     if any(section.baseline for section in sections):
         yield (
             "differences (of percentages: in points) are paired over common seeds, with the 95 % t-interval "
-            "of their mean; intervals are not corrected for the number of comparisons"
+            "of their mean: one that holds 0 leaves open which is better; intervals are not corrected for "
+            "the number of comparisons"
         )
     averaged = {row.method for section in sections for row in section.rows} & set(AVERAGED)
     for method in sorted(averaged):
@@ -632,7 +706,7 @@ def notes(
     yield from unfinished
 
 
-_KEYS = ("baseline", "out", "plots", "published", "mix")
+_KEYS = ("baseline", "columns", "out", "plots", "published", "mix")
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -644,7 +718,7 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     is_option = [re.match(r"\w+=", a) is not None and not Path(a).exists() for a in arguments]
     paths = [a for a, option in zip(arguments, is_option, strict=True) if not option]
     given = [a.split("=", 1) for a, option in zip(arguments, is_option, strict=True) if option]
-    options: dict[str, Any] = {"baseline": None, "out": "", "plots": None}
+    options: dict[str, Any] = {"baseline": None, "columns": "main", "out": "", "plots": None}
     mistakes = [
         f"{key}: unknown key, {did_you_mean(key, _KEYS)}" for key, _ in given if key not in _KEYS
     ]
@@ -654,6 +728,8 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         options[key] = value == "true"
         if value not in ("true", "false"):
             mistakes.append(f"{key}: got {value!r}; valid: true, false")
+    if options["columns"] not in ("main", "all"):
+        mistakes.append(f"columns: {did_you_mean(options['columns'], ('main', 'all'))}")
     options["out"] = [Path(name).expanduser() for name in filter(None, options["out"].split(","))]
     mistakes += [
         f"out: got {str(file)!r}; valid: a file name that ends in .csv, .md or .tex"
@@ -682,7 +758,7 @@ def main(arguments: list[str]) -> int:
     )
     from noisybsd import compare_tables
 
-    compare_tables.show(comparison)
+    compare_tables.show(comparison, every=options["columns"] == "all")
     for file in options["out"]:
         compare_tables.write(comparison, file)
         print(f"written to {file}")

@@ -1,6 +1,7 @@
 """A comparison as tables: in the terminal, as Markdown, as LaTeX (booktabs) and as CSV.
 
-The first three show the same cells, rounded; CSV holds every number whole, fractions in [0,1].
+The first three show the same cells, rounded, the terminal only the main ones unasked; CSV holds every
+number whole, fractions in [0,1].
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from rich.text import Text
 
 from noisybsd.compare import (
     METRICS,
+    SPREAD,
     Comparison,
     Difference,
     Metric,
@@ -33,7 +36,8 @@ from noisybsd.compare import (
 from noisybsd.errors import UserError
 
 UNKNOWN = "–"
-LEFT = ("method", "epoch", "network", "networks", "source")  # columns of words
+WORDS = ("network", "networks", "source")  # columns at a table's end
+LEFT = ("method", "epoch", *WORDS, "; ".join(WORDS))  # the others are numbers
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,40 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
+def main_tables(section: Section) -> Iterator[Table]:
+    """What the terminal shows of a section: main metrics, the headline's difference, published numbers."""
+    first, *others = (m for m in _known(section) if m.main)
+    compared = {row.label: base for row in section.rows if (base := section.baseline_of(row))}
+
+    def difference(row: Row) -> str:
+        base = compared.get(row.label)
+        if base is None:
+            return "baseline" if row in compared.values() else UNKNOWN
+        pairs = _pairs(row, base)
+        few = "" if pairs == str(len(row.runs)) else f" (pairs={pairs})"
+        return _difference(row, base, first) + few
+
+    columns: dict[str, Callable[[Row], str]] = {
+        "method": lambda row: row.label,
+        "n": lambda row: str(len(row.runs)),
+        first.heading: lambda row: _mean(row, first),
+    }
+    told = ""
+    if compared:
+        columns["difference"] = difference
+        told = f" difference: of {first.heading} to {section.baseline} [95 % confidence interval]."
+    columns |= {m.heading: partial(_mean, metric=m) for m in others}
+    yield Table(
+        f"{section.title}: {describe(section)}.{told}{_mixing(section)}",
+        tuple(columns),
+        tuple(tuple(cell(row) for cell in columns.values()) for row in section.rows),
+    )
+    yield from _published_tables(section)
+
+
 def section_tables(section: Section) -> Iterator[Table]:
-    """What a section shows: measured values, differences to the baseline, published numbers."""
-    mixing = "".join(f" {note}." for note in section.notes)
-    known = [m for m in METRICS if any(row.values(m) for row in section.rows)]
+    """All there is of a section: measured values, differences to the baseline, published numbers."""
+    mixing, known = _mixing(section), _known(section)
     yield Table(
         f"{section.title}: {describe(section)}.{mixing}",
         ("method", "n", *(m.heading for m in known)),
@@ -65,11 +99,24 @@ def section_tables(section: Section) -> Iterator[Table]:
                 for row, base in compared
             ),
         )
+    yield from _published_tables(section)
+
+
+def _known(section: Section) -> list[Metric]:
+    """The metrics that some row has."""
+    return [m for m in METRICS if any(row.values(m) for row in section.rows)]
+
+
+def _mixing(section: Section) -> str:
+    return "".join(f" {note}." for note in section.notes)
+
+
+def _published_tables(section: Section) -> Iterator[Table]:
     if section.published:
         yield Table(
             f"{section.title}: measured here and published. Epochs, networks and protocols of the "
             "published numbers differ.",
-            ("method", "accuracy %", "epoch", "network", "networks", "source"),
+            ("method", "accuracy %", "epoch", *WORDS),
             tuple(_beside_published(section)),
         )
 
@@ -133,37 +180,81 @@ def _beside_published(section: Section) -> Iterator[tuple[str, ...]]:
     yield from (cells for _, cells in sorted(rows, key=lambda each: -each[0]))
 
 
-def show(comparison: Comparison) -> None:
-    """Print to the terminal. A table that is too wide for it continues below."""
+def show(comparison: Comparison, every: bool = False) -> None:
+    """Print to the terminal: the main columns, or `every` one. A table that is too wide continues below."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=250, soft_wrap=True)
+    tables = section_tables if every else main_tables
+    shown = set()
     for section in comparison.sections:
-        for table in section_tables(section):
+        for table in tables(section):
+            shown |= set(table.headings)
             console.print(Text(f"\n{table.caption}", style="bold"))
-            for columns in _fitting(table, console.width):
-                shown = RichTable(box=SIMPLE_HEAD)
-                for heading, *_ in columns:
-                    justify: Literal["left", "right"] = "left" if heading in LEFT else "right"
-                    shown.add_column(Text(heading), justify=justify, overflow="fold")
-                for row in zip(*(cells for _, *cells in columns), strict=True):
-                    shown.add_row(*map(Text, row))  # as it is: brackets are no markup
-                console.print(shown)
+            for columns in _parts(table, console.width):
+                console.print()
+                console.print(_drawn(columns))
+    console.print(f"\n{SPREAD}")
+    meant = [metric for metric in METRICS if metric.heading in shown]
+    grid = RichTable.grid(padding=(0, 2))
+    for metric in meant:
+        grid.add_row(metric.heading, metric.meaning)
+    console.print(grid)
+    hidden = [m.heading for section in comparison.sections for m in _known(section)]
+    hidden = [heading for heading in dict.fromkeys(hidden) if heading not in shown]
+    if hidden:
+        console.print(Text(f"not shown: {', '.join(hidden)}; columns=all or out=FILE has them"))
     console.print()
     for note in comparison.notes:
         console.print(Text(note))
 
 
-def _fitting(table: Table, width: int) -> Iterator[list[tuple[str, ...]]]:
-    """The columns, heading first, in parts that are at most `width` wide; the first is in every part."""
-    first, *others = zip(table.headings, *table.rows, strict=True)
-    part = [first]
+def _drawn(columns: list[tuple[str, ...]]) -> RichTable:
+    """Columns, heading first, as rich draws them."""
+    drawn = RichTable(box=SIMPLE_HEAD, show_edge=False)
+    for heading, *_ in columns:
+        justify: Literal["left", "right"] = "left" if heading in LEFT else "right"
+        whole = justify == "right" or heading == "epoch"
+        drawn.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=whole)
+    for row in zip(*(cells for _, *cells in columns), strict=True):
+        drawn.add_row(*map(Text, row))  # as it is: brackets are no markup
+    return drawn
+
+
+def _parts(table: Table, width: int) -> list[list[tuple[str, ...]]]:
+    """The columns, heading first, in parts at most `width` wide and about as wide as each other.
+
+    The first column is in every part. A part of two columns may be wider. Columns of words, at the end, are
+    not parted but joined into one, which can be wrapped.
+    """
+    columns = list(zip(table.headings, *table.rows, strict=True))
+    if table.headings[-len(WORDS) :] == WORDS:
+        if _width(columns) > width:
+            words = zip(*columns[-len(WORDS) :], strict=True)
+            columns[-len(WORDS) :] = [tuple("; ".join(cells) for cells in words)]
+        return [columns]
+    parts = _packed(columns, width)
+    for narrower in range(width - 1, 0, -1):
+        tighter = _packed(columns, narrower)
+        if len(tighter) > len(parts):
+            break
+        parts = tighter
+    return parts
+
+
+def _packed(columns: list[tuple[str, ...]], width: int) -> list[list[tuple[str, ...]]]:
+    first, *others = columns
+    parts = [[first]]
     for column in others:
-        if sum(max(map(len, c)) + 3 for c in (*part, column)) >= width and len(part) > 1:
-            yield part
-            part = [first]
-        part.append(column)
-    yield part
+        if _width([*parts[-1], column]) > width and len(parts[-1]) > 1:
+            parts.append([first])
+        parts[-1].append(column)
+    return parts
+
+
+def _width(columns: list[tuple[str, ...]]) -> int:
+    """As drawn: a space on both sides of a column, and one between two."""
+    return sum(max(map(len, column)) + 3 for column in columns) - 1
 
 
 def write(comparison: Comparison, file: Path) -> None:
@@ -187,9 +278,14 @@ def markdown(comparison: Comparison) -> str:
             body = "".join(map(line, table.rows))
             parts.append(f"{_markdown_escape(table.caption)}\n")
             parts.append(line(table.headings) + rule + body)
-    lines = [*comparison.notes, f"made by: `{comparison.command}`"]
+    lines = [_legend(), *comparison.notes, f"made by: `{comparison.command}`"]
     parts.append("".join(f"- {_markdown_escape(note)}\n" for note in lines))
     return "\n".join(parts)
+
+
+def _legend() -> str:
+    """What the columns of the whole tables mean, in a line."""
+    return f"{SPREAD}. " + "; ".join(f"{m.heading}: {m.meaning}" for m in METRICS)
 
 
 def _markdown_escape(text: str) -> str:
@@ -254,6 +350,7 @@ def latex(comparison: Comparison) -> str:
 
 def _provenance(comparison: Comparison) -> Iterator[str]:
     yield f"made by: {comparison.command}"
+    yield _legend()
     yield from comparison.notes
     for section in comparison.sections:
         yield f"{section.title}: {describe(section)}; n: " + ", ".join(

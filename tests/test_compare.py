@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from noisybsd.compare import (
 )
 from noisybsd.config import PACKAGE, load_config, save_config
 from noisybsd.errors import UserError
+from noisybsd.methods import METHODS
 from noisybsd.noise import NOISE_MODELS
 
 LAST, AUROC = METRICS[0], next(metric for metric in METRICS if metric.key == "auroc")
@@ -493,7 +495,7 @@ EXPECTED = {
         "0.8600 ± 0.0100",
         "22.00 ± 0.00",
         "3.0",
-        "101.0 ± 1.0",
+        "101 ± 1",
     ],
     "bsd": [
         "4",
@@ -506,7 +508,7 @@ EXPECTED = {
         "0.9700 ± 0.0245",
         "22.00 ± 0.00",
         "3.0",
-        "101.5 ± 1.3",
+        "102 ± 1",
     ],
 }
 # 0.10, 0.11, 0.09: mean 0.1, s 0.01, half width 4.3027 * 0.01 / sqrt(3) = 0.02484
@@ -524,8 +526,50 @@ def expected_rows() -> list[list[str]]:
     return [["ce", *EXPECTED["ce"]], ["bsd", *EXPECTED["bsd"]], ["bsd", *DIFFERENCES]]
 
 
+# the main columns, with the headline's difference
+MAIN = {
+    "ce": ["3", "81.00 ± 1.00", "baseline", *(EXPECTED["ce"][i] for i in (5, 6, 7))],
+    "bsd": [
+        *("4", "92.00 ± 2.45", "+10.00 [+7.52, +12.48] (pairs=3)"),
+        *(EXPECTED["bsd"][i] for i in (5, 6, 7)),
+    ],
+}
+
+
+def test_the_terminal_shows_the_main_columns(runs: Path, capsys: Any) -> None:
+    assert main([str(runs), "out=t.md"]) == 0
+    output = capsys.readouterr().out
+    rows = [re.split(r" {2,}", line.strip()) for line in output.splitlines()]
+    assert [row for row in rows if row[0] in MAIN] == [[k, *cells] for k, cells in MAIN.items()]
+    assert ["method", "n", "last %", "difference", "ECE", "corrected %", "AUROC"] in rows
+    assert "difference: of last % to ce [95 % confidence interval]." in output
+    meanings = {m.heading: m.meaning for m in METRICS}
+    for heading in ("last %", "ECE", "corrected %", "AUROC"):
+        assert [heading, meanings[heading]] in rows
+    assert (
+        "not shown: last 10 %, best (oracle) %, weight average %, memorised %, passes, seconds; "
+        "columns=all or out=FILE has them"
+    ) in output
+    assert all(f"; {m.heading}: {m.meaning}" in Path("t.md").read_text() for m in METRICS[1:])
+
+
+def test_main_columns_without_a_baseline_or_with_several(tmp_path: Path) -> None:
+    for lr in ("0.05", "0.1"):
+        for method in ("ce", "bsd"):
+            make_run(tmp_path / f"{method}{lr}", f"optimizer.lr={lr}", f"method={method}")
+    make_run(tmp_path / "odd", "method=elr", "optimizer.lr=0.2")
+    (table,) = compare_tables.main_tables(load(tmp_path)[0])
+    found = {row[0]: row[table.headings.index("difference")] for row in table.rows}
+    assert found["ce optimizer.lr=0.1"] == "baseline"
+    assert found["bsd optimizer.lr=0.1"] == "+0.00"
+    assert found["elr optimizer.lr=0.2"] == "–"
+    (section,) = load(tmp_path / "odd")
+    (table,) = compare_tables.main_tables(section)
+    assert "difference" not in table.headings and "difference" not in table.caption
+
+
 def test_terminal(runs: Path, capsys: Any) -> None:
-    assert main([str(runs)]) == 0
+    assert main([str(runs), "columns=all"]) == 0
     output = capsys.readouterr().out
     rows = [re.split(r" {2,}", line.strip()) for line in output.splitlines()]
     assert [row for row in rows if row[0] in ("ce", "bsd")] == expected_rows()
@@ -541,7 +585,7 @@ def test_a_narrow_terminal_loses_nothing(
         "Console",
         lambda **_: Console(width=60, force_terminal=True, color_system=None),
     )
-    assert main([str(runs)]) == 0
+    assert main([str(runs), "columns=all"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
     rows = [re.split(r" {2,}", line.strip()) for line in lines]
@@ -549,6 +593,39 @@ def test_a_narrow_terminal_loses_nothing(
     for method, cells in EXPECTED.items():
         shown = [cell for row in rows if row[0] == method for cell in row[1:]]
         assert [cell for cell in shown if cell in cells][: len(cells)] == cells
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_all_methods_fit_a_terminal(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Every method over three seeds: at most two blocks of rows, in lines of the terminal's width."""
+    make_run(tmp_path / "run")
+    (section,) = load(tmp_path)
+    (run,) = section.runs
+    by_seed = tuple(replace(run, settings=run.settings | {"seed": s}) for s in range(3))
+    rows = tuple(Row(method, (), by_seed) for method in METHODS)
+    monkeypatch.setattr(
+        compare_tables,
+        "Console",
+        lambda **_: Console(width=width, force_terminal=True, color_system=None),
+    )
+    sections = (replace(section, rows=rows),)
+    compare_tables.show(Comparison(sections, tuple(compare.notes(sections, []))))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    shown = [line.split()[0] for line in lines if line.startswith(" ") and " ± " in line]
+    assert shown == [*METHODS] * (1 if width == 120 else 2)
+    assert len(lines) < 80
+
+
+def test_parts_of_a_wide_table_are_about_as_wide_as_each_other() -> None:
+    cells = ("x" * 8,) * 7
+    table = compare_tables.Table("", ("m", *cells), (("method", *cells),))
+    # 9 + 11 each: six fit into 75, seven do not
+    assert [len(part) for part in compare_tables._parts(table, 86)] == [8]
+    assert [len(part) for part in compare_tables._parts(table, 75)] == [5, 4]
+    assert [len(part) for part in compare_tables._parts(table, 5)] == [2] * 7
 
 
 def test_markdown(runs: Path) -> None:
@@ -749,6 +826,35 @@ def test_published_numbers_stand_beside_ours_marked_as_such(
     assert all(r["accuracy_last"] == "" and r["source"] for r in published)
 
 
+def test_published_numbers_stay_in_one_table_where_it_is_narrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A method has several: split, nobody could tell which network belongs to which number."""
+    make_run(tmp_path / "a", "recipe=cifar10n_worst", "method=ce")
+    monkeypatch.setattr(
+        compare_tables,
+        "Console",
+        lambda **_: Console(width=80, force_terminal=True, color_system=None),
+    )
+    assert main([str(tmp_path), "published=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    # one line says number, epoch and where it is from; a long name goes on below
+    found = re.findall(
+        r"^ (\S.*?) {2,}(\d\d\.\d+) {3}(\w+) +(.+?) *$", "\n".join(lines), re.MULTILINE
+    )
+    wanted = [e for e in published_entries() if e["labels_or_noise"] == "worst"]
+    assert len(found) == len(wanted) + 1 > 10  # and ours
+    for entry in wanted:
+        words = "; ".join(entry[key] or "–" for key in ("network", "networks", "source"))
+        assert any(
+            f"{entry['method']} (published)".startswith(method)
+            and (value, kind) == (entry["value"], entry["kind"])
+            and words.startswith(start)
+            for method, value, kind, start in found
+        ), entry
+
+
 def test_published_numbers_only_of_the_same_data_and_noise(tmp_path: Path) -> None:
     for name, more in (
         ("sym", ["noise.rate=0.5"]),
@@ -795,6 +901,7 @@ def test_what_makes_ours_differ_from_published_numbers_is_said(tmp_path: Path) -
         ("basline=ce", "basline: unknown key, got 'basline', did you mean baseline?"),
         ("out=t.xlsx", "out: got 't.xlsx'; valid: a file name that ends in .csv, .md or .tex"),
         ("mix=yes", "mix: got 'yes'; valid: true, false"),
+        ("columns=al", "columns: got 'al', did you mean all?"),
         ("published=1", "published: got '1'"),
     ],
 )

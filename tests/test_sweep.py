@@ -421,7 +421,7 @@ def test_interrupted_training_continues_and_ends_as_without_interruption(
         assert process.returncode == 128 + signal.SIGTERM, output
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "difference to ce" in done.stdout
+    assert "of last % to ce [95 % confidence interval]" in done.stdout
     for run in (tmp_path / "whole").iterdir():
         rows, cut_rows = (
             [re.sub(r'"(seconds|images_per_second)": [^,}]+', "", line) for line in file.open()]
