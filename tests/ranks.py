@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-PATIENCE = 120  # seconds
+PATIENCE = 60  # seconds
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from noisybsd.evaluate import evaluate_run
 from noisybsd.loader import epoch_order
 from noisybsd.methods import METHODS
 from noisybsd.parts import Mixup
-from noisybsd.trainer import Trainer
+from noisybsd.trainer import Trainer, step_seed
 
 N, BATCH = 97, 24  # 4 steps an epoch, and a sample that is left over
 SMALL = (
@@ -140,15 +140,24 @@ def assert_close(actual: Any, expected: Any, path: str = "") -> None:
         ), path
 
 
+def slow(*arguments: Any) -> Any:
+    return pytest.param(*arguments, marks=pytest.mark.slow)
+
+
+# a method for each way to look at a batch: rows alone, pairs, class balance, a mixture, neighbours
+TYPICAL = ("ce", "bsd_supcon", "ctrr", "sop_plus", "tcl", "bsd_neighbours")
+
+
 @pytest.mark.parametrize(
     ("settings", "world_size"),
     [
-        *(((f"method={method}",), 2) for method in METHODS),
-        (("method=bsd_supcon",), 3),
-        (("method=tcl",), 3),
-        (("method=sop_plus", "optimizer.clip_norm=1"), 3),
-        (("method=bsd_neighbours", "data.storage=stream"), 3),
-        (("method=ce", "data.balanced=6"), 2),
+        *((((f"method={m}",), 2) if m in TYPICAL else slow((f"method={m}",), 2)) for m in METHODS),
+        (("method=bsd_supcon", "optimizer.clip_norm=1"), 3),
+        slow(("method=tcl",), 3),
+        slow(("method=sop_plus",), 3),
+        slow(("method=bsd_neighbours", "data.storage=stream"), 3),
+        slow(("method=bsd_supcon", "posterior.top_k=4"), 2),
+        slow(("method=ce", "data.balanced=6"), 2),
     ],
 )
 def test_joint_steps_are_those_of_a_single_process(
@@ -172,6 +181,21 @@ def test_joint_steps_are_those_of_a_single_process(
     assert_close(states[0], alone)
     for other in states[1:]:  # a rank differs from another in nothing
         assert_close(other, states[0])
+
+
+def seeds_on_rank() -> list[int]:
+    torch.set_num_threads(1)
+    with distributed.process_group():
+        trainer, seeds, seed = build(("method=ce",)), [], torch.manual_seed
+        torch.manual_seed = lambda number: seeds.append(number) or seed(number)  # type: ignore[assignment, func-returns-value]
+        train_epochs(trainer, 1)
+        return seeds
+
+
+def test_ranks_draw_their_views_apart(tmp_path: Path) -> None:
+    seeds = results(on_ranks(2, seeds_on_rank, folder=tmp_path))
+    assert len({*seeds[0], *seeds[1]}) == 2 * 4
+    assert seeds[0] == [step_seed(0, 0, step) for step in range(4)]  # those of a single process
 
 
 # --- exchanges --------------------------------------------------------------------------------------
@@ -341,7 +365,7 @@ def test_a_checkpoint_says_nothing_of_ranks(undisturbed: Callable[[int], Path]) 
     assert found["test_accuracy"] == pytest.approx(rows(undisturbed(2))[-1]["test_accuracy"])
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [slow(0), 2])
 def test_a_killed_process_ends_all_and_the_run_goes_on(
     victim: int, undisturbed: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -375,13 +399,14 @@ def hang(rank: int, at_step: int) -> None:
     Trainer.step = watched  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_ever(tmp_path: Path) -> None:
     ended = run(2, tmp_path, sabotage=partial(hang, 1, 5))
     assert codes(ended) == [1, 1], ended
     assert "has not answered for 3 s" in ended[0].err and ended[1].err == ""
 
 
-@pytest.mark.parametrize("later", [1, 2, 3])
+@pytest.mark.parametrize("later", [slow(1), 2, slow(3)])
 def test_a_signal_to_one_process_stops_all_saved(
     later: int, undisturbed: Callable[[int], Path], tmp_path: Path
 ) -> None:
