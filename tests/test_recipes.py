@@ -25,6 +25,8 @@ NOISY_CIFAR = [
     *(f"cifar10n_{labels}" for labels in HUMAN),
     "cifar100n",
 ]
+# the same again with clean labels is their upper reference
+REFERENCE = "cifar10_preact_resnet18"
 CLEAN_CIFAR = [
     f"{data}_{network}"
     for network in ("resnet50", "densenet121", "vit_small")
@@ -64,7 +66,7 @@ def command(text: str, module: str) -> list[str]:
 
 
 def test_the_comparisons_of_the_paper_are_there() -> None:
-    wanted = {*NOISY_CIFAR, *CLEAN_CIFAR, "clothing1m"}
+    wanted = {*NOISY_CIFAR, REFERENCE, *CLEAN_CIFAR, "clothing1m"}
     assert not wanted - set(recipe_names())
 
 
@@ -115,7 +117,12 @@ def test_published_numbers_are_those_of_the_list(name: str) -> None:
 
 
 def test_one_configuration_serves_every_noise() -> None:
-    assert differing(NOISY_CIFAR) == {"data.name", "data.labels", "noise.name", "noise.rate"}
+    assert differing([*NOISY_CIFAR, REFERENCE]) == {
+        "data.name",
+        "data.labels",
+        "noise.name",
+        "noise.rate",
+    }
 
 
 def test_rates_differ_in_the_rate_alone() -> None:

@@ -1,0 +1,110 @@
+"""Write what was measured into the headers of recipes.
+
+    python benchmarks/headers.py RUNS TABLE [RECIPES]
+
+RUNS is a folder of finished runs, TABLE the file whose numbers they are (named in the header), RECIPES the
+folder of the recipes, by default this checkout's. Of every recipe that has runs in which nothing but
+method and seed is another, the fields Measured, Cost and Hardware are replaced; the rest of the file stays
+as it is, and so do recipes whose runs had other settings.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+from noisybsd.checkpoint import write_atomically
+from noisybsd.compare import METRICS, Row, Run, compare, find_runs
+from noisybsd.config import load_config, read_yaml
+from noisybsd.errors import UserError
+from noisybsd.rundir import differences
+
+BY_NAME = {metric.key: metric for metric in METRICS}
+# other pixels are named in the text; a path is not the recipe's name
+UNSAID = ("recipe", "device", "data.verify")
+SHOWN = {
+    "accuracy_last": "accuracy",
+    "ece": "ECE",
+    "label_correction": "corrected",
+    "auroc": "AUROC",
+}
+
+
+def as_the_recipe_says(run: Run, file: Path) -> bool:
+    """Whether the run's settings are the recipe's, but for method, seed and where things are."""
+    recipe = load_config([f"recipe={file}", f"method={run.method}", f"seed={run.seed}"])
+    changed = differences(read_yaml(run.path / "config.yaml"), recipe)
+    return not [line for line in changed if line.split(":")[0] not in UNSAID]
+
+
+def measured(rows: list[Row], own: str, table: str) -> dict[str, str]:
+    """The fields of a recipe whose own method is `own`, from its rows; that method comes first."""
+    rows = sorted(rows, key=lambda row: (row.method != own, row.method))
+    said = []
+    for row in rows:
+        parts = []
+        for name, word in SHOWN.items():
+            found = row.summary(BY_NAME[name])
+            if found is not None:
+                spread = "" if found.std is None else f" ± {found.std:.4f}"
+                parts.append(f"{word} {found.mean:.4f}{spread}")
+        said.append(f"{row.method} {', '.join(parts)} (n = {len(row.runs)})")
+    results = [run.results for row in rows for run in row.runs]
+    pixels = [r.get("data", {}).get("pixels_verified") for r in results]
+    other = "; NOT the official pixels" if False in pixels else ""
+    seconds = [run.results["seconds"] for run in rows[0].runs]
+    return {
+        "Measured": f"last epoch, mean ± standard deviation{other}; {'; '.join(said)}. {table}",
+        "Cost": f"{sum(seconds) / len(seconds):.0f} s a run of {rows[0].method}",
+        "Hardware": ", ".join(sorted({r["hardware"] for r in results})),
+    }
+
+
+def replaced(text: str, fields: dict[str, str]) -> str:
+    """A recipe's text with those fields of its header replaced."""
+    for name, value in fields.items():
+        pattern = re.compile(rf"^# {name}:( +).*\n(?:#  +.*\n)*", re.MULTILINE)
+        found = pattern.search(text)
+        if found is None:
+            raise ValueError(f"the header has no field {name}")
+        first = f"# {name}:{found[1]}"
+        rest = "#" + " " * (len(first) - 1)
+        lines = textwrap.wrap(
+            value, 98, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+        )
+        text = text[: found.start()] + "\n".join(lines) + "\n" + text[found.end() :]
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) not in (2, 3):
+        print(__doc__)
+        return 2
+    runs, table = arguments[:2]
+    recipes = Path(arguments[2] if len(arguments) > 2 else Path(__file__).parent.parent / "recipes")
+    try:
+        sections = compare(find_runs([runs])[0], mix=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for section in sections:
+        file = recipes / f"{section.recipe}.yaml"
+        if section.rate is not None or not file.is_file():
+            continue
+        own = load_config([f"recipe={file}"]).method
+        rows = [
+            row
+            for row in section.rows
+            if not row.settings and all(as_the_recipe_says(run, file) for run in row.runs)
+        ]
+        if rows:
+            text = replaced(file.read_text("utf-8"), measured(rows, own, table))
+            write_atomically(file, lambda out, text=text: out.write(text.encode()))
+            print(f"{file}: {', '.join(row.method for row in rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""The queue of accuracy runs, and how their results get into the headers of the recipes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_compare import make_run
+from test_train import benchmark
+
+from noisybsd.config import load_config, resource_dir
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> Path:
+    """Copies of recipes, to be written to."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    for name in ("digits_sym40", "cifar10_sym50"):
+        shutil.copy(resource_dir("recipes") / f"{name}.yaml", folder)
+    return folder
+
+
+def test_headers_say_what_was_measured_and_nothing_else_changes(
+    tmp_path: Path, recipes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        for method, accuracy in (("bsd_supcon", 0.9), ("ce", 0.8)):
+            arguments = [f"method={method}", f"seed={seed}", "epochs=60"]
+            make_run(tmp_path / f"runs/{method}{seed}", *arguments, accuracy=accuracy + 0.01 * seed)
+    file = recipes / "digits_sym40.yaml"
+    before, other = file.read_text(), (recipes / "cifar10_sym50.yaml").read_text()
+    main = benchmark("headers").main
+    assert main([str(tmp_path / "runs"), "results/accuracy.csv", str(recipes)]) == 0
+
+    after = file.read_text()
+    said = after.replace("\n#          ", "")  # continuation lines
+    assert "bsd_supcon accuracy 0.9050 ± 0.0071, ECE" in said
+    assert "ce accuracy 0.8050 ± 0.0071" in said
+    assert said.index("bsd_supcon accuracy") < said.index("ce accuracy")
+    assert "(n = 2)" in said and "results/accuracy.csv" in said
+    assert "# Cost:     100 s a run of bsd_supcon\n# Hardware: a machine, 2 cores\n" in after
+    assert yaml.safe_load(after) == yaml.safe_load(before)
+    unchanged = ("# Paper:", "# Command:", "# scikit-learn")
+    for line in before.splitlines():
+        assert not line.startswith(unchanged) or line in after.splitlines()
+    assert all(len(line) <= 100 for line in after.splitlines() if line.startswith("# "))
+    assert (recipes / "cifar10_sym50.yaml").read_text() == other
+
+    assert main([str(tmp_path / "runs"), "results/accuracy.csv", str(recipes)]) == 0
+    assert file.read_text() == after
+
+
+def test_runs_of_another_budget_do_not_get_into_a_header(tmp_path: Path, recipes: Path) -> None:
+    make_run(tmp_path / "runs/a", "epochs=59", "method=bsd_supcon")
+    before = (recipes / "digits_sym40.yaml").read_text()
+    assert benchmark("headers").main([str(tmp_path / "runs"), "t.csv", str(recipes)]) == 0
+    assert (recipes / "digits_sym40.yaml").read_text() == before
+
+
+def test_every_line_of_the_queue_is_a_run() -> None:
+    """Recipes and methods exist, and limits are numbers."""
+    text = (CHECKOUT / "benchmarks/gpu_queue.sh").read_text()
+    functions = text[text.index("queue() {") : text.index("failed=0")]
+    lines = subprocess.run(
+        ["bash", "-c", f"{functions}\nqueue"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    runs = [line.split() for line in lines if not line.startswith("#")]
+    assert len(runs) > 50 and len({tuple(run[1:]) for run in runs}) == len(runs)
+    for minutes, recipe, method, seed, *settings in runs:
+        assert int(minutes) > 0
+        load_config([f"recipe={recipe}", f"method={method}", f"seed={seed}", *settings])
+
+
+@pytest.mark.slow
+def test_the_queue_trains_skips_and_compares(tmp_path: Path, recipes: Path) -> None:
+    listed = tmp_path / "queue"
+    listed.write_text("5 digits_sym40 ce 0\n# a comment\n5 digits_sym40 bsd 0 neighbours.k=0\n")
+    settings = [
+        f"data.root={tmp_path}",
+        *("epochs=1", "data.limit=128", "network.width=4", "tracking.wandb=disabled"),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "QUEUE": str(listed),
+        "RUNS": str(tmp_path / "runs"),
+        "OUT": str(tmp_path / "accuracy"),
+        "RECIPES": str(recipes),
+    }
+
+    def start() -> str:
+        return subprocess.run(
+            [CHECKOUT / "benchmarks/gpu_queue.sh", str(tmp_path), *settings],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    said = start()
+    assert "== digits_sym40-ce-s0, at most 5 minutes" in said
+    made = sorted(path.parent.name for path in tmp_path.glob("runs/*/results.json"))
+    assert made == ["digits_sym40-bsd-s0-neighbours.k=0", "digits_sym40-ce-s0"]
+    table = (tmp_path / "accuracy.csv").read_text()
+    assert "measured,digits_sym40,digits,symmetric 0.4,ce" in table
+    assert start() == ""  # all is there
