@@ -280,9 +280,7 @@ def search_rows(full: bool) -> Iterator[Row]:
     yield search_row("diffuse", diffuse(50_000), "ivf")
     largest = search_row("clustered", clustered(1_000_000 if full else 200_000), "ivf")
     yield largest
-    if full:
-        yield search_row("diffuse", diffuse(200_000), "ivf")
-    else:
+    if not full:
         yield extrapolated(largest, 1_000_000, 1.5)
     yield extrapolated(exact, 1_000_000, 2)
     yield extrapolated(largest, LARGE[0], 1.5)
