@@ -50,9 +50,11 @@ bench: setup
 	$(BIN)/python benchmarks/step.py --width 8 --methods ce,bsd_supcon --out $(BENCH)/step.csv
 	$(BIN)/python benchmarks/augment.py --out $(BENCH)/augment.csv
 	$(BIN)/python benchmarks/scale.py --out $(BENCH)/scale.csv
-	$(BIN)/python benchmarks/report.py scale --samples 5000 --top 500 --out $(BENCH)/report_scale.csv
+	$(BIN)/python benchmarks/report.py scale --out $(BENCH)/report_scale.csv
 	$(BIN)/python benchmarks/loader.py --rounds 3 --images 400 --steps 4 --demand 400 --out $(BENCH)/loader.csv
+	$(BIN)/python benchmarks/passes.py --out $(BENCH)/passes.csv
 	cp $(BENCH)/*.csv results/
+	$(BIN)/python benchmarks/tables.py docs/performance.md docs/scaling.md
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def benchmarks_are_importable() -> Iterator[None]:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_candidates_take_turns() -> None:
+    from common import take_turns
+
+    calls: list[str] = []
+    now = iter(range(100))
+    seconds = take_turns(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        rounds=2,
+        warmup=1,
+        clock=lambda: next(now),
+    )
+    assert "".join(calls) == "ababab"
+    assert seconds == {"a": [1, 1], "b": [1, 1]}  # two turns each, the warm-up not counted
+
+
+def test_a_csv_says_what_made_it(tmp_path: Path) -> None:
+    from common import quartiles, write_csv
+    from tables import with_tables
+
+    path = tmp_path / "new" / "step.csv"
+    rows = [
+        {"method": "ce", **quartiles([1.0, 2.0, 3.0, 4.0, 5.0], "ms"), "n": 5},
+        {"method": "bsd", **quartiles([1234.5] * 3, "ms"), "note": "x"},
+    ]
+    write_csv(path, rows)
+    assert path.read_text().splitlines()[0] == (
+        "method,ms_median,ms_quartile1,ms_quartile3,n,note,hardware,versions,git_commit"
+    )
+    text = f"before\n<!-- table {path}: method, ms, n; method=ce -->\nold\n<!-- end -->\nafter"
+    lines = with_tables(text).splitlines()
+    assert lines[:5] == [
+        *text.splitlines()[:2],
+        "| method | ms | n |",
+        "| --- | --- | --- |",
+        "| ce | 3 (1.5–4.5) | 5 |",
+    ]
+    assert lines[-2:] == ["<!-- end -->", "after"] and "old" not in lines
+    assert f"torch={torch.__version__.split('+')[0]}" in lines[6]
+    assert with_tables(with_tables(text)) == with_tables(text)
+
+
+@pytest.mark.parametrize("document", ["performance.md", "scaling.md"])
+def test_tables_of_the_documents_are_those_of_the_csvs(document: str) -> None:
+    from tables import with_tables
+
+    text = (ROOT / "docs" / document).read_text("utf-8")
+    assert with_tables(text) == text, f"run: python benchmarks/tables.py docs/{document}"
+    assert "| --- |" in text
+
+
+def test_flops_are_two_for_each_multiplication_forward_and_backward() -> None:
+    from step import flops_per_view
+
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1, bias=False)
+            self.first, self.second = nn.Linear(5, 7, bias=False), nn.Linear(5, 2, bias=False)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.conv(x).mean((2, 3))
+            return self.first(features), self.second(features)
+
+    conv, heads = 2 * 3 * 5 * 4 * 4, 2 * 5 * (7 + 2)
+    # backward: to weights and inputs, but the images need no gradient
+    assert flops_per_view(TwoHeads(), 4, torch.device("cpu")) == 2 * conv + 3 * heads  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_profile_of_a_step_names_its_parts() -> None:
+    from step import PROFILED, build_trainer, profile_step, random_dataset
+
+    args = argparse.Namespace(batch=16, network="small_cnn", width=4, settings=["neighbours.k=5"])
+    trainer = build_trainer("bsd_supcon", random_dataset(64, 3, 16), args, torch.device("cpu"))
+    backward = Tensor.backward
+    table = profile_step(trainer, steps=2).split("\n\n")[0].splitlines()
+    assert Tensor.backward is backward
+    milliseconds = {line[:20].strip(): float(line[20:].split()[0]) for line in table[2:]}
+    assert list(milliseconds) == [*PROFILED, "the rest"]
+    assert all(value > 0 for value in milliseconds.values())
+    whole = milliseconds.pop("whole step")
+    assert sum(milliseconds.values()) == pytest.approx(whole, abs=0.02)
+
+
+def test_made_up_embeddings_are_unit_vectors_in_clusters() -> None:
+    from scale import clustered, diffuse
+
+    for make in (clustered, diffuse):
+        z = make(2000)
+        torch.testing.assert_close(z.norm(dim=1), torch.ones(2000))
+    nearest = (clustered(2000) @ clustered(2000).T).fill_diagonal_(-1).amax(1)
+    assert (
+        nearest.mean() > 0.8 > (diffuse(2000) @ diffuse(2000).T).fill_diagonal_(-1).amax(1).mean()
+    )
+
+
+def test_batches_of_the_scale_benchmark_hold_no_sample_twice() -> None:
+    from scale import BATCH, batches
+
+    for samples in (50_000, 1_000_000):
+        rows = batches(samples, 20, torch.Generator().manual_seed(0))
+        assert all(len(set(row)) == BATCH for row in rows.tolist())
+        assert rows.min() >= 0 and rows.max() < samples
