@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from noisybsd import distributed
@@ -229,14 +228,14 @@ class Trainer:
             "lr": self.lr(self.step_number - 1),
             **self.sums.means(),
         }
-        belief = self.rule.belief()  # (N,K) or None
-        suggested = self.suggested()
-        given = self.labels[:, None]
-        of_given = self.monitor.given_prob if belief is None else belief.gather(1, given).squeeze(1)
+        suggested, of_given = self.suggested(), self.rule.probability(self.labels)
+        if of_given is None:
+            of_given = self.monitor.given_prob
         self.monitor.record_belief(suggested, self.epoch)
 
         near = self.config.neighbours
         if near.k > 0 and near.weight > 0 and self.epoch + 1 >= near.start_epoch:
+            belief = self.rule.belief()
             assert belief is not None
             found = self.bank.search(near.k, engine=near.engine)
             self.rule.observe_neighbours(vote(belief, found, math.inf))  # the plain mean
@@ -258,8 +257,7 @@ class Trainer:
         near = self.config.neighbours
         if near.k > 0:
             found = self.bank.search(near.k, queries=z, engine=near.engine)
-            suggested = F.one_hot(self.suggested(), self.num_classes).float()
-            metrics["test_knn_accuracy"] = knn_accuracy(suggested, found, labels)
+            metrics["test_knn_accuracy"] = knn_accuracy(self.suggested(), found, labels)
         if self.ema is not None:
             logits, _, labels = self.predict_test(self.ema.network)
             ema = prediction_metrics(logits, labels)
@@ -291,8 +289,8 @@ class Trainer:
 
     def suggested(self) -> Tensor:
         """The most probable class of each training sample, (N,): by belief, or by prediction."""
-        belief = self.rule.belief()
-        return self.monitor.predicted if belief is None else belief.argmax(dim=1)
+        suggested = self.rule.suggested()
+        return self.monitor.predicted if suggested is None else suggested
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """Everything with state, by its name in the checkpoint."""
