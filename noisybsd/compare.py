@@ -107,7 +107,7 @@ METRICS = (
     ),
     Metric(
         "accuracy_last10",
-        "last 10 %",
+        "last 10 epochs %",
         "test_accuracy_last10_mean",
         "mean test accuracy of the last ten epochs",
         percent=True,
@@ -142,7 +142,8 @@ METRICS = (
         "label_correction",
         "corrected %",
         "label_correction_accuracy",
-        "training labels that are right after correction",
+        "training labels that are right after correction by the belief, or, of a method without one, by the "
+        "network's last prediction",
         percent=True,
         digits=2,
         paired=True,
@@ -152,7 +153,8 @@ METRICS = (
         "auroc",
         "AUROC",
         "noise_detection_auroc",
-        "of finding the wrong labels",
+        "of finding the wrong labels by the belief in them, or, of a method without one, by the network's "
+        "last prediction",
         paired=True,
         main=True,
     ),
@@ -401,6 +403,9 @@ def read_run(path: Path) -> Run:
     missing = [key for key in ("recipe", "method", "seed", "epochs") if key not in recorded]
     if missing:
         raise UserError(f"{path / 'config.yaml'}: damaged: it has no {missing[0]}")
+    for key, kind in (("seed", int), ("epochs", int), ("noise.rate", int | float)):
+        if not isinstance(settings[key], kind):
+            raise UserError(f"{path / 'config.yaml'}: damaged: {key} is {settings[key]!r}")
     results = _read_results(path / "results.json")
     run = Run(path, settings, results)
     if run.method in AVERAGED:

@@ -170,7 +170,8 @@ def _rate_lines(family: Sequence[Section]) -> Iterator[Line]:
             label,
             np.array([100 * rate for rate, _, _ in members]),
             np.array([100 * summary.mean for summary in summaries]),
-            np.array([100 * (summary.std or 0.0) for summary in summaries]),
+            # a bar of length 0 would say that seeds do not differ: one seed has none
+            np.array([np.nan if s.std is None else 100 * s.std for s in summaries]),
             any(_is_baseline(row, section) for _, row, section in members),
         )
 
@@ -213,7 +214,7 @@ def _cycle() -> Iterator[str]:
 def _plot(axes: Axes, line: Line, colour: str, marker: str) -> None:
     style = "--" if line.is_baseline else "-"
     if marker:
-        error = line.std if line.std is not None and line.std.any() else None
+        error = line.std if line.std is not None and np.isfinite(line.std).any() else None
         axes.errorbar(
             line.x,
             line.mean,

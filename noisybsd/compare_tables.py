@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from noisybsd.checkpoint import write_atomically
 from noisybsd.compare import (
     METRICS,
     SPREAD,
@@ -261,9 +262,10 @@ def write(comparison: Comparison, file: Path) -> None:
     """Write in the format that the file's suffix names, a key of WRITERS."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(WRITERS[file.suffix](comparison), "utf-8")
     except OSError as error:
         raise UserError(f"out={file}: cannot be written: {error.strerror}") from None
+    text = WRITERS[file.suffix](comparison)
+    write_atomically(file, lambda to: to.write(text.encode()))
 
 
 def markdown(comparison: Comparison) -> str:

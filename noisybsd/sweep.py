@@ -447,18 +447,19 @@ def main(arguments: list[str]) -> int:
 
 
 def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
-    """Compare what is done; exit code 1 if a run failed."""
+    """Compare what is done; exit code 1 if a run failed, 2 if what is done cannot be compared."""
     done = [run for run in runs if run.finished]
     failed = [run for run in runs if not run.finished and run.failure.exists()]
+    compared = 0
     if done:
         from noisybsd.compare import main as compare
 
-        compare([str(run.directory) for run in done])
+        compared = compare([str(run.directory) for run in done])
     print(f"{len(done)} of {_count(len(runs), 'run')} done, {len(failed)} failed")
     if done:
         more = f"python -m noisybsd.compare {settings['out']} out=table.md plots=plots"
         print(f"the table as a file, with plots: {more}")
-    return 1 if failed else 0
+    return 1 if failed else compared
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import re
@@ -171,6 +172,8 @@ def test_every_bad_file_is_named_at_once(runs: Path) -> None:
     damage(runs / "ce-s2", data_sha256=None)
     make_run(runs / "x").joinpath("config.yaml").write_text("recipe: [")
     make_run(runs / "y").joinpath("config.yaml").write_text("seed: 1\n")
+    config = make_run(runs / "z").joinpath("config.yaml")
+    config.write_text(config.read_text().replace("\nseed: 0\n", "\nseed: first\n"))
     with pytest.raises(UserError) as caught:
         find_runs([str(runs), "nowhere"])
     lines = {line.split(": ")[0]: line for line in str(caught.value).splitlines()}
@@ -185,8 +188,9 @@ def test_every_bad_file_is_named_at_once(runs: Path) -> None:
     assert "no data_sha256" in lines["runs/ce-s2/results.json"]
     assert "not readable as YAML" in lines["runs/x/config.yaml"]
     assert "no recipe" in lines["runs/y/config.yaml"] or "no method" in lines["runs/y/config.yaml"]
+    assert "seed is 'first'" in lines["runs/z/config.yaml"]
     assert lines["nowhere"].startswith("nowhere: no such folder")
-    assert len(lines) == 10
+    assert len(lines) == 11
 
 
 def test_results_before_there_was_a_version(runs: Path) -> None:
@@ -547,7 +551,7 @@ def test_the_terminal_shows_the_main_columns(runs: Path, capsys: Any) -> None:
     for heading in ("last %", "ECE", "corrected %", "AUROC"):
         assert [heading, meanings[heading]] in rows
     assert (
-        "not shown: last 10 %, best (oracle) %, weight average %, memorised %, passes, seconds; "
+        "not shown: last 10 epochs %, best (oracle) %, weight average %, memorised %, passes, seconds; "
         "columns=all or out=FILE has them"
     ) in output
     assert all(f"; {m.heading}: {m.meaning}" in Path("t.md").read_text() for m in METRICS[1:])
@@ -932,6 +936,20 @@ def test_places_that_cannot_be_written(option: str, runs: Path, capsys: Any) -> 
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_a_table_is_replaced_whole_or_not_at_all(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    Path("t.md").write_text("the table before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert main([str(runs), "out=t.md"]) == 2
+    assert "t.md: cannot be written: No space left on device" in capsys.readouterr().err
+    assert Path("t.md").read_text() == "the table before"
+
+
 # pictures
 
 
@@ -1003,6 +1021,18 @@ def test_accuracy_against_noise_rate(tmp_path: Path) -> None:
     np.testing.assert_allclose(line.mean, [91, 81, 61])
     assert line.std is not None
     np.testing.assert_allclose(line.std, np.std([0, 2], ddof=1))
+
+
+def test_one_seed_has_no_bar(tmp_path: Path) -> None:
+    """A bar of length 0 would say that seeds do not differ."""
+    for rate, seeds in ((0.2, (0, 1)), (0.4, (0,))):
+        for seed in seeds:
+            settings = ("method=ce", f"noise.rate={rate}", f"seed={seed}")
+            make_run(tmp_path / f"{rate}-{seed}", *settings, accuracy=0.9 + seed / 100)
+    (family,) = compare_plots._families(load(tmp_path))
+    (line,) = compare_plots._rate_lines(family)
+    assert line.std is not None
+    np.testing.assert_allclose(line.std, [np.std([0, 1], ddof=1), np.nan])
 
 
 def test_recipes_that_differ_in_the_noise_rate_alone_are_one_line(tmp_path: Path) -> None:

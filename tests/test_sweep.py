@@ -393,6 +393,14 @@ def test_what_is_done_is_compared(
     assert compared == ["o/digits_sym40-ce-s0", "o/digits_sym40-ce-s2"]
 
 
+def test_what_cannot_be_compared_is_no_success(
+    stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("noisybsd.compare.main", lambda arguments: 2)  # a damaged results.json
+    stub(FINISH)
+    assert main([DIGITS, "method=ce", "out=o"]) == 2
+
+
 def test_a_place_that_cannot_be_written(
     stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
