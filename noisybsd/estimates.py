@@ -52,7 +52,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
         clean = findings.clean[seen]
         found["noise_rate_true"] = float((clean != labels).mean()) if len(clean) else None
         found["transition_true"] = transition(np.eye(findings.classes)[clean], labels)
-        found["suggested_right"] = float((belief.argmax(axis=1) == clean).mean())
+        right = belief.argmax(axis=1) == clean
+        found["suggested_right"] = float(right.mean()) if len(right) else None
     return found
 
 
@@ -62,9 +63,9 @@ def caution(said: dict[str, Any]) -> str | None:
     if wrong is None or wrong <= rate / 2:
         return None
     return (
-        f"The run expects {wrong:.0%} of its own suggestions to be wrong: much of what it disputes may be "
-        "its own error. Take the estimated noise for an upper bound; a longer run or a better network "
-        "sharpens it."
+        f"The run expects {wrong:.0%} of its own suggestions to be wrong, so its estimates are no "
+        "measurement: an undecided belief counts as noise, and one that has hardly left the given label "
+        "as none. A longer run or a better network sharpens them."
     )
 
 
@@ -202,14 +203,15 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
     - `k-NN disagreement`: neighbours with another given label.
     """
     labels, network = findings.arrays["labels"], _readable(findings)
-    rows = np.arange(len(labels))
+    rows, seen = np.arange(len(labels)), findings.column("visits") > 0
+    trusted = trust(findings.column("given_prob"), findings.column("final_prob"))
 
     def quiet(values: Floats) -> Floats:
         """Samples that nothing is known of are the least suspicious."""
         return np.where(np.isnan(values), -np.inf, values)
 
     return {
-        "posterior": -trust(findings.column("given_prob"), findings.column("final_prob")),
+        "posterior": -np.where(seen, trusted, 1),
         "belief": -findings.column("given_prob"),
         "confident learning": confident_learning(labels, network),
         "area under the margin": quiet(-findings.column("area_under_margin")),

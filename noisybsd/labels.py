@@ -331,11 +331,12 @@ def label_table(
 
 
 def trust(given_prob: Floats, final_prob: Floats) -> Floats:
-    """How much speaks for each given label (N,), up to a factor: belief times the network's last word.
+    """How much speaks for each given label (N,), in [0,1]: belief times the final network's probability.
 
     The belief averages what the network has said since its first epochs; the final network, looking
-    at the image as it is, knows more and remembers nothing. Their product is the belief as prior with
-    one more observation as likelihood. Where the network could not look, the belief stands alone.
+    at the image as it is, knows more and remembers nothing. A score to rank by, no probability:
+    normalised over the classes it found more on digits and less on a subset of CIFAR-10N, where
+    beliefs are too sure (docs/LOG.md). Where the network could not look, the belief stands alone.
     """
     return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
 

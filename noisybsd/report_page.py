@@ -142,14 +142,17 @@ def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
     """The gallery's heading and the sentence below it."""
     samples = said["samples"]
     heading = f"The {shown:,} most suspicious labels"
-    text = "Ordered by how little the run believes the given label."
+    text = (
+        "Ordered by how little speaks for the given label: the run's belief in it, times the final "
+        "network's probability of it."
+    )
     if shown == samples:
         heading = f"All {samples:,} labels, the most suspicious first"
     if said["disputed"] == 0:
         heading = "No label is disputed"
         text = (
             f"The run believes the given label of all {said['samples_seen']:,} samples it saw more than "
-            "any other; these come in the order of how sure it is, the least sure first."
+            "any other; those that the least speaks for come first."
         )
     if shown < samples:
         text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
@@ -235,8 +238,10 @@ def _plots(
         "of the square root, so that rare errors show. A cell off the diagonal shows its samples."
     )
     if "transition_true" in said:
-        gap = float(np.nanmean(np.abs(matrix - said["transition_true"])))
-        text += f" Mean distance of an entry from the true matrix: {gap:.4f}."
+        gaps = np.abs(matrix - said["transition_true"])
+        known = gaps[np.isfinite(gaps)]
+        if len(known):
+            text += f" Mean distance of an entry from the true matrix: {known.mean():.4f}."
     yield {
         "title": "Who is mistaken for whom",
         "text": text,

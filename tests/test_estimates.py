@@ -145,6 +145,20 @@ def test_a_belief_that_is_not_sure_of_itself_is_told_from_one_that_is() -> None:
     assert told is not None and "expects 33% of its own suggestions" in told
 
 
+def test_a_belief_that_is_still_the_given_label_is_no_measurement() -> None:
+    """After too few epochs: an estimate near 0 that says nothing of the noise."""
+    young = estimates(findings([[0.97, 0.03]] * 10, [0] * 10, clean=[0] * 6 + [1] * 4))
+    assert young["disputed"] == 0 and young["noise_rate"]["estimate"] == pytest.approx(0.03)
+    told = caution(young)
+    assert told is not None and "no measurement" in told and "upper bound" not in told
+
+
+def test_without_a_visited_sample_nothing_is_estimated() -> None:
+    found = estimates(findings(np.eye(2), [0, 1], visits=[0, 0], clean=[0, 0]))
+    assert found["noise_rate"]["estimate"] is found["noise_rate_true"] is None
+    assert found["suggested_right"] is None and caution(found) is None
+
+
 def test_clean_test_labels_and_others_are_told_apart() -> None:
     belief, labels = np.array([[0.8, 0.2], [0.3, 0.7]] * 10), [0, 1] * 10
     test = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
@@ -233,6 +247,16 @@ def test_samples_nothing_is_known_of_are_the_least_suspicious() -> None:
         score = scores[name]
         assert not isinstance(score, str)
         assert score.argmin() == 0, name
+
+
+def test_the_ranking_measured_is_the_reports() -> None:
+    """A sample never visited has the last rank, whatever the network says of it."""
+    belief = [[1.0, 0.0], [0.9, 0.1], [0.2, 0.8]]
+    network = [[0.01, 0.99], [0.9, 0.1], [0.2, 0.8]]
+    found = findings(belief, [0, 0, 0], network=network, visits=[0, 1, 1])
+    score = suspicions(found)["posterior"]
+    assert not isinstance(score, str)
+    assert np.argsort(-score).tolist() == np.argsort(found.column("rank")).tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize("clean", [None, [0, 1], [1, 0]])

@@ -287,6 +287,17 @@ def test_no_disputed_label() -> None:
     assert "Which ranking to trust" not in page.said
 
 
+def test_the_page_says_by_what_it_ranks() -> None:
+    page = page_of(findings([[0.9, 0.1], [0.2, 0.8]], [0, 0], clean=[0, 1]))
+    assert "the run's belief in it, times the final network's probability of it" in page.said
+    assert "in the order of the first" in page.said and "ranks by belief" not in page.said
+
+
+def test_no_sample_visited() -> None:
+    page = page_of(findings(np.eye(2), [0, 1], visits=[0, 0], clean=[0, 0]))
+    assert "2 never seen" in page.said and "nan" not in page.said
+
+
 def test_one_class_only() -> None:
     page = page_of(findings(np.ones((3, 1)), [0, 0, 0], clean=[0, 0, 0]))
     assert page.data["rows"]["suggested"] == [0, 0, 0]
