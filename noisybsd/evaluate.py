@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from noisybsd.config import Config, DataConfig, build_config, parse_overrides, read_yaml
+from noisybsd.corruptions import CORRUPTIONS, choose, corrupted_sets, possible
 from noisybsd.data import Evaluation, load_dataset, load_evaluation
 from noisybsd.environment import describe_environment, pick_device
 from noisybsd.errors import UserError, command
+from noisybsd.loader import keep_resident
 from noisybsd.metrics import prediction_metrics
 from noisybsd.predict import predict
 from noisybsd.rundir import load_run_state, write_json
 from noisybsd.splits import Split
 from noisybsd.trainer import Trainer
 
-USAGE = """\
+CORRUPTION_NAMES = textwrap.indent(textwrap.fill(", ".join(CORRUPTIONS), width=98), "  ")
+
+USAGE = f"""\
 usage: python -m noisybsd.evaluate run=DIR [key=value …]
 
 Measure the networks of a run, finished or not, on its test set: accuracy, calibration error (ECE), negative
@@ -36,6 +44,13 @@ cifar100c), ImageNet's of mini-WebVision's classes (webvision_imagenet), or the 
 All keys of data then belong to these images, and the run's own are read from where they were in training:
   data.root=PATH, data.download, data.verify, data.manifest, data.on_error, data.size, data.workers
 
+corruptions=all measures them on the run's own test set corrupted here with Kornia: noise, blurs, fog,
+contrast and others at five severities. Or some of them:
+  corruptions=NAME,NAME,…
+{CORRUPTION_NAMES}
+The severities are not those of cifar10c: compare networks with each other, not with published numbers.
+
+  python -m noisybsd.evaluate run=runs/own/… corruptions=all
   python -m noisybsd.evaluate run=runs/cifar10n_worst/… data.name=cifar10c data.root=data
 """
 
@@ -86,21 +101,29 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
     Returns:
         What evaluation.json holds: epoch, test_accuracy, test_ece, test_nll, test_brier, each with
         `_ema` too, test_knn_accuracy, and machine and versions; with data.name among the overrides
-        `other_data` too, see `evaluate_on`.
+        `other_data` too, and with corruptions=… `corruptions`, see `evaluate_on`.
     """
-    other = None
+    other = corruptions = None
+    if named := [o for o in overrides if o.startswith("corruptions=")]:
+        corruptions = choose(named[-1].removeprefix("corruptions="))
+        overrides = [o for o in overrides if o not in named]
     if any(override.startswith("data.name=") for override in overrides):
         other = _other_data([o for o in overrides if o.startswith("data.")])
         overrides = [o for o in overrides if not o.startswith("data.")]
     trainer = load_trainer(directory, load_run_config(directory, overrides))
     if trainer is None:
         raise UserError(f"run={directory}: has no checkpoint yet")
-    elsewhere = {} if other is None else {"other_data": evaluate_on(other, trainer)}
+    further: dict[str, tuple[Evaluation, DataConfig]] = {}
+    if other is not None:
+        further["other_data"] = load_evaluation(other), other
+        _check_fits(further["other_data"][0], trainer)
+    if corruptions is not None:
+        further["corruptions"] = corrupted_test_set(trainer, corruptions), trainer.config.data
     return {
         "run": str(directory),
         "epoch": trainer.epoch,
         **trainer.evaluate(),
-        **elsewhere,
+        **{key: evaluate_on(sets, trainer, data) for key, (sets, data) in further.items()},
         "data_sha256": trainer.dataset.sha256,
         **describe_environment(trainer.device),
     }
@@ -114,19 +137,39 @@ def _other_data(overrides: list[str]) -> DataConfig:
     return build_config({"recipe": "evaluation"}, parse_overrides(overrides)).data
 
 
-def evaluate_on(data: DataConfig, trainer: Trainer) -> dict[str, Any]:
+def corrupted_test_set(trainer: Trainer, names: Sequence[str]) -> Evaluation:
+    """The run's own test images as its network sees them, corrupted.
+
+    Args:
+        names: keys of `noisybsd.corruptions.CORRUPTIONS`; those that need colour are left out where
+            there is none.
+    """
+    run, split = trainer.dataset, trainer.test
+    names = possible(names, run.channels)
+    if not isinstance(split.images, torch.Tensor):
+        host = torch.device("cpu")
+        split = keep_resident(split, host, "resident", trainer.config.data.on_error)
+    # what lies outside of the view is never seen, and a length is one of the network's input
+    split = replace(split, images=trainer.views.plain_view(split.images))
+    sets = corrupted_sets(split, names, trainer.device)
+    return Evaluation(f"{run.name}, corrupted", run.class_names, run.size, run.channels, sets)
+
+
+def evaluate_on(evaluation: Evaluation, trainer: Trainer, data: DataConfig) -> dict[str, Any]:
     """Measure the run's networks on test sets other than its own.
+
+    Args:
+        data: says how image files are read, by workers and on_error.
 
     Returns:
         name; sets: by name accuracy, ece, nll and brier, each with `_ema` too; mean: the mean of each
         over the sets; skipped: unreadable images that were left out.
 
     Raises:
-        UserError: images that are not there, or that the network was not made for.
+        UserError: images that are not there.
     """
-    evaluation = load_evaluation(data)
-    _check_fits(evaluation, trainer)
-    sets, skipped = {}, []
+    sets: dict[str, dict[str, float]] = {}
+    skipped: list[str] = []
     for name, split in track(
         evaluation.sets,
         f"evaluating on {evaluation.name}",
@@ -134,7 +177,7 @@ def evaluate_on(data: DataConfig, trainer: Trainer) -> dict[str, Any]:
         disable=not console.is_terminal,
     ):
         sets[name] = _measure(split, trainer, data)
-        skipped += split.skipped
+        skipped += [file for file in split.skipped if file not in skipped]
     mean = {
         metric: sum(found[metric] for found in sets.values()) / len(sets)
         for metric in next(iter(sets.values()))
@@ -195,7 +238,7 @@ def main(arguments: list[str]) -> int:
 
     console = Console()
     console.print(_table(f"{directory}, after epoch {found['epoch']}", found, "test_"))
-    if (other := found.get("other_data")) is not None:
+    for other in (found[key] for key in ("other_data", "corruptions") if key in found):
         several = len(other["sets"]) > 1
         title = other["name"] + (f", mean of {len(other['sets'])} sets" if several else "")
         console.print(_table(title, other["mean"]))

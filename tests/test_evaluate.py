@@ -18,8 +18,16 @@ from compared import rows, strict
 
 from noisybsd.checkpoint import previous
 from noisybsd.config import load_config
+from noisybsd.corruptions import corrupt
 from noisybsd.data import load_dataset
-from noisybsd.evaluate import evaluate_run, main
+from noisybsd.evaluate import (
+    corrupted_test_set,
+    evaluate_run,
+    load_run_config,
+    load_trainer,
+    main,
+)
+from noisybsd.images import ImageFiles
 from noisybsd.predict import predict
 from noisybsd.train import main as train
 from noisybsd.trainer import Trainer
@@ -120,6 +128,8 @@ def test_where_things_are_may_differ(tiny: Tiny) -> None:
         (["run=run", "seed=1"], "seed: cannot differ from the run's; valid: data.root, "),
         (["run=run", "batch_size=8"], "batch_size: cannot differ"),
         (["run=run", "device=gpu"], "device: "),
+        (["run=run", "corruptions=fgo"], "corruptions: got 'fgo', did you mean fog? valid: all, b"),
+        (["run=run", "corruptions=saturate"], "corruptions=saturate: needs colour"),
         (["run=run", "neighbours.k=500"], "neighbours.k: got 500; valid: 1 to 128"),
         (["run=run", "seed"], "seed"),
         (["run=young"], "run=young: has no checkpoint yet"),
@@ -256,3 +266,71 @@ def test_images_that_the_network_was_not_made_for(
         assert on_cifar10(*arguments) == 2, arguments
         assert says in capsys.readouterr().err, arguments
     assert not Path("run/evaluation.json").exists()
+
+
+# the run's own test images, corrupted here
+
+
+def test_generated_corruptions(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tiny("run.dir=run", "epochs=1")) == 0
+    capsys.readouterr()
+    assert main(["run=run", "corruptions=fog,saturate,pixelate"]) == 0
+    out = capsys.readouterr().out
+    found = strict(Path("run/evaluation.json").read_text())
+    made = found["corruptions"]
+    assert made["name"] == "digits, corrupted" and made["skipped"] == []
+    names = ("fog", "pixelate")  # digits are grey
+    assert list(made["sets"]) == [f"{name}/{s}" for name in names for s in range(1, 6)]
+    metrics = list(made["mean"])
+    assert len(metrics) == 8 and "other_data" not in found
+    for measured in made["sets"].values():
+        assert list(measured) == metrics
+    for metric in metrics:
+        values = [measured[metric] for measured in made["sets"].values()]
+        assert made["mean"][metric] == pytest.approx(np.mean(values))
+    assert len({measured["nll"] for measured in made["sets"].values()} | {found["test_nll"]}) == 11
+    row = next(line for line in out.splitlines() if " pixelate " in line)
+    assert f"{made['sets']['pixelate/3']['accuracy']:.4f}" in row
+
+    # the same again, whatever else is asked for; and without, the rest is the same
+    again = evaluate_run(Path("run"), ["corruptions=pixelate"])["corruptions"]["sets"]
+    assert again == {k: v for k, v in made["sets"].items() if k.startswith("pixelate")}
+    plain = evaluate_run(Path("run"), [])
+    assert plain == {key: value for key, value in found.items() if key != "corruptions"}
+
+
+def test_generated_corruptions_are_of_the_images_that_the_network_sees(tiny: Tiny) -> None:
+    """Of the middle of image files; these are read once, and unreadable ones are left out."""
+    for split in ("train", "test"):
+        trees.folders(Path("photos", split), n=32 if split == "train" else 5)
+    settings = ("data.name=own", "data.root=photos", "data.size=16", "augment.name=imagenet")
+    more = (
+        "noise.name=none",
+        "noise.rate=0",
+        "data.storage=stream",
+        "data.workers=0",
+        "data.on_error=skip",
+    )
+    assert train(tiny("run.dir=run", "epochs=1", "data.limit=null", *settings, *more)) == 0
+    Path("photos/test/dog/000.png").write_text("not a picture")
+    config = load_run_config(Path("run"), [])
+    trainer = load_trainer(Path("run"), config)
+    assert trainer is not None
+    evaluation = corrupted_test_set(trainer, ["contrast"])
+    (_, split), *_ = evaluation.sets
+    files = trainer.dataset.test
+    assert isinstance(files.images, ImageFiles) and isinstance(split.images, torch.Tensor)
+    assert split.images.shape == (9, 3, 16, 16) and files.images.size == 18
+    first = files.images.decode(0)[None, :, 1:-1, 1:-1]
+    assert torch.equal(split.images[:1], corrupt(first, "contrast", 1))
+
+    found = evaluate_run(Path("run"), ["corruptions=contrast"])["corruptions"]
+    assert len(found["sets"]) == 5 and len(found["skipped"]) == 1
+    assert "dog/000.png: is not an image" in found["skipped"][0]
+
+
+def test_both_kinds_of_corruptions(on_cifar10: Callable[..., int]) -> None:
+    assert on_cifar10(*corrupted(), "corruptions=saturate") == 0
+    found = strict(Path("run/evaluation.json").read_text())
+    assert next(iter(found["other_data"]["sets"])) == "fog/1"
+    assert list(found["corruptions"]["sets"]) == [f"saturate/{s}" for s in range(1, 6)]
