@@ -33,6 +33,7 @@ from noisybsd.splits import Missing, Split, hold_out, image_size
 
 HELP = """\
 usage: python -m noisybsd.data check|prepare|pack|noise NAME key=value …
+       python -m noisybsd.data apply-review run=DIR review=FILE out=FILE
 
 NAME is a dataset: {names}; or the path of a card.
 
@@ -43,6 +44,8 @@ NAME is a dataset: {names}; or the path of a card.
   noise NAME root=FOLDER out=F noise.name=symmetric noise.rate=0.4 noise.seed=0
                                write noisy labels to F (.csv, .npy or .txt) for others to use:
                                then data.labels=F
+  apply-review                 correct a run's labels by the decisions made on its report's page;
+                               `apply-review --help` says more
 
 Keys are those of a recipe's sections data and noise (python -m noisybsd.train --help lists them);
 those of data may be written without `data.`: root, labels, manifest, size, verify, on_error, …
@@ -57,12 +60,17 @@ LISTED = 20  # unreadable images named by `check`
 
 def run(arguments: list[str]) -> int:
     """Carry out `COMMAND NAME key=value …` and return the exit code."""
+    if arguments[:1] == ["apply-review"]:
+        from noisybsd import review
+
+        return review.main(arguments[1:])
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP.format(names=", ".join(card_names())))
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        raise UserError(f"command: {did_you_mean(command, COMMANDS)}; --help explains them")
+        valid = [*COMMANDS, "apply-review"]
+        raise UserError(f"command: {did_you_mean(command, valid)}; --help explains them")
     if not rest or "=" in rest[0]:
         raise UserError(f"{command}: which dataset? valid: {', '.join(card_names())}")
     config, out = _settings(rest[0], rest[1:])

@@ -44,6 +44,7 @@ Floats = npt.NDArray[Any]  # float32 or float64
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+ARRAYS = ("belief", "network", "neighbours", "labels", "test", "test_labels")
 NEIGHBOURS = 10  # looked at where the run searches none
 
 
@@ -112,8 +113,10 @@ class Findings:
             about = json.loads(table.schema.metadata[b"noisybsd"])
             with np.load(arrays_path, allow_pickle=False) as content:
                 arrays = dict(content)
-            if len(arrays["belief"]) != len(table):
-                raise ValueError(f"pred_probs.npz has {len(arrays['belief'])} rows")
+            missing = set(ARRAYS) - set(arrays)
+            if missing or len(arrays["belief"]) != len(table):
+                lacks = f"has no {min(missing)}" if missing else "is of other samples"
+                raise ValueError(f"pred_probs.npz {lacks}")
         except Exception as error:  # a damaged file can raise anything
             first = (str(error).splitlines() or [""])[0]
             raise UserError(

@@ -202,6 +202,14 @@ def test_damaged_files_are_named(found: Findings, tmp_path: Path) -> None:
         Findings.read(tmp_path)
 
 
+def test_probabilities_that_lack_an_array_are_named(found: Findings, tmp_path: Path) -> None:
+    found.write(tmp_path)
+    whole = {name: array for name, array in found.arrays.items() if name != "test"}
+    np.savez(tmp_path / "pred_probs.npz", allow_pickle=False, **whole)
+    with pytest.raises(ValueError, match=r"parquet: not readable: pred_probs.npz has no test"):
+        Findings.read(tmp_path)
+
+
 def test_record_never_raises(
     trainer: Trainer,
     tmp_path: Path,

@@ -10,6 +10,7 @@ from reported import NASTY_CLASSES, NASTY_FILE, own_images, run
 
 from noisybsd.config import Config
 from noisybsd.data import load_dataset
+from noisybsd.data import main as data
 from noisybsd.evaluate import load_run_config
 from noisybsd.review import apply_review, main, read_review
 
@@ -175,11 +176,18 @@ def test_the_command_says_how_to_train_on_the_result(
 ) -> None:
     path = review(tmp_path / "r.csv", config, {5: ("wrong", 1), 6: ("unsure", 1)})
     out = tmp_path / "corrected.npy"
-    assert main([f"run={directory}", f"review={path}", f"out={out}"]) == 0
+    assert data(["apply-review", f"run={directory}", f"review={path}", f"out={out}"]) == 0
     told = capsys.readouterr().out
     assert "1 wrong, 0 right, 1 unsure; 1 labels changed" in told
     assert f"data.labels={out}" in told and "noise.name=none" in told
     assert np.load(out)[5] == 1
+
+
+def test_the_command_is_one_of_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert data(["--help"]) == 0 and "apply-review" in capsys.readouterr().out
+    assert data(["apply-review", "--help"]) == 0 and "review=FILE" in capsys.readouterr().out
+    assert data(["aply-review"]) == 2
+    assert "did you mean apply-review?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["run", "review", "out"])
