@@ -246,7 +246,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one metric to the baseline, paired by seed; a 95 % confidence interval from two pairs on."""
+    """Of one metric to the baseline, paired by seed, with a 95 % confidence interval where there is one."""
 
     mean: float
     low: float | None
@@ -325,13 +325,17 @@ class Comparison:
 
 
 def paired_difference(differences: Sequence[float]) -> Difference | None:
-    """Their mean, with the t-interval of 95 %: mean ± t_{0.975, n-1} s / sqrt(n). None if there are none."""
+    """Their mean, with the t-interval of 95 %: mean ± t_{0.975, n-1} s / sqrt(n). None if there are none.
+
+    No interval for one pair, nor where all differences are the same, as happens on small test sets:
+    one of length 0 would say that nothing is left open.
+    """
     n = len(differences)
     if n == 0:
         return None
     mean = statistics.fmean(differences)
-    if n == 1:
-        return Difference(mean, None, None, 1)
+    if max(differences) - min(differences) < 1e-9:
+        return Difference(mean, None, None, n)
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n)
 
@@ -693,8 +697,9 @@ def notes(
     if any(section.baseline for section in sections):
         yield (
             "differences (of percentages: in points) are paired over common seeds, with the 95 % t-interval "
-            "of their mean: one that holds 0 leaves open which is better; intervals are not corrected for "
-            "the number of comparisons"
+            "of their mean: one that holds 0 leaves open which is better; there is none where all pairs "
+            "differ by the same; intervals hold what seeds change, not what other test images would, and "
+            "are not corrected for the number of comparisons"
         )
     averaged = {row.method for section in sections for row in section.rows} & set(AVERAGED)
     for method in sorted(averaged):
