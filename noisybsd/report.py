@@ -136,7 +136,7 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     if rate["estimate"] is not None:
         print(
             f"estimated wrong: {rate['estimate']:.2%} "
-            f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}){known}"
+            f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}, if the belief is honest){known}"
         )
     if doubt := caution(said):
         print(doubt)
