@@ -400,7 +400,9 @@ def test_command_writes_all_files(
     assert len(parsed(directory).data["rows"]["index"]) == 12
     assert (directory / "labels.csv").exists() and (directory / "pred_probs.npz").exists()
     told = capsys.readouterr().out
-    assert "of 300 labels are disputed" in told and "if the belief is honest" in " ".join(told.split())
+    assert "of 300 labels are disputed" in told and "if the belief is honest" in " ".join(
+        told.split()
+    )
 
 
 @pytest.mark.parametrize(
