@@ -192,7 +192,7 @@ def _test_estimates(findings: Findings, matrix: Floats) -> dict[str, Any]:
 def suspicions(findings: Findings) -> dict[str, Floats | str]:
     """Every ranking at hand: a score (N,) for each sample, larger is more suspicious, or why not.
 
-    - `posterior`: the report's own ranking, by `labels.trust`.
+    - `belief × network`: the report's own ranking, by `labels.trust`.
     - `belief`: little belief in the given label.
     - `confident learning`: what cleanlab flags from the network's predictions without augmentation,
       and within flagged and others by normalised margin. Northcutt et al. 2021, arXiv 1911.00068.
@@ -211,7 +211,7 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
         return np.where(np.isnan(values), -np.inf, values)
 
     return {
-        "posterior": -np.where(seen, trusted, 1),
+        "belief × network": -np.where(seen, trusted, 1),
         "belief": -findings.column("given_prob"),
         "confident learning": confident_learning(labels, network),
         "area under the margin": quiet(-findings.column("area_under_margin")),
