@@ -1,6 +1,6 @@
 """The label report: what it finds in finished runs, and what a report on many samples costs.
 
-    python benchmarks/report.py runs runs/digits_sym40/* --out results/report_runs.csv
+    python benchmarks/report.py runs runs/digits_sym40/* --out results/detection.csv
     python benchmarks/report.py scale --samples 50000 --out results/report_scale.csv
 
 `runs` reads the labels.parquet and pred_probs.npz of runs on data whose clean labels are known: how well
