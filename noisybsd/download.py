@@ -23,7 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -39,6 +39,9 @@ from noisybsd.cards import Download
 from noisybsd.errors import UserError
 
 log = logging.getLogger("noisybsd")
+
+# keeps owners and modes of an archive out; Python has it from 3.11.4
+_DATA_ALONE: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
@@ -252,9 +255,8 @@ def unpack(archive: Path, folder: Path) -> list[str]:
             else:
                 with tarfile.open(archive) as bundle:
                     _refuse_outside(archive, bundle.getnames())
-                    bundle.extractall(temporary, filter="data")
-        except tarfile.FilterError as error:
-            raise UserError(f"{archive}: refused to unpack: {error}") from None
+                    _refuse_links(archive, bundle.getmembers())
+                    bundle.extractall(temporary, **_DATA_ALONE)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno:  # gzip's own has none
                 raise UserError(f"{folder}: cannot unpack {archive}: {error.strerror}") from None
@@ -265,6 +267,14 @@ def unpack(archive: Path, folder: Path) -> list[str]:
                 raise UserError(f"{folder / name}: is there already; remove it to unpack {archive}")
             shutil.move(Path(temporary) / name, folder / name)
     return entries
+
+
+def _refuse_links(archive: Path, members: list[tarfile.TarInfo]) -> None:
+    for member in members:
+        if not (member.isreg() or member.isdir()):
+            raise UserError(
+                f"{archive}: refused to unpack: member {member.name!r} is neither file nor folder"
+            )
 
 
 def _refuse_outside(archive: Path, names: list[str]) -> None:
