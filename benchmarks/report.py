@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
@@ -121,6 +122,29 @@ def _test_rows(found: Findings, said: Row) -> Iterator[Row]:
         "high": estimate["high"],
         "truth": said["test"]["accuracy"],
     }
+
+
+def summary(rows: list[Row]) -> str:
+    """The rankings in one Markdown table: mean AUROC ± standard deviation over seeds, for each recipe and
+    method, the largest mean of a column in bold."""
+    columns: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        ranking, _, metric = row["quantity"].partition(": ")
+        if metric == "auroc":
+            title = f"{row['recipe']}, {row['method']} ({row['samples']:,} labels)"
+            columns.setdefault(title, {}).setdefault(ranking, []).append(row["value"])
+    rankings = dict.fromkeys(ranking for found in columns.values() for ranking in found)
+    best = {title: max(map(fmean, found.values())) for title, found in columns.items()}
+    lines = ["| ranking | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for ranking in rankings:
+        cells = []
+        for title, found in columns.items():
+            values = found.get(ranking, [])
+            spread = f" ± {stdev(values):.5f}" if len(values) > 1 else ""
+            cell = f"{fmean(values):.5f}{spread} (n = {len(values)})" if values else ""
+            cells.append(f"**{cell}**" if values and fmean(values) == best[title] else cell)
+        lines.append(f"| {ranking} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 # --- what it costs ------------------------------------------------------------------------------
@@ -264,6 +288,9 @@ def main() -> None:
         {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows
     ]
     write_csv(args.out, short)
+    if args.command == "runs" and args.out is not None:
+        about = f"AUROC of finding wrong labels, last epoch; from {args.out.name}, which has all else.\n\n"
+        args.out.with_suffix(".md").write_text(about + summary(short), encoding="utf-8")
 
 
 if __name__ == "__main__":
