@@ -768,15 +768,17 @@ def main(arguments: list[str]) -> int:
     )
     from noisybsd import compare_tables
 
-    compare_tables.show(comparison, every=options["columns"] == "all")
-    for file in options["out"]:
+    # files first: whoever reads the tables, as `head` does, may close the pipe
+    written = list(options["out"])
+    for file in written:
         compare_tables.write(comparison, file)
-        print(f"written to {file}")
     if options["plots"]:
         from noisybsd.compare_plots import draw
 
-        for file in draw(sections, Path(options["plots"]).expanduser()):
-            print(f"written to {file}")
+        written += draw(sections, Path(options["plots"]).expanduser())
+    compare_tables.show(comparison, every=options["columns"] == "all")
+    for file in written:
+        print(f"written to {file}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -1110,3 +1111,18 @@ def test_a_real_run_is_read(tiny: Callable[..., list[str]], tmp_path: Path) -> N
     ece = sum(gaps) / results["test_samples"]
     assert ece == pytest.approx(results["test_ece_last"], abs=1e-6)
     assert [len(run.curve(name)) for name in ("test_accuracy", "memorised_fraction")] == [2, 2]
+
+
+def test_files_are_written_though_nobody_reads_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "a", "seed=0")
+
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("noisybsd.compare_tables.show", closed)
+    with contextlib.suppress(SystemExit):
+        main([".", "out=t.csv"])
+    assert "measured,digits_sym40" in Path("t.csv").read_text()
