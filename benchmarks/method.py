@@ -11,18 +11,18 @@ visit, test accuracy and the memorised share of both runs. Clean labels are need
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from common import write_csv
 from matplotlib.figure import Figure
 
 from noisybsd.config import Config, load_config
 from noisybsd.data import load_dataset
-from noisybsd.environment import describe_environment, pick_device
+from noisybsd.environment import pick_device
 from noisybsd.objectives import PosteriorTargets
 from noisybsd.posterior import Posterior, override_time
 from noisybsd.stopping import StopSignal
@@ -149,8 +149,6 @@ def table(
         "samples": len(given),
         "pixels_verified": ours.dataset.notes["pixels_verified"],
     }
-    environment = describe_environment(ours.device)
-    made = {"hardware": environment["hardware"], "git_commit": environment["git_commit"]}
     return [
         {
             **about,
@@ -163,7 +161,6 @@ def table(
                 for run in (ours, theirs)
                 for key in ("test_accuracy", "memorised_fraction")
             },
-            **made,
         }
         for epoch in range(len(weights))
     ]
@@ -177,12 +174,10 @@ def main() -> None:
     theirs, _, _ = trained(load_config([*settings, "method=ce"]))
     stacked = torch.stack(beliefs)
     rows = table(ours, theirs, stacked, weights)
-    with known.out.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+    short = [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    ]
+    write_csv(known.out.with_suffix(".csv"), short, ours.device)
     with matplotlib.rc_context({"svg.hashsalt": "noisybsd", "font.size": 9}):
         figure = draw(ours, theirs, stacked, weights)
         figure.savefig(known.out.with_suffix(".svg"), metadata={"Date": None})
