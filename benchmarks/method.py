@@ -77,11 +77,14 @@ def draw(ours: Trainer, theirs: Trainer, beliefs: torch.Tensor, weights: list[fl
     one, two, three, four = figure.subplots(2, 2).flat
 
     overridden = rows[wrong & (left > 0) & (of_true[-1] > 0.5)]
-    typical = overridden[(left[overridden] - left[overridden].float().median()).abs().argmin()]
     kept = rows[~wrong & (left == 0)][0]
     missed = rows[wrong & (left == 0)]
-    one.plot(epochs, of_given[:, typical], color=ORANGE, label="wrong label: belief in it")
-    one.plot(epochs, of_true[:, typical], color=BLUE, label="the same sample: in its true class")
+    if len(overridden):  # none in a short run
+        typical = overridden[(left[overridden] - left[overridden].float().median()).abs().argmin()]
+        one.plot(epochs, of_given[:, typical], color=ORANGE, label="wrong label: belief in it")
+        one.plot(
+            epochs, of_true[:, typical], color=BLUE, label="the same sample: in its true class"
+        )
     one.plot(epochs, of_given[:, kept], color=GREEN, label="right label: belief in it")
     if len(missed):
         one.plot(
