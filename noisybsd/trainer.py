@@ -76,7 +76,9 @@ class Trainer:
         self.views = Views(config.augment.name, dataset.size, dataset.mean, dataset.std).to(device)
         torch.manual_seed(config.seed)
         with distributed.one_first("network"):  # pretrained weights are downloaded
-            self.network = build_run_network(config, dataset).to(device)
+            network = build_run_network(config, dataset)
+        # as the images are; weights in another order are copied at every step
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         distributed.joint_batch_norm(self.network)
         forward: torch.nn.Module = self.network
         if config.compile:

@@ -62,7 +62,13 @@ def build(settings: tuple[str, ...]) -> Trainer:
     trainer = Trainer(
         config, load_dataset(config.data, config.noise, config.seed), torch.device("cpu")
     )
-    plain = trainer.views.plain
+    # Digits have a flat background: one rounding there turns a whole plane of ReLUs on or off.
+    uneven = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+
+    def plain(images: Tensor) -> Tensor:
+        return plain_view(images) + 0.5 * uneven
+
+    plain_view = trainer.views.plain
     views = SimpleNamespace(
         plain=plain, weak=plain, strong=lambda images: 0.8 * plain(images).roll(1, dims=3)
     )
