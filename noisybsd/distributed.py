@@ -239,7 +239,9 @@ def from_first(content: T) -> T:
     dist.broadcast_object_list(outline)
 
     def exchange(tensor: Tensor) -> Tensor:
-        tensor = torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.contiguous()
+        if tensor.is_meta:
+            tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+        tensor = tensor.contiguous()  # not as channels_last
         for part in tensor.view(-1).view(torch.uint8).split(_CHUNK):
             dist.broadcast(part, src=0)
         return tensor
