@@ -81,9 +81,18 @@ class Aligned(PosteriorTargets):
         self.register_buffer("running", self.prior.clone())
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        self.running.lerp_(probs[0].mean(dim=0), 0.02)
+        self.running.lerp_(probs[0].mean(dim=0), 0.02)  # over about 50 steps
         scaled = probs * (self.prior / self.running)
         super().observe(index, scaled / scaled.sum(dim=-1, keepdim=True))
+
+
+class AlignedToBelief(Aligned):
+    """The same, towards the running mean of the belief, which starts as the labels' histogram."""
+
+    def targets(self, index: Tensor) -> Tensor:
+        targets = super().targets(index)
+        self.prior.lerp_(targets.mean(dim=0), 0.02)
+        return targets
 
 
 class EmaSensor(PosteriorTargets):
@@ -169,18 +178,20 @@ def keys(*settings: str) -> Variant:
     return Variant(settings)
 
 
+SHORT = ("posterior.prior_strength=25", "posterior.discount=0.8")
+SHARP = "posterior.temperature=0.33"
 BASE = "the recipe as it is"
 VARIANTS: dict[str, Variant] = {
     BASE: Variant(),
     "cross-entropy": keys("method=ce"),
-    # how long the label lasts: override time 3, 18, 8, 8 visits instead of 8
+    # how long the label lasts, override time 3, 18 visits instead of 8; how long evidence does, at 8
     "c = 3": keys("posterior.prior_strength=3"),
     "c = 30": keys("posterior.prior_strength=30"),
     "c = 13, gamma = 0.9": keys("posterior.prior_strength=13", "posterior.discount=0.9"),
-    "c = 25, gamma = 0.8": keys("posterior.prior_strength=25", "posterior.discount=0.8"),
+    "c = 25, gamma = 0.8": keys(*SHORT),
     # how sharp evidence is
     "T = 1": keys("posterior.temperature=1"),
-    "T = 0.33": keys("posterior.temperature=0.33"),
+    "T = 0.33": keys(SHARP),
     "T = 0.25": keys("posterior.temperature=0.25"),
     # what is observed, and when
     "whole visits": keys("posterior.agreement_temperature=null"),
@@ -191,6 +202,11 @@ VARIANTS: dict[str, Variant] = {
     "neighbours, kappa = 1": keys("neighbours.weight=1"),
     # what keeps all classes alive
     "aligned evidence": Variant(rule=Aligned),
+    "aligned to the belief": Variant(rule=AlignedToBelief),
+    "aligned, c = 25, gamma = 0.8": Variant(SHORT, rule=Aligned),
+    "aligned, c = 25, gamma = 0.8, T = 0.33": Variant((*SHORT, SHARP), rule=Aligned),
+    "c = 25, gamma = 0.8, T = 0.33": keys(*SHORT, SHARP),
+    "c = 477, gamma = 0.5": keys("posterior.prior_strength=477", "posterior.discount=0.5"),
     "matched prior": Variant(loss=MatchedPrior),
     # the contrastive half, and the views
     "no contrastive term": keys("contrastive.name=none"),

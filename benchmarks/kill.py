@@ -12,7 +12,6 @@ row a kill; `identical` stands in all of them.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import random
 import subprocess
@@ -22,10 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from common import write_csv
 
 from noisybsd.checkpoint import load_checkpoint
-from noisybsd.environment import describe_environment
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from compared import assert_same, outcome
@@ -106,19 +104,8 @@ def main() -> None:
     settings = [*options.settings, "device=cpu", "tracking.wandb=disabled"]
     with tempfile.TemporaryDirectory() as where:
         rows = run(settings, Path(where), options.kills, options.seed)
-    about = describe_environment(torch.device("cpu"))
-    common = {
-        "settings": " ".join(settings),
-        "commit": about["git_commit"],
-        "hardware": about["hardware"],
-        "threads": 1,
-        "versions": " ".join(f"{name}={version}" for name, version in about["versions"].items()),
-    }
-    options.out.parent.mkdir(exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *common], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | common for row in rows)
+    about = {"settings": " ".join(settings), "threads": 1}
+    write_csv(options.out, [row | about for row in rows])
     print("identical:", rows[-1]["identical"])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from noisybsd.labels import Bools, Findings, Floats, Ints, trust
+from noisybsd.labels import Bools, Findings, Floats, Ints
 from noisybsd.metrics import prediction_metrics, reliability
 
 Z95 = 1.959964  # of the normal distribution
@@ -192,7 +192,7 @@ def _test_estimates(findings: Findings, matrix: Floats) -> dict[str, Any]:
 def suspicions(findings: Findings) -> dict[str, Floats | str]:
     """Every ranking at hand: a score (N,) for each sample, larger is more suspicious, or why not.
 
-    - `belief × network`: the report's own ranking, by `labels.trust`.
+    - `belief × network`: the report's own ranking, see `labels.trust`.
     - `belief`: little belief in the given label.
     - `confident learning`: what cleanlab flags from the network's predictions without augmentation,
       and within flagged and others by normalised margin. Northcutt et al. 2021, arXiv 1911.00068.
@@ -203,15 +203,14 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
     - `k-NN disagreement`: neighbours with another given label.
     """
     labels, network = findings.arrays["labels"], _readable(findings)
-    rows, seen = np.arange(len(labels)), findings.column("visits") > 0
-    trusted = trust(findings.column("given_prob"), findings.column("final_prob"))
+    rows = np.arange(len(labels))
 
     def quiet(values: Floats) -> Floats:
         """Samples that nothing is known of are the least suspicious."""
         return np.where(np.isnan(values), -np.inf, values)
 
     return {
-        "belief × network": -np.where(seen, trusted, 1),
+        "belief × network": -findings.column("rank"),
         "belief": -findings.column("given_prob"),
         "confident learning": confident_learning(labels, network),
         "area under the margin": quiet(-findings.column("area_under_margin")),

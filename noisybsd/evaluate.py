@@ -206,11 +206,8 @@ def _check_fits(evaluation: Evaluation, trainer: Trainer) -> None:
 
 
 def _measure(split: Split, trainer: Trainer, data: DataConfig) -> dict[str, float]:
-    networks = {"": trainer.network}
-    if trainer.ema is not None:
-        networks["_ema"] = trainer.ema.network
     metrics: dict[str, float] = {}
-    for suffix, network in networks.items():
+    for suffix, network in trainer.networks().items():
         logits, _, labels = predict(
             network,
             split,

@@ -251,19 +251,22 @@ class Trainer:
             )
         return metrics
 
+    def networks(self) -> dict[str, Network]:
+        """The network and its moving average, if there is one, by what their metrics' names end in."""
+        return {"": self.network} | ({} if self.ema is None else {"_ema": self.ema.network})
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Test metrics of the network, and of its moving average under names that end in `_ema`."""
-        logits, z, labels = self.predict_test(self.network)
-        metrics = {f"test_{k}": v for k, v in prediction_metrics(logits, labels).items()}
         near = self.config.neighbours
-        if near.k > 0:
-            found = self.bank.search(near.k, queries=z, engine=near.engine)
-            metrics["test_knn_accuracy"] = knn_accuracy(self.suggested(), found, labels)
-        if self.ema is not None:
-            logits, _, labels = self.predict_test(self.ema.network)
-            ema = prediction_metrics(logits, labels)
-            metrics |= {f"test_{k}_ema": v for k, v in ema.items()}
+        metrics: dict[str, float] = {}
+        for suffix, network in self.networks().items():
+            logits, z, labels = self.predict_test(network)
+            found = prediction_metrics(logits, labels)
+            metrics |= {f"test_{name}{suffix}": value for name, value in found.items()}
+            if near.k > 0 and network is self.network:
+                nearest = self.bank.search(near.k, queries=z, engine=near.engine)
+                metrics["test_knn_accuracy"] = knn_accuracy(self.suggested(), nearest, labels)
         return metrics
 
     def predict_test(self, network: Network) -> tuple[Tensor, Tensor, Tensor]:
@@ -360,9 +363,10 @@ class Trainer:
         accuracies = [row["test_accuracy"] for row in self.history]
         noise_rate = last.get("noise_rate")
 
-        def diagram(network: Network) -> dict[str, list[Any]]:
+        diagrams = {}
+        for suffix, network in self.networks().items():
             logits, _, labels = self.predict_test(network)
-            return reliability(logits, labels)
+            diagrams[suffix] = reliability(logits, labels)
 
         return {
             "schema": RESULTS_SCHEMA,
@@ -390,8 +394,8 @@ class Trainer:
             "label_correction_accuracy": last.get("label_correction_accuracy"),
             "noise_detection_auroc": last.get("noise_detection_auroc"),
             "memorised_fraction": last.get("memorised_fraction"),
-            "reliability": diagram(self.network),
-            "reliability_ema": None if self.ema is None else diagram(self.ema.network),
+            "reliability": diagrams[""],
+            "reliability_ema": diagrams.get("_ema"),
             # per sample and epoch: an image forward counts 1, backward 2
             "network_passes": self.network_passes / self.images_seen,
             "images_per_second": self.images_seen / self.train_seconds,
