@@ -164,12 +164,12 @@ class EmaConfig(Section):
 
 class PosteriorConfig(Section):
     prior_strength: float = Field(
-        10.0, ge=0, description="c: pseudo-count of the given label in the prior"
+        25.0, ge=0, description="c: pseudo-count of the given label in the prior"
     )
     prior_floor: float = Field(
         1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
     )
-    discount: float = Field(0.95, gt=0, le=1, description="gamma: what stays of old evidence")
+    discount: float = Field(0.8, gt=0, le=1, description="gamma: what stays of old evidence")
     top_k: int | None = Field(
         None,
         ge=2,
@@ -177,7 +177,7 @@ class PosteriorConfig(Section):
         "classes; null: all",
     )
     temperature: float = Field(
-        0.5, gt=0, le=1, description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's"
+        0.33, gt=0, le=1, description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's"
     )
     agreement_temperature: float | None = Field(
         0.25,
@@ -185,6 +185,11 @@ class PosteriorConfig(Section):
         le=1,
         description="a visit counts as much as two views' predictions, sharpened to this temperature, "
         "agree; null: fully, the paper's",
+    )
+    align: bool = Field(
+        True,
+        description="scale predictions so that classes are as frequent in them as in the given labels; "
+        "false: the paper's",
     )
     observe: Literal["weak", "mean"] = Field(
         "weak", description="evidence: the weak view's prediction, or the mean over all views"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisybsd import baselines
 from noisybsd.parts import Batch, Loss, Part, TargetRule, Task, cross_entropy, one_hot
@@ -36,12 +36,47 @@ class LabelTargets(TargetRule):
         return one_hot(self.labels[index], self.num_classes)
 
 
+class Alignment(nn.Module):
+    """Scales predictions so that every class is as frequent in them as among the given labels.
+
+    p_k h_k / m_k, normalised, with h the labels' histogram and m the running mean of predictions.
+    Distribution alignment, Berthelot et al. 2020, "ReMixMatch", section 3.1, with the noisy labels as
+    the reference. Where most labels are wrong, a class of which a few more than usual are can be
+    crowded out: predicted less, so observed less, so learned less. Its predictions count for more then.
+
+    Args:
+        labels: (N,) int64, the given labels.
+        num_classes: K.
+        balanced: at most so many samples of each given class are visited in an epoch; None: all.
+    """
+
+    SAMPLES = 320  # a class, on average, over which predictions are averaged
+
+    histogram: Tensor
+    mean: Tensor
+
+    def __init__(self, labels: Tensor, num_classes: int, balanced: int | None = None):
+        super().__init__()
+        counts = torch.bincount(labels, minlength=num_classes).float()
+        counts = counts.clamp(1, balanced)  # a class without labels: not impossible, but rare
+        self.register_buffer("histogram", counts / counts.sum(), persistent=False)  # (K,)
+        self.register_buffer("mean", self.histogram.clone())  # (K,)
+
+    @torch.no_grad()
+    def forward(self, probs: Tensor) -> Tensor:
+        """Predictions (V,B,K) to aligned ones, once the first view's are part of the mean."""
+        batch, classes = probs.shape[1:]
+        self.mean.lerp_(probs[0].mean(dim=0), min(1.0, batch / (self.SAMPLES * classes)))
+        scaled = probs * (self.histogram / self.mean.clamp_min(torch.finfo(torch.float32).tiny))
+        return scaled / scaled.sum(dim=-1, keepdim=True)
+
+
 class PosteriorTargets(TargetRule):
     """The posterior mean of Bayesian self-distillation; the neighbours are a second sensor.
 
-    alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j), with q the sharpened prediction,
-    kappa = `neighbours.weight` and the constants of `posterior.*`. The paper's recursion is q = p,
-    w = 1, kappa = 0.
+    alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j), with q the prediction, aligned
+    (`Alignment`) and sharpened, kappa = `neighbours.weight` and the constants of `posterior.*`. The
+    paper's recursion is q = p, w = 1, kappa = 0.
 
     w in [0,1], how much of a visit this is, is ours: the probability that the predictions for two
     views of the image, sharpened to `agreement_temperature`, name the same class (with one view: that
@@ -69,6 +104,9 @@ class PosteriorTargets(TargetRule):
             )
         else:
             self.posterior = Posterior(task.labels, task.num_classes, **constants)
+        self.align = None
+        if prior.align:
+            self.align = Alignment(task.labels, task.num_classes, task.config.data.balanced)
         self.temperature, self.observe_mean = prior.temperature, prior.observe == "mean"
         self.agreement_temperature = prior.agreement_temperature
         self.neighbour_weight = task.config.neighbours.weight
@@ -77,6 +115,8 @@ class PosteriorTargets(TargetRule):
             self.register_buffer("votes", votes)
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
+        if self.align is not None:
+            probs = self.align(probs)
         evidence = sharpened(probs.mean(dim=0) if self.observe_mean else probs[0], self.temperature)
         if self.neighbour_weight > 0:
             evidence = evidence + self.neighbour_weight * self.votes[index]

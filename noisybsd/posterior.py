@@ -32,7 +32,7 @@ class Posterior(nn.Module):
         >>> posterior = Posterior(torch.tensor([0]), 2, prior_strength=1.0, prior_floor=1e-9)
         >>> posterior.observe(torch.tensor([0]), torch.tensor([[0.0, 1.0]]))
         >>> posterior.mean(torch.tensor([0])).round(decimals=3)
-        tensor([[0.4870, 0.5130]])
+        tensor([[0.4444, 0.5556]])
     """
 
     alpha: Tensor
@@ -42,9 +42,9 @@ class Posterior(nn.Module):
         labels: Tensor,
         num_classes: int,
         *,
-        prior_strength: float = 10.0,
+        prior_strength: float = 25.0,
         prior_floor: float = 1e-3,
-        discount: float = 0.95,
+        discount: float = 0.8,
     ):
         super().__init__()
         self.discount = discount
@@ -115,9 +115,9 @@ class SparsePosterior(nn.Module):
         num_classes: int,
         *,
         top_k: int,
-        prior_strength: float = 10.0,
+        prior_strength: float = 25.0,
         prior_floor: float = 1e-3,
-        discount: float = 0.95,
+        discount: float = 0.8,
     ):
         super().__init__()
         self.num_classes, self.discount = num_classes, discount

@@ -167,7 +167,7 @@ def test_help_names_every_key_with_its_default_and_every_recipe() -> None:
         names = [f"{section}.{name}" for name in value] if isinstance(value, dict) else [section]
         for name in names:
             assert f"\n  {name}=" in f"\n{keys}"
-    assert "posterior.discount=0.95\n" in keys and "[float > 0 ≤ 1]" in keys
+    assert "posterior.discount=0.8\n" in keys and "[float > 0 ≤ 1]" in keys
     assert all(name in describe_recipes() for name in recipe_names())
 
 

@@ -4,7 +4,14 @@ import torch.nn.functional as F
 
 from noisybsd.config import build_config
 from noisybsd.errors import UserError
-from noisybsd.objectives import Batch, CrossEntropy, LabelTargets, PosteriorTargets, Task
+from noisybsd.objectives import (
+    Alignment,
+    Batch,
+    CrossEntropy,
+    LabelTargets,
+    PosteriorTargets,
+    Task,
+)
 from noisybsd.parts import TargetRule
 
 N, K, B, V = 8, 3, 4, 2
@@ -46,7 +53,8 @@ def test_label_targets_do_not_move_and_hold_no_belief() -> None:
     assert rule.belief() is None and not rule.state_dict()
 
 
-PAPER = {"temperature": 1, "agreement_temperature": None}  # neither sharpens nor weighs
+# neither sharpens nor weighs nor aligns
+PAPER = {"temperature": 1, "agreement_temperature": None, "align": False}
 
 
 def test_posterior_targets_use_the_configured_constants() -> None:
@@ -60,7 +68,7 @@ def test_posterior_targets_use_the_configured_constants() -> None:
 
 def test_evidence_is_sharpened_and_sums_to_one() -> None:
     """p_k^(1/T) / sum_j p_j^(1/T): at T = 1/2 the squares, normalised."""
-    settings = {"discount": 1.0, "temperature": 0.5, "agreement_temperature": None}
+    settings = {**PAPER, "discount": 1.0, "temperature": 0.5}
     rule = PosteriorTargets(task(posterior=settings))
     before = rule.posterior.alpha[0].clone()
     rule.observe(torch.tensor([0]), torch.tensor([[[0.2, 0.3, 0.5]]]))
@@ -70,7 +78,7 @@ def test_evidence_is_sharpened_and_sums_to_one() -> None:
 
 def test_a_visit_counts_as_much_as_the_views_agree() -> None:
     """alpha <- gamma^w alpha + w q, w = <q_weak, q_strong>, both sharpened; a slow loop beside it."""
-    settings = {"discount": 0.8, "temperature": 0.5, "agreement_temperature": 0.25}
+    settings = {"discount": 0.8, "temperature": 0.5, "agreement_temperature": 0.25, "align": False}
     rule = PosteriorTargets(task(posterior=settings))
     generator = torch.Generator().manual_seed(3)
     probs = torch.randn(2, B, K, generator=generator).mul(2).softmax(dim=-1)
@@ -96,7 +104,64 @@ def test_views_that_contradict_each_other_leave_the_belief_as_it_was() -> None:
     rule.observe(INDEX, torch.stack([certain, certain.roll(1, dims=1)]))
     assert torch.equal(rule.posterior.alpha, before)
     rule.observe(INDEX, torch.stack([certain, certain]))
-    torch.testing.assert_close(rule.posterior.alpha[INDEX], 0.95 * before[INDEX] + certain)
+    torch.testing.assert_close(rule.posterior.alpha[INDEX], 0.8 * before[INDEX] + certain)
+
+
+def test_aligned_predictions_against_a_slow_loop() -> None:
+    """q_k = p_k h_k / m_k, normalised; m moves to each batch's mean by B / (320 K)."""
+    align = Alignment(LABELS, K)  # counts 3, 3, 2
+    generator = torch.Generator().manual_seed(0)
+    mean = histogram = [3 / 8, 3 / 8, 2 / 8]
+    for _ in range(3):
+        probs = torch.randn(V, B, K, generator=generator).softmax(dim=-1)
+        aligned = align(probs)
+        momentum = B / (320 * K)
+        batch_mean = [float(probs[0, :, k].mean()) for k in range(K)]
+        mean = [m + momentum * (b - m) for m, b in zip(mean, batch_mean, strict=True)]
+        for v in range(V):
+            for b in range(B):
+                scaled = [float(probs[v, b, k]) * histogram[k] / mean[k] for k in range(K)]
+                expected = [x / sum(scaled) for x in scaled]
+                assert aligned[v, b].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_alignment_gives_a_crowded_out_class_back_its_share() -> None:
+    """A sensor that favours class 0 everywhere is corrected; one that is not biased is left alone."""
+    labels = torch.arange(K).repeat(100)
+    fair = Alignment(labels, K)
+    right = 0.8 * torch.eye(K)[labels] + 0.2 / K
+    torch.testing.assert_close(fair(right[None]), right[None])
+    align = Alignment(labels, K)
+    biased = right * torch.tensor([1.0, 0.5, 0.02])
+    biased = biased / biased.sum(dim=1, keepdim=True)
+    assert (biased.argmax(dim=1) == labels).float().mean() < 0.7
+    for _ in range(50):
+        aligned = align(biased[None])[0]
+    assert torch.equal(aligned.argmax(dim=1), labels)
+    off, before = (abs(p.mean(dim=0) - 1 / K).max() for p in (aligned, biased))
+    assert off < before / 2
+
+
+def test_alignment_knows_how_often_classes_are_visited() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 2 + [2] * 4)
+    assert Alignment(labels, 3).histogram.tolist() == pytest.approx([6 / 12, 2 / 12, 4 / 12])
+    assert Alignment(labels, 3, balanced=3).histogram.tolist() == pytest.approx(
+        [3 / 8, 2 / 8, 3 / 8]
+    )
+    settings = {"data": {"balanced": 2}}
+    rule = PosteriorTargets(task(**settings))
+    assert rule.align is not None and rule.align.histogram.tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_alignment_survives_classes_without_labels_and_certain_predictions() -> None:
+    align = Alignment(torch.zeros(N, dtype=torch.long), K)
+    certain = torch.eye(K)[torch.arange(B) % K]
+    for _ in range(3):
+        aligned = align(certain[None])
+        assert torch.equal(aligned, certain[None])  # nothing else has any probability
+    rule = PosteriorTargets(Task(torch.zeros(N, dtype=torch.long), K, task().config))
+    rule.observe(INDEX, torch.stack([certain, certain]))
+    assert rule.posterior.alpha.isfinite().all()
 
 
 def test_neighbours_are_a_second_sensor() -> None:
@@ -123,13 +188,13 @@ def test_neighbours_are_a_second_sensor() -> None:
 
 
 def test_top_k_makes_the_state_sparse_where_there_are_more_classes() -> None:
-    sparse = PosteriorTargets(task(posterior={"top_k": 2}))
+    sparse = PosteriorTargets(task(posterior={"top_k": 2, "align": False}))
     assert {name: x.shape for name, x in sparse.state_dict().items()} == {
         "posterior.classes": (N, 2),
         "posterior.mass": (N, 2),
         "posterior.rest": (N,),
     }
-    dense = PosteriorTargets(task(posterior={"top_k": K}))
+    dense = PosteriorTargets(task(posterior={"top_k": K, "align": False}))
     assert list(dense.state_dict()) == ["posterior.alpha"]
     probs = torch.eye(K)[LABELS[INDEX]]  # of two classes at most, so that both agree
     for rule in (sparse, dense):
