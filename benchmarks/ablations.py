@@ -68,30 +68,13 @@ class Delayed(PosteriorTargets):
             super().observe(index, probs)
 
 
-class Aligned(PosteriorTargets):
-    """Evidence is scaled, class by class, so that its running mean is the given labels' histogram.
-
-    Distribution alignment (Berthelot et al. 2020, "ReMixMatch", section 3.1), on the belief's sensor.
-    """
-
-    def __init__(self, task: Task):
-        super().__init__(task)
-        histogram = torch.bincount(task.labels, minlength=task.num_classes).float()
-        self.register_buffer("prior", histogram / histogram.sum())
-        self.register_buffer("running", self.prior.clone())
-
-    def observe(self, index: Tensor, probs: Tensor) -> None:
-        self.running.lerp_(probs[0].mean(dim=0), 0.02)  # over about 50 steps
-        scaled = probs * (self.prior / self.running)
-        super().observe(index, scaled / scaled.sum(dim=-1, keepdim=True))
-
-
-class AlignedToBelief(Aligned):
-    """The same, towards the running mean of the belief, which starts as the labels' histogram."""
+class AlignedToBelief(PosteriorTargets):
+    """Aligned towards the running mean of the belief, which starts as the labels' histogram."""
 
     def targets(self, index: Tensor) -> Tensor:
         targets = super().targets(index)
-        self.prior.lerp_(targets.mean(dim=0), 0.02)
+        assert self.align is not None
+        self.align.histogram.lerp_(targets.mean(dim=0), 0.02)
         return targets
 
 
@@ -178,21 +161,25 @@ def keys(*settings: str) -> Variant:
     return Variant(settings)
 
 
-SHORT = ("posterior.prior_strength=25", "posterior.discount=0.8")
-SHARP = "posterior.temperature=0.33"
 BASE = "the recipe as it is"
 VARIANTS: dict[str, Variant] = {
     BASE: Variant(),
     "cross-entropy": keys("method=ce"),
-    # how long the label lasts, override time 3, 18 visits instead of 8; how long evidence does, at 8
-    "c = 3": keys("posterior.prior_strength=3"),
-    "c = 30": keys("posterior.prior_strength=30"),
-    "c = 13, gamma = 0.9": keys("posterior.prior_strength=13", "posterior.discount=0.9"),
-    "c = 25, gamma = 0.8": keys(*SHORT),
+    "the paper's recursion": keys(
+        "posterior.temperature=1", "posterior.agreement_temperature=null", "posterior.align=false"
+    ),
+    # what keeps all classes alive
+    "not aligned": keys("posterior.align=false"),
+    "aligned to the belief": Variant(rule=AlignedToBelief),
+    "matched prior instead": Variant(("posterior.align=false",), loss=MatchedPrior),
+    # how long the label lasts: 5 or 13 visits instead of 8; how long evidence does, at 8
+    "c = 10": keys("posterior.prior_strength=10"),
+    "c = 80": keys("posterior.prior_strength=80"),
+    "c = 10, gamma = 0.95": keys("posterior.prior_strength=10", "posterior.discount=0.95"),
+    "c = 477, gamma = 0.5": keys("posterior.prior_strength=477", "posterior.discount=0.5"),
     # how sharp evidence is
     "T = 1": keys("posterior.temperature=1"),
-    "T = 0.33": keys(SHARP),
-    "T = 0.25": keys("posterior.temperature=0.25"),
+    "T = 0.5": keys("posterior.temperature=0.5"),
     # what is observed, and when
     "whole visits": keys("posterior.agreement_temperature=null"),
     "the views' mean is observed": keys("posterior.observe=mean"),
@@ -200,20 +187,13 @@ VARIANTS: dict[str, Variant] = {
     "observed after the loss": Variant(rule=AfterTheLoss),
     "observed from epoch 6 on": Variant(rule=Delayed),
     "neighbours, kappa = 1": keys("neighbours.weight=1"),
-    # what keeps all classes alive
-    "aligned evidence": Variant(rule=Aligned),
-    "aligned to the belief": Variant(rule=AlignedToBelief),
-    "aligned, c = 25, gamma = 0.8": Variant(SHORT, rule=Aligned),
-    "aligned, c = 25, gamma = 0.8, T = 0.33": Variant((*SHORT, SHARP), rule=Aligned),
-    "c = 25, gamma = 0.8, T = 0.33": keys(*SHORT, SHARP),
-    "c = 477, gamma = 0.5": keys("posterior.prior_strength=477", "posterior.discount=0.5"),
-    "matched prior": Variant(loss=MatchedPrior),
     # the contrastive half, and the views
     "no contrastive term": keys("contrastive.name=none"),
     "simclr": keys("contrastive.name=simclr"),
     "contrastive weight 0.3": keys("contrastive.weight=0.3"),
     "contrastive weight 3": keys("contrastive.weight=3"),
     "contrastive warm-up, 10 epochs": keys("contrastive.warmup_epochs=10"),
+    "one view": keys("method=bsd"),
     "classified: weak view only": Variant(loss=WeakView),
     "classified: strong view only": Variant(loss=StrongView),
     "mixup": Variant(("augment.mixup=1",), loss=MixupBeside),
