@@ -172,7 +172,7 @@ VARIANTS: dict[str, Variant] = {
     "not aligned": keys("posterior.align=false"),
     "aligned to the belief": Variant(rule=AlignedToBelief),
     "matched prior instead": Variant(("posterior.align=false",), loss=MatchedPrior),
-    # how long the label lasts: 5 or 13 visits instead of 8; how long evidence does, at 8
+    # how long the label lasts: 5 or 13 visits instead of 9; how long evidence does, at 8
     "c = 10": keys("posterior.prior_strength=10"),
     "c = 80": keys("posterior.prior_strength=80"),
     "c = 10, gamma = 0.95": keys("posterior.prior_strength=10", "posterior.discount=0.95"),
