@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,13 +28,17 @@ from torch import Tensor
 
 from noisybsd import objectives, train, trainer
 from noisybsd.compare import paired_difference
+from noisybsd.config import load_config, read_record
 from noisybsd.networks import Network
 from noisybsd.objectives import CrossEntropy, PosteriorTargets
 from noisybsd.parts import Batch, Task, cross_entropy
+from noisybsd.posterior import Posterior
+from noisybsd.rundir import differences
 
 NOISES = {
     "symmetric 80 %": ("noise.name=symmetric", "noise.rate=0.8"),
     "asymmetric 40 %": ("noise.name=asymmetric", "noise.rate=0.4"),
+    "symmetric 50 %": ("noise.name=symmetric", "noise.rate=0.5"),
     "symmetric 20 %": ("noise.name=symmetric", "noise.rate=0.2"),
 }
 
@@ -71,11 +74,37 @@ class Delayed(PosteriorTargets):
 class AlignedToBelief(PosteriorTargets):
     """Aligned towards the running mean of the belief, which starts as the labels' histogram."""
 
+    def __init__(self, task: Task):
+        super().__init__(task)
+        assert self.align is not None
+        self.align.register_buffer("histogram", self.align.histogram.clone())  # now it is state
+
     def targets(self, index: Tensor) -> Tensor:
         targets = super().targets(index)
         assert self.align is not None
         self.align.histogram.lerp_(targets.mean(dim=0), 0.02)
         return targets
+
+
+class AutomaticC(PosteriorTargets):
+    """After three epochs c of every sample becomes 2 c a, a its neighbours' belief in its label.
+
+    Where all neighbours agree the label stands longer, where none does it goes at once.
+    """
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        self.neighbour_weight = 0.0  # they are no evidence
+        self.register_buffer("labels", task.labels, persistent=False)
+        self.register_buffer("told", torch.zeros((), dtype=torch.bool))
+
+    def observe_neighbours(self, votes: Tensor) -> None:
+        if not self.told:
+            assert isinstance(self.posterior, Posterior)
+            given = self.labels[:, None]
+            mass = self.posterior.alpha.gather(1, given) * 2 * votes.gather(1, given)
+            self.posterior.alpha.scatter_(1, given, mass.clamp_min(1e-3))
+            self.told.fill_(True)
 
 
 class EmaSensor(PosteriorTargets):
@@ -144,72 +173,65 @@ class MatchedPrior(CrossEntropy):
         return super().forward(batch) + self.weight * divergence
 
 
-# --- the variants -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One change of the recipe: settings, or a part put in place of the product's."""
-
-    settings: tuple[str, ...] = ()
-    rule: type[PosteriorTargets] | None = None
-    loss: type[CrossEntropy] | None = None
-    trainer: type[trainer.Trainer] | None = None
-
-
-def keys(*settings: str) -> Variant:
-    return Variant(settings)
-
-
-BASE = "the recipe as it is"
-VARIANTS: dict[str, Variant] = {
-    BASE: Variant(),
-    "cross-entropy": keys("method=ce"),
-    "the paper's recursion": keys(
-        "posterior.temperature=1", "posterior.agreement_temperature=null", "posterior.align=false"
-    ),
-    # what keeps all classes alive
-    "not aligned": keys("posterior.align=false"),
-    "aligned to the belief": Variant(rule=AlignedToBelief),
-    "matched prior instead": Variant(("posterior.align=false",), loss=MatchedPrior),
-    # how long the label lasts: 5 or 13 visits instead of 9; how long evidence does, at 8
-    "c = 10": keys("posterior.prior_strength=10"),
-    "c = 80": keys("posterior.prior_strength=80"),
-    "c = 10, gamma = 0.95": keys("posterior.prior_strength=10", "posterior.discount=0.95"),
-    "c = 477, gamma = 0.5": keys("posterior.prior_strength=477", "posterior.discount=0.5"),
-    # how sharp evidence is
-    "T = 1": keys("posterior.temperature=1"),
-    "T = 0.5": keys("posterior.temperature=0.5"),
-    # what is observed, and when
-    "whole visits": keys("posterior.agreement_temperature=null"),
-    "the views' mean is observed": keys("posterior.observe=mean"),
-    "the weight average observes": Variant(rule=EmaSensor, trainer=EmaSensorTrainer),
-    "observed after the loss": Variant(rule=AfterTheLoss),
-    "observed from epoch 6 on": Variant(rule=Delayed),
-    "neighbours, kappa = 1": keys("neighbours.weight=1"),
-    # the contrastive half, and the views
-    "no contrastive term": keys("contrastive.name=none"),
-    "simclr": keys("contrastive.name=simclr"),
-    "contrastive weight 0.3": keys("contrastive.weight=0.3"),
-    "contrastive weight 3": keys("contrastive.weight=3"),
-    "contrastive warm-up, 10 epochs": keys("contrastive.warmup_epochs=10"),
-    "one view": keys("method=bsd"),
-    "classified: weak view only": Variant(loss=WeakView),
-    "classified: strong view only": Variant(loss=StrongView),
-    "mixup": Variant(("augment.mixup=1",), loss=MixupBeside),
+objectives.TARGET_RULES |= {
+    "aligned_to_belief": AlignedToBelief,
+    "automatic_c": AutomaticC,
+    "ema_sensor": EmaSensor,
+    "after_the_loss": AfterTheLoss,
+    "delayed": Delayed,
+}
+objectives.LOSSES |= {
+    "matched_prior": MatchedPrior,
+    "mixup_beside": MixupBeside,
+    "strong_view": StrongView,
+    "weak_view": WeakView,
 }
 
 
-def run_one(name: str, settings: list[str]) -> int:
-    """Train one variant in this process."""
-    variant = VARIANTS[name]
-    if variant.rule is not None:
-        objectives.TARGET_RULES["posterior"] = variant.rule
-    if variant.loss is not None:
-        objectives.LOSSES["cross_entropy"] = variant.loss
-    if variant.trainer is not None:
-        train.Trainer = variant.trainer  # type: ignore[misc]
-    return train.main(settings)
+# --- the variants -------------------------------------------------------------------------------------
+
+
+BASE = "the recipe as it is"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    BASE: (),
+    "cross-entropy": ("method=ce",),
+    "selc": ("method=selc",),
+    "the paper's recursion": (
+        "posterior.temperature=1",
+        "posterior.agreement_temperature=null",
+        "posterior.align=false",
+    ),
+    # what keeps all classes alive
+    "not aligned": ("posterior.align=false",),
+    "aligned to the belief": ("targets=aligned_to_belief",),
+    "matched prior instead": ("posterior.align=false", "loss=matched_prior"),
+    # how long the label lasts: 5 or 13 visits instead of 9; how long evidence does, at 8
+    "c = 10": ("posterior.prior_strength=10",),
+    "c = 80": ("posterior.prior_strength=80",),
+    "c = 10, gamma = 0.95": ("posterior.prior_strength=10", "posterior.discount=0.95"),
+    "c = 477, gamma = 0.5": ("posterior.prior_strength=477", "posterior.discount=0.5"),
+    "automatic c": ("targets=automatic_c", "neighbours.weight=1", "neighbours.start_epoch=3"),
+    # how sharp evidence is
+    "T = 1": ("posterior.temperature=1",),
+    "T = 0.5": ("posterior.temperature=0.5",),
+    # what is observed, and when
+    "whole visits": ("posterior.agreement_temperature=null",),
+    "the views' mean is observed": ("posterior.observe=mean",),
+    "the weight average observes": ("targets=ema_sensor",),
+    "observed after the loss": ("targets=after_the_loss",),
+    "observed from epoch 6 on": ("targets=delayed",),
+    "neighbours, kappa = 1": ("neighbours.weight=1",),
+    # the contrastive half, and the views
+    "no contrastive term": ("contrastive.name=none",),
+    "simclr": ("contrastive.name=simclr",),
+    "contrastive weight 0.3": ("contrastive.weight=0.3",),
+    "contrastive weight 3": ("contrastive.weight=3",),
+    "contrastive warm-up, 10 epochs": ("contrastive.warmup_epochs=10",),
+    "one view": ("method=bsd",),
+    "classified: weak view only": ("loss=weak_view",),
+    "classified: strong view only": ("loss=strong_view",),
+    "mixup": ("loss=mixup_beside", "augment.mixup=1"),
+}
 
 
 # --- the table ----------------------------------------------------------------------------------------
@@ -246,7 +268,9 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
         "epoch, mean ± sample standard deviation over seeds; in brackets the paired difference of the "
         "accuracy to the recipe as it is, in points,",
         "with its 95 % t-interval, not corrected for the number of comparisons. Made by "
-        "benchmarks/ablations.py, from ablations.csv.",
+        f"benchmarks/ablations.py, from {path.with_suffix('.csv').name}; runs of commit "
+        + ", ".join(dict.fromkeys(row["run_commit"][:7] for row in rows))
+        + ".",
     ]
     for noise in dict.fromkeys(row["noise"] for row in rows):
         here = [row for row in rows if row["noise"] == noise]
@@ -275,6 +299,11 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def settings_of(variant: str, noise: str, seed: int) -> list[str]:
+    always = ["recipe=digits_sym40", f"seed={seed}", "tracking.wandb=disabled", "device=cpu"]
+    return [*always, *NOISES[noise], *VARIANTS[variant]]
+
+
 def directory(runs: Path, variant: str, noise: str, seed: int) -> Path:
     plain = f"{noise}, {variant}".replace(" %", "")
     return runs / f"{''.join(c if c.isalnum() else '-' for c in plain)}-{seed}"
@@ -291,10 +320,11 @@ def main() -> None:
     parser.add_argument("--noises", default="all", help="names, separated by semicolons")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--list", action="store_true", help="names of variants and noises")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     known, settings = parser.parse_known_args()
     if known.one:
-        sys.exit(run_one(known.one, settings))
+        train.Trainer = EmaSensorTrainer if "targets=ema_sensor" in settings else trainer.Trainer
+        sys.exit(train.main(settings))
     if known.list:
         print("\n".join(["variants:", *VARIANTS, "", "noises:", *NOISES]))
         return
@@ -308,14 +338,16 @@ def main() -> None:
 
     def start(noise: str, variant: str, seed: int) -> None:
         place = directory(known.runs, variant, noise, seed)
+        settings = settings_of(variant, noise, seed)
         if (place / "results.json").exists():
+            changed = list(differences(read_record(place / "config.yaml"), load_config(settings)))
+            if changed:
+                raise SystemExit(
+                    f"{place}: another recipe made it: {'; '.join(changed)}; see --runs"
+                )
             return
         place.mkdir(parents=True, exist_ok=True)
-        command = [
-            *(sys.executable, __file__, "--one", variant, "recipe=digits_sym40", *NOISES[noise]),
-            *(f"seed={seed}", f"run.dir={place}", "tracking.wandb=disabled", "device=cpu"),
-            *(VARIANTS[variant].settings),
-        ]
+        command = [sys.executable, __file__, "--one", *settings, f"run.dir={place}"]
         with (place / "output.txt").open("w") as output:
             code = subprocess.run(command, stdout=output, stderr=output).returncode
         print(

@@ -49,6 +49,8 @@ from common import Row, quartiles, rounded, take_turns, write_csv
 from torch import Tensor, nn
 
 from noisybsd.bank import FeatureBank, Neighbours, search
+from noisybsd.config import PosteriorConfig
+from noisybsd.objectives import sharpened
 from noisybsd.posterior import Posterior, SparsePosterior
 
 BATCH, DIM, NEIGHBOURS, KEPT = 256, 128, 50, 16
@@ -137,7 +139,7 @@ def predictions(
     Each sample's logits are Gaussian with standard deviation 2 over the classes, those it looks like,
     and 10 higher at its clean class; each visit adds Gaussian noise of 1.4, and over the visits the
     whole is scaled from 0.1 to 1: of 1,000 classes the clean one is predicted 80 times in a hundred,
-    at last with a mean confidence of 0.55. Evidence is p^(1/T), normalised, with T = 0.5.
+    at last with a mean confidence of 0.55 before it is sharpened.
     """
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(classes, (samples,), generator=generator)
@@ -146,10 +148,12 @@ def predictions(
     alike = 2 * torch.randn(samples, classes, generator=generator)
     alike[torch.arange(samples), clean] += 10
 
+    temperature = PosteriorConfig().temperature
+
     def evidence() -> Iterator[Tensor]:
         for scale in torch.linspace(0.1, 1, visits):
             own = torch.randn(samples, classes, generator=generator)
-            yield (2 * scale * (alike + 1.4 * own)).softmax(dim=1)
+            yield sharpened((scale * (alike + 1.4 * own)).softmax(dim=1), temperature)
 
     return labels, evidence()
 

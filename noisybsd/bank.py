@@ -47,8 +47,7 @@ class Neighbours(NamedTuple):
 class FeatureBank(nn.Module):
     """The last embedding seen of every training sample.
 
-    Rows start as zeros and not filled, so that the banks of ranks that hold disjoint samples can be
-    merged by a sum.
+    Rows start as zeros and not filled. On many processes each holds the rows of all samples.
 
     Attributes:
         features: (N,D) float32 buffer.

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from scipy import stats
 
-from noisybsd.config import PACKAGE, Config, read_yaml
+from noisybsd.config import PACKAGE, Config, read_record, read_yaml
 from noisybsd.errors import UserError, command, did_you_mean
 from noisybsd.methods import METHODS
 from noisybsd.rundir import RESULTS_SCHEMA, flatten, is_place
@@ -402,7 +402,7 @@ def read_run(path: Path) -> Run:
         UserError: a file is damaged, or of another schema version.
     """
     defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
-    recorded = flatten(read_yaml(path / "config.yaml"))
+    recorded = flatten(read_record(path / "config.yaml"))
     settings = defaults | recorded
     missing = [key for key in ("recipe", "method", "seed", "epochs") if key not in recorded]
     if missing:

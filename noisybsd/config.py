@@ -177,11 +177,14 @@ class PosteriorConfig(Section):
         "classes; null: all",
     )
     temperature: float = Field(
-        0.33, gt=0, le=1, description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's"
+        0.33,
+        ge=0.1,
+        le=1,
+        description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's",
     )
     agreement_temperature: float | None = Field(
         0.25,
-        gt=0,
+        ge=0.1,
         le=1,
         description="a visit counts as much as two views' predictions, sharpened to this temperature, "
         "agree; null: fully, the paper's",
@@ -192,7 +195,7 @@ class PosteriorConfig(Section):
         "false: the paper's",
     )
     observe: Literal["weak", "mean"] = Field(
-        "weak", description="evidence: the weak view's prediction, or the mean over all views"
+        "weak", description="evidence: the first view's prediction, or the mean over all views"
     )
 
 
@@ -430,6 +433,19 @@ def _read_recipe(name: str) -> dict[str, Any]:
             raise UserError(f"recipe={name}: there is no such file")
         raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
     return {"recipe": path.stem, **read_yaml(path)}
+
+
+# Settings that came later: what runs did before them, where their default does something else.
+_BEFORE: dict[str, dict[str, Any]] = {"posterior": {"agreement_temperature": None, "align": False}}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The settings that a run recorded, of an older version too."""
+    record = read_yaml(path)
+    for section, before in _BEFORE.items():
+        if isinstance(record.get(section), dict):
+            record[section] = before | record[section]
+    return record
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from noisybsd.config import Config, DataConfig, build_config, parse_overrides, read_yaml
+from noisybsd.config import Config, DataConfig, build_config, parse_overrides, read_record
 from noisybsd.corruptions import CORRUPTIONS, choose, corrupted_sets, possible
 from noisybsd.data import Evaluation, load_dataset, load_evaluation
 from noisybsd.environment import describe_environment, pick_device
 from noisybsd.errors import UserError, command
 from noisybsd.loader import keep_resident
 from noisybsd.metrics import prediction_metrics
-from noisybsd.predict import predict
 from noisybsd.rundir import load_run_state, write_json
 from noisybsd.splits import Split
 from noisybsd.trainer import Trainer
@@ -74,7 +73,7 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
         key = override.split("=", 1)[0]
         if key not in MAY_DIFFER:
             raise UserError(f"{key}: cannot differ from the run's; valid: {', '.join(MAY_DIFFER)}")
-    return build_config(read_yaml(record), parse_overrides(overrides))
+    return build_config(read_record(record), parse_overrides(overrides))
 
 
 def load_trainer(directory: Path, config: Config) -> Trainer | None:
@@ -208,15 +207,7 @@ def _check_fits(evaluation: Evaluation, trainer: Trainer) -> None:
 def _measure(split: Split, trainer: Trainer, data: DataConfig) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for suffix, network in trainer.networks().items():
-        logits, _, labels = predict(
-            network,
-            split,
-            trainer.views,
-            trainer.device,
-            trainer.amp,
-            workers=data.workers,
-            on_error=data.on_error,
-        )
+        logits, _, labels = trainer.predict(network, split, data)
         metrics |= {f"{k}{suffix}": v for k, v in prediction_metrics(logits, labels).items()}
     return metrics
 

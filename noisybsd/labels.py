@@ -32,7 +32,6 @@ from noisybsd.errors import UserError
 from noisybsd.images import ImageFiles
 from noisybsd.loader import ResidentLoader
 from noisybsd.objectives import PosteriorTargets
-from noisybsd.predict import predict
 from noisybsd.splits import Split
 
 if TYPE_CHECKING:
@@ -225,16 +224,9 @@ def _network_probabilities(trainer: Trainer) -> Floats:
     images, unreadable = train.images[own], list[int]()
     if isinstance(loader, ResidentLoader):  # decoded; black where unreadable
         images, unreadable = loader.images, list(loader.unreadable)
-    logits, _, kept = predict(
-        trainer.network,
-        replace(train, images=images, labels=rows),  # which rows could be read
-        trainer.views,
-        trainer.device,
-        trainer.amp,
-        workers=trainer.config.data.workers,
-        on_error=trainer.config.data.on_error,
-    )
-    logits, kept = distributed.gather_rows(logits), distributed.gather_rows(kept)
+    # the labels here say which rows could be read
+    outputs = trainer.predict(trainer.network, replace(train, images=images, labels=rows))
+    logits, kept = distributed.gather_rows(outputs[0]), distributed.gather_rows(outputs[2])
     probabilities = np.full((len(train), trainer.num_classes), np.nan, np.float32)
     probabilities[kept.cpu().numpy()] = logits.softmax(dim=1).cpu().numpy()
     for missing in distributed.each(unreadable):

@@ -55,8 +55,8 @@ def epoch_order(
 ) -> Tensor:
     """The samples of one epoch on one rank, shuffled: a pure function of its arguments.
 
-    A rank draws from the samples with index % world_size == rank in every epoch, so that its rows
-    of per-sample state never move to another rank. Every rank visits equally many; up to
+    A rank draws from the samples with index % world_size == rank in every epoch, so that a machine
+    reads and keeps the same images throughout. Every rank visits equally many; up to
     world_size - 1 samples, other ones in each epoch, are left over. The sort keys are raw Philox
     output, the same in every version of numpy and on every machine.
 

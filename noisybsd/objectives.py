@@ -39,7 +39,8 @@ class LabelTargets(TargetRule):
 class Alignment(nn.Module):
     """Scales predictions so that every class is as frequent in them as among the given labels.
 
-    p_k h_k / m_k, normalised, with h the labels' histogram and m the running mean of predictions.
+    p_k r_k, normalised, r_k = h_k / m_k within [1/10, 10], with h the labels' histogram and m the running
+    mean of predictions, over 320 samples a class, but not more than three epochs.
     Distribution alignment, Berthelot et al. 2020, "ReMixMatch", section 3.1, with the noisy labels as
     the reference. Where most labels are wrong, a class of which a few more than usual are can be
     crowded out: predicted less, so observed less, so learned less. Its predictions count for more then.
@@ -50,7 +51,7 @@ class Alignment(nn.Module):
         balanced: at most so many samples of each given class are visited in an epoch; None: all.
     """
 
-    SAMPLES = 320  # a class, on average, over which predictions are averaged
+    SAMPLES, EPOCHS, MOST = 320, 3, 10.0
 
     histogram: Tensor
     mean: Tensor
@@ -59,15 +60,15 @@ class Alignment(nn.Module):
         super().__init__()
         counts = torch.bincount(labels, minlength=num_classes).float()
         counts = counts.clamp(1, balanced)  # a class without labels: not impossible, but rare
+        self.window = min(self.SAMPLES * num_classes, self.EPOCHS * int(counts.sum()))
         self.register_buffer("histogram", counts / counts.sum(), persistent=False)  # (K,)
         self.register_buffer("mean", self.histogram.clone())  # (K,)
 
     @torch.no_grad()
     def forward(self, probs: Tensor) -> Tensor:
         """Predictions (V,B,K) to aligned ones, once the first view's are part of the mean."""
-        batch, classes = probs.shape[1:]
-        self.mean.lerp_(probs[0].mean(dim=0), min(1.0, batch / (self.SAMPLES * classes)))
-        scaled = probs * (self.histogram / self.mean.clamp_min(torch.finfo(torch.float32).tiny))
+        self.mean.lerp_(probs[0].mean(dim=0), min(1.0, probs.shape[1] / self.window))
+        scaled = probs * (self.histogram / self.mean).clamp(1 / self.MOST, self.MOST)
         return scaled / scaled.sum(dim=-1, keepdim=True)
 
 

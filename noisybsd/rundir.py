@@ -18,7 +18,7 @@ from noisybsd.checkpoint import (
     remove_temporaries,
     write_atomically,
 )
-from noisybsd.config import Config, read_yaml, save_config
+from noisybsd.config import Config, read_record, save_config
 from noisybsd.errors import UserError
 
 log = logging.getLogger("noisybsd")
@@ -118,7 +118,7 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     remove_temporaries(path)
     record = path / "config.yaml"
     if record.exists():
-        _check_same(f"run.dir={path}", read_yaml(record), config)
+        _check_same(f"run.dir={path}", read_record(record), config)
     if run.results.exists():
         return run
     found = _latest(run.checkpoint) if source is None else (source, load_checkpoint(source))
@@ -178,7 +178,7 @@ def _unfinished(config: Config) -> Iterator[Path]:
         if (record.parent / "results.json").exists():
             continue
         try:
-            same = not list(differences(read_yaml(record), config))
+            same = not list(differences(read_record(record), config))
         except UserError:  # somebody else's damaged file is no reason not to start
             continue
         if same:
@@ -187,7 +187,7 @@ def _unfinished(config: Config) -> Iterator[Path]:
 
 def differences(record: dict[str, Any], config: Config) -> Iterator[str]:
     """One line for each setting of the recorded configuration that is another one here."""
-    # a record from before a key existed was made with what is now its default
+    # a record from before a key existed was made with what is now its default, or see read_record
     defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
     there, here = defaults | flatten(record), flatten(config.model_dump(mode="json"))
     for key in sorted(there.keys() | here.keys()):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noisybsd.config import Config, load_config, parse_overrides, read_yaml
+from noisybsd.config import Config, load_config, parse_overrides, read_record
 from noisybsd.errors import UserError, command, did_you_mean
 from noisybsd.rundir import InUse, differences, lock_run
 
@@ -171,7 +171,7 @@ def _another_configuration(run: Run, config: Config) -> Iterator[str]:
     """Lines to say that the run directory was made by other settings that its name does not show."""
     record = run.directory / "config.yaml"
     if record.exists():
-        changed = list(differences(read_yaml(record), config))
+        changed = list(differences(read_record(record), config))
         if changed:
             yield f"{run.directory}: holds a run of another configuration; use another out=DIR"
             yield from (f"  {line}" for line in changed)

@@ -97,7 +97,7 @@ def _open_tracker(trainer: Trainer, run: RunDirectory | None) -> Tracker:
 def _one_epoch(
     trainer: Trainer, run: RunDirectory | None, tracker: Tracker, stop: StopSignal
 ) -> None:
-    begin = time.perf_counter()
+    begin, waited = time.perf_counter(), trainer.loader.waited_seconds
     try:
         trainer.train_epoch(tracker, stop)
     except Stopped:
@@ -107,6 +107,7 @@ def _one_epoch(
     metrics = trainer.end_epoch()
     trainer.seconds += time.perf_counter() - begin
     metrics["seconds"] = trainer.seconds
+    metrics["waited_seconds"] = trainer.loader.waited_seconds - waited  # of this epoch, for images
     metrics["images_per_second"] = trainer.images_seen / trainer.train_seconds
     trainer.history.append(metrics)
     if run is not None:

@@ -24,9 +24,9 @@ from torch import Tensor
 from noisybsd import distributed
 from noisybsd.augment import Views
 from noisybsd.bank import FeatureBank, knn_accuracy, vote
-from noisybsd.config import Config
+from noisybsd.config import Config, DataConfig
 from noisybsd.contrastive import CONTRASTIVE
-from noisybsd.data import Dataset
+from noisybsd.data import Dataset, Split
 from noisybsd.environment import describe_environment
 from noisybsd.errors import UserError
 from noisybsd.loader import build_loader, keep_resident
@@ -269,22 +269,31 @@ class Trainer:
                 metrics["test_knn_accuracy"] = knn_accuracy(self.suggested(), nearest, labels)
         return metrics
 
+    def predict(
+        self, network: Network, split: Split, data: DataConfig | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, embeddings and labels of `split`, whose files are read as `data` says, or the run's."""
+        data = data or self.config.data
+        return predict(
+            network,
+            split,
+            self.views,
+            self.device,
+            self.amp,
+            # where a smaller batch_size is what the memory needs, it helps here too
+            batch_size=min(500, 4 * self.config.batch_size),
+            workers=data.workers,
+            on_error=data.on_error,
+        )
+
     def predict_test(self, network: Network) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (M,K), embeddings (M,D) and labels (M,) of the test set.
 
         Raises:
             NonFiniteLoss: the network's weights are beyond use.
         """
-        logits, z, labels = predict(
-            network,
-            self.test,
-            self.views,
-            self.device,
-            self.amp,
-            workers=self.config.data.workers,
-            on_error=self.config.data.on_error,
-        )
-        logits, z, labels = map(distributed.gather_rows, (logits, z, labels))
+        outputs = self.predict(network, self.test)
+        logits, z, labels = map(distributed.gather_rows, outputs)
         if not logits.isfinite().all():
             raise NonFiniteLoss(
                 f"the network's test predictions are not finite after step {self.step_number}, "
@@ -332,7 +341,7 @@ class Trainer:
         """Continue from `state`.
 
         Raises:
-            UserError: the state belongs to other data.
+            UserError: the state belongs to other data, or another version wrote it.
         """
         if state["data_sha256"] != self.dataset.sha256:
             raise UserError(
@@ -340,7 +349,13 @@ class Trainer:
                 f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"
             )
         for name, module in self.modules().items():
-            module.load_state_dict(state["modules"][name])
+            try:
+                module.load_state_dict(state["modules"][name])
+            except (KeyError, RuntimeError) as error:
+                raise UserError(
+                    f"the checkpoint is of another version of noisybsd, whose {name} was another: "
+                    f"{' '.join(str(error).split())[:200]}"
+                ) from None
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = state["step"]
         self.seconds = state["seconds"]

@@ -15,7 +15,7 @@ Files = dict[str, Any]
 # all that may differ between an undisturbed run and one that was interrupted: times; where it is and
 # whom it tells; the commit of a checkout in which somebody works meanwhile
 MAY_DIFFER = {
-    *("seconds", "train_seconds", "images_per_second"),
+    *("seconds", "train_seconds", "images_per_second", "waited_seconds"),
     *("run", "tracking", "wandb_id"),
     "git_commit",
 }

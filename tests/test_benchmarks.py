@@ -9,14 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from noisybsd.objectives import LOSSES, TARGET_RULES
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True, scope="module")
 def benchmarks_are_importable() -> Iterator[None]:
     sys.path.insert(0, str(ROOT / "benchmarks"))
+    registries = [(registry, dict(registry)) for registry in (TARGET_RULES, LOSSES)]
     yield
     sys.path.remove(str(ROOT / "benchmarks"))
+    sys.modules.pop("ablations", None)
+    for registry, before in registries:  # ablations.py adds to them
+        for name in registry.keys() - before.keys():
+            del registry[name]
 
 
 def test_candidates_take_turns() -> None:
@@ -122,3 +129,48 @@ def test_batches_of_the_scale_benchmark_hold_no_sample_twice() -> None:
         rows = batches(samples, 20, torch.Generator().manual_seed(0))
         assert all(len(set(row)) == BATCH for row in rows.tolist())
         assert rows.min() >= 0 and rows.max() < samples
+
+
+def test_every_ablation_is_a_configuration_of_its_own() -> None:
+    from ablations import BASE, NOISES, VARIANTS, directory, settings_of
+
+    from noisybsd.config import load_config
+
+    places = {directory(Path(), name, noise, 0) for noise in NOISES for name in VARIANTS}
+    made = {
+        load_config(settings_of(name, noise, 0)).model_dump_json()
+        for noise in NOISES
+        for name in VARIANTS
+    }
+    assert len(made) == len(places) == len(NOISES) * len(VARIANTS)
+    assert load_config(settings_of(BASE, "symmetric 80 %", 0)).method == "bsd_supcon"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("aligned to the belief", "matched prior instead", "automatic c", "mixup"),
+        *("the weight average observes", "observed after the loss", "observed from epoch 6 on"),
+        *("classified: weak view only", "classified: strong view only"),
+    ],
+)
+def test_ideas_that_are_not_in_the_product_differ_from_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each replaced part is in use: the run's belief or weights are not those of the recipe."""
+    from ablations import BASE, EmaSensorTrainer, settings_of
+
+    from noisybsd import train
+    from noisybsd.checkpoint import load_checkpoint
+
+    if name == "the weight average observes":
+        monkeypatch.setattr(train, "Trainer", EmaSensorTrainer)
+    short = ["data.limit=64", "batch_size=32", "epochs=5", "network.width=4", "neighbours.k=5"]
+    found = []
+    for variant in (BASE, name):
+        run = tmp_path / variant.replace(" ", "")
+        settings = settings_of(variant, "symmetric 80 %", 0)
+        assert train.main([*settings, *short, f"run.dir={run}"]) == 0
+        modules = load_checkpoint(run / "checkpoint.pt")["modules"]
+        found.append((modules["rule"]["posterior.alpha"], modules["network"]["classifier.weight"]))
+    assert not all(torch.equal(*pair) for pair in zip(*found, strict=True))

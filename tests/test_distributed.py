@@ -162,7 +162,7 @@ TYPICAL = ("ce", "bsd_supcon", "ctrr", "sop_plus", "tcl", "bsd_neighbours")
         slow(("method=tcl",), 3),
         slow(("method=sop_plus",), 3),
         slow(("method=bsd_neighbours", "data.storage=stream"), 3),
-        slow(("method=bsd_supcon", "posterior.top_k=4"), 2),
+        (("method=bsd_supcon", "posterior.top_k=4", "data.balanced=6"), 2),
         slow(("method=ce", "data.balanced=6"), 2),
     ],
 )

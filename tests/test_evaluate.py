@@ -17,9 +17,11 @@ import trees
 from compared import rows, strict
 
 from noisybsd.checkpoint import previous
+from noisybsd.compare import read_run
 from noisybsd.config import load_config
 from noisybsd.corruptions import corrupt
 from noisybsd.data import load_dataset
+from noisybsd.errors import UserError
 from noisybsd.evaluate import (
     corrupted_test_set,
     evaluate_run,
@@ -334,3 +336,36 @@ def test_both_kinds_of_corruptions(on_cifar10: Callable[..., int]) -> None:
     found = strict(Path("run/evaluation.json").read_text())
     assert next(iter(found["other_data"]["sets"])) == "fog/1"
     assert list(found["corruptions"]["sets"]) == [f"saturate/{s}" for s in range(1, 6)]
+
+
+def test_a_run_from_before_a_setting_existed_is_read_as_what_it_did(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = ["posterior.align=false", "posterior.agreement_temperature=null"]
+    arguments = tiny("run.dir=run", "epochs=1", "method=bsd", *before)
+    assert train(arguments) == 0
+    expected = evaluate_run(Path("run"), [])
+    record = Path("run/config.yaml")
+    lines = [
+        line
+        for line in record.read_text().splitlines(keepends=True)
+        if line.split(":")[0].strip() not in {"align", "agreement_temperature"}
+    ]
+    assert len(lines) == len(record.read_text().splitlines()) - 2
+    record.write_text("".join(lines))
+    assert evaluate_run(Path("run"), [])["test_nll"] == expected["test_nll"]
+    assert read_run(Path("run")).settings["posterior.align"] is False
+    assert train(arguments) == 0  # the same run: it is finished
+    assert "this run is finished" in capsys.readouterr().out
+    assert train([*arguments, "posterior.align=true"]) == 2
+    assert "posterior.align: False there, True here" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> None:
+    assert train(tiny("run.dir=run", "epochs=1", "method=bsd")) == 0
+    record = Path("run/config.yaml")
+    record.write_text(record.read_text().replace("align: true", "align: false"))
+    with pytest.raises(
+        UserError, match=r"another version of noisybsd, whose rule was another: .*align"
+    ):
+        evaluate_run(Path("run"), [])

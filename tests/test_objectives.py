@@ -11,6 +11,7 @@ from noisybsd.objectives import (
     LabelTargets,
     PosteriorTargets,
     Task,
+    sharpened,
 )
 from noisybsd.parts import TargetRule
 
@@ -66,6 +67,13 @@ def test_posterior_targets_use_the_configured_constants() -> None:
     torch.testing.assert_close(rule.targets(torch.tensor([0])), alpha / alpha.sum())
 
 
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_the_sharpest_evidence_allowed_is_finite(classes: int) -> None:
+    for temperature in (0.1, 0.33, 1):
+        nothing_known = torch.full((2, classes), 1 / classes)
+        assert torch.equal(sharpened(nothing_known, temperature).isnan().any(), torch.tensor(False))
+
+
 def test_evidence_is_sharpened_and_sums_to_one() -> None:
     """p_k^(1/T) / sum_j p_j^(1/T): at T = 1/2 the squares, normalised."""
     settings = {**PAPER, "discount": 1.0, "temperature": 0.5}
@@ -108,14 +116,14 @@ def test_views_that_contradict_each_other_leave_the_belief_as_it_was() -> None:
 
 
 def test_aligned_predictions_against_a_slow_loop() -> None:
-    """q_k = p_k h_k / m_k, normalised; m moves to each batch's mean by B / (320 K)."""
+    """q_k = p_k h_k / m_k, normalised; m moves to each batch's mean by B / min(320 K, 3 N)."""
     align = Alignment(LABELS, K)  # counts 3, 3, 2
     generator = torch.Generator().manual_seed(0)
     mean = histogram = [3 / 8, 3 / 8, 2 / 8]
     for _ in range(3):
         probs = torch.randn(V, B, K, generator=generator).softmax(dim=-1)
         aligned = align(probs)
-        momentum = B / (320 * K)
+        momentum = B / (3 * N)
         batch_mean = [float(probs[0, :, k].mean()) for k in range(K)]
         mean = [m + momentum * (b - m) for m, b in zip(mean, batch_mean, strict=True)]
         for v in range(V):
@@ -140,6 +148,15 @@ def test_alignment_gives_a_crowded_out_class_back_its_share() -> None:
     assert torch.equal(aligned.argmax(dim=1), labels)
     off, before = (abs(p.mean(dim=0) - 1 / K).max() for p in (aligned, biased))
     assert off < before / 2
+
+
+def test_alignment_has_a_window_and_a_limit() -> None:
+    many = torch.arange(K).repeat(1000)
+    assert Alignment(many, K).window == 320 * K and Alignment(LABELS, K).window == 3 * N
+    align = Alignment(many, K)
+    align.mean.copy_(torch.tensor([0.5, 0.5 - 1e-7, 1e-7]))  # nothing is predicted to be of class 2
+    unsure = torch.tensor([0.95, 0.045, 0.005]).expand(1, B, K)
+    assert align(unsure)[0, 0, 2] < 0.1  # one faint prediction does not become its own proof
 
 
 def test_alignment_knows_how_often_classes_are_visited() -> None:

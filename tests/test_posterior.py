@@ -1,8 +1,10 @@
+import inspect
 import math
 
 import pytest
 import torch
 
+from noisybsd.config import PosteriorConfig
 from noisybsd.posterior import Posterior, SparsePosterior, override_time, reference_targets
 
 N, K = 5, 4
@@ -23,6 +25,14 @@ def visited(posterior: Posterior, p: torch.Tensor) -> list[torch.Tensor]:
         posterior.observe(index, row)
         targets.append(posterior.mean(index))
     return targets
+
+
+@pytest.mark.parametrize("state", [Posterior, SparsePosterior])
+def test_defaults_are_those_of_the_configuration(state: type) -> None:
+    configured = PosteriorConfig().model_dump()
+    for name, parameter in inspect.signature(state).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            assert configured[name] == parameter.default, name
 
 
 @pytest.mark.parametrize("c", [0.0, 1.0, 10.0])
