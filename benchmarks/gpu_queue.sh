@@ -6,11 +6,12 @@
 # The first argument is the folder with the datasets, further ones go to every run (data.verify=false
 # for other pixels than the official ones). Each run has its own limit in minutes; what is cut off, by the
 # limit, Ctrl-C or a crash, goes on from its checkpoint the next time, and what is finished is skipped.
-# After each run, results/accuracy.csv and .md compare all that are finished, and the headers of the
-# recipes say what was measured. RUNS, OUT, RECIPES and QUEUE (a file of lines like those below) move things.
+# First comes the speed of a training step, results/step_cuda.csv. After each run, results/accuracy.csv and
+# .md compare all that are finished, and the headers of the recipes say what was measured. RUNS, OUT, RECIPES
+# and QUEUE (a file of lines like those below, without the speed) move things.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-[[ $# -ge 1 ]] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
+[[ $# -ge 1 ]] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
 data=$1; shift
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python)}
 runs=${RUNS:-runs/gpu_queue} out=${OUT:-results/accuracy} recipes=${RECIPES:-recipes}
@@ -22,6 +23,7 @@ queue() {
 25 cifar10n_worst bsd_supcon 0
 15 cifar10n_worst ce 0
 15 cifar10_preact_resnet18 ce 0
+25 cifar10_preact_resnet18 bsd_supcon 0
 25 cifar10n_worst bsd_supcon 1
 25 cifar10n_worst bsd_supcon 2
 15 cifar10n_worst ce 1
@@ -50,16 +52,24 @@ LINES
       echo "25 $recipe bsd_supcon $seed"
     done
   done
+  for seed in 1 2; do echo "15 cifar10_preact_resnet18 ce $seed"; done
   for seed in 0 1 2; do
-    for recipe in cifar10_sym80 cifar10_sym50 cifar10_asym40 cifar100n; do
+    for recipe in cifar10_sym80 cifar10_sym90 cifar10_sym50 cifar10_asym40 cifar100n cifar10n_aggre \
+      cifar10n_random1; do
       echo "15 $recipe ce $seed"
       echo "15 $recipe selc $seed"
     done
   done
+  for method in label_smoothing ps_kd bsd; do echo "25 cifar10_preact_resnet18 $method 0"; done
   for method in ce label_smoothing ps_kd bsd; do echo "120 cifar100_resnet50 $method 0"; done
 }
 
 failed=0
+speed=$(dirname "$out")/step_cuda.csv
+if [[ -z ${QUEUE:-} && ! -e $speed ]]; then
+  "$python" benchmarks/step.py --device cuda --methods ce,bsd,bsd_supcon --out "$speed" \
+    --profile "${speed%.csv}.txt" || failed=1
+fi
 while read -r minutes recipe method seed settings <&3; do
   [[ -z $minutes || $minutes == \#* ]] && continue
   name=$(tr -cs 'A-Za-z0-9_=.\n' - <<<"$recipe-$method-s$seed${settings:+-$settings}")
