@@ -6,6 +6,7 @@ What `python -m noisybsd.evaluate run=… corruptions=all` measures, as one tabl
 
 Columns:
     recipe, method, seed        which run
+    noise_rate                  share of its training labels that are wrong
     corruption                  which kind; `all`: the mean over all kinds and severities
     accuracy, ece               of the last epoch's weights, mean over the five severities
     clean_accuracy              on the images as they are
@@ -31,7 +32,7 @@ def rows_of(run: Path) -> list[Row]:
     for name, metrics in sets.items():
         kinds.setdefault(name.split("/")[0], []).append(metrics)
     return [
-        {key: about[key] for key in ("recipe", "method", "seed")}
+        {key: about[key] for key in ("recipe", "method", "seed", "noise_rate")}
         | {"corruption": kind}
         | {key: rounded(fmean(each[key] for each in of_kind)) for key in ("accuracy", "ece")}
         | {"clean_accuracy": rounded(found["test_accuracy"]), "run_commit": about["git_commit"]}
