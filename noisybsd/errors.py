@@ -39,6 +39,15 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; it is not imported for this
+                raise
+            print(
+                f"error: the GPU is out of memory: {str(error).splitlines()[0]}\n"
+                "error: see what else runs on it, or use device=cpu",
+                file=sys.stderr,
+            )
+            return 2
         except BrokenPipeError:
             # what is still buffered has no reader: the interpreter must not try to flush it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

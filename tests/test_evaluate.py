@@ -369,3 +369,25 @@ def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> N
         UserError, match=r"another version of noisybsd, whose rule was another: .*align"
     ):
         evaluate_run(Path("run"), [])
+
+
+def test_a_gpu_out_of_memory_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr("noisybsd.evaluate.evaluate_run", full)
+    assert main(["run=anywhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the GPU is out of memory: CUDA out of memory. Tried to")
+    assert error.endswith("error: see what else runs on it, or use device=cpu\n")
+
+
+def test_other_runtime_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("noisybsd.evaluate.evaluate_run", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["run=anywhere"])
