@@ -432,7 +432,9 @@ def _read_recipe(name: str) -> dict[str, Any]:
         if is_path:
             raise UserError(f"recipe={name}: there is no such file")
         raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
-    return {"recipe": path.stem, **read_yaml(path)}
+    # what a run recorded reruns it as it was, also if it was made by an older version
+    content = read_record(path) if path.name == "config.yaml" else read_yaml(path)
+    return {"recipe": path.stem, **content}
 
 
 # Settings that came later: what runs did before them, where their default does something else.

@@ -355,6 +355,7 @@ def test_a_run_from_before_a_setting_existed_is_read_as_what_it_did(
     record.write_text("".join(lines))
     assert evaluate_run(Path("run"), [])["test_nll"] == expected["test_nll"]
     assert read_run(Path("run")).settings["posterior.align"] is False
+    assert load_config(["recipe=run/config.yaml"]).posterior.align is False
     assert train(arguments) == 0  # the same run: it is finished
     assert "this run is finished" in capsys.readouterr().out
     assert train([*arguments, "posterior.align=true"]) == 2
