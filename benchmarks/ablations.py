@@ -284,8 +284,8 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
             for key, (_, scale) in COLUMNS.items():
                 values = [scale(row[key]) for row in mine]
                 digits = 2 if key == "test_accuracy_last" or "correction" in key else 4
-                spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-                cells.append(f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}")
+                spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
             paired = paired_difference(
                 [
                     100 * row["test_accuracy_last"] - base[row["seed"]]
