@@ -30,7 +30,7 @@ from noisybsd import objectives, train, trainer
 from noisybsd.compare import paired_difference
 from noisybsd.config import load_config, read_record
 from noisybsd.networks import Network
-from noisybsd.objectives import CrossEntropy, PosteriorTargets
+from noisybsd.objectives import Alignment, CrossEntropy, PosteriorTargets
 from noisybsd.parts import Batch, Task, cross_entropy
 from noisybsd.posterior import Posterior
 from noisybsd.rundir import differences
@@ -164,8 +164,7 @@ class MatchedPrior(CrossEntropy):
 
     def __init__(self, task: Task):
         super().__init__(task)
-        histogram = torch.bincount(task.labels, minlength=task.num_classes).float()
-        self.register_buffer("prior", histogram / histogram.sum())
+        self.register_buffer("prior", Alignment(task.labels, task.num_classes).histogram)
 
     def forward(self, batch: Batch) -> Tensor:
         mean = batch.logits.softmax(dim=-1).mean(dim=(0, 1))
