@@ -1,13 +1,14 @@
-"""What each part of the method is worth: variants of `bsd_supcon` on digits, in one table.
+"""What each part of the method is worth: variants of `bsd_supcon`, one change each, in one table.
 
-    python benchmarks/ablations.py --runs runs/ablations --jobs 2 --out results/ablations
+    python benchmarks/ablations.py --runs runs/ablations --jobs 2 --out results/ablations [key=value …]
 
-Every variant changes one thing of recipe=digits_sym40 and is trained on each noise with each seed, in a
-process of its own. Runs that are finished are not repeated: the same command continues. OUT.csv has a row
-a run, OUT.md the means and the paired differences to the recipe as it is. Ideas that are not in the
-product are the classes below: each shows what it takes to try one without touching the package.
+Every variant changes one thing of a recipe and is trained on each data set with each seed, in a process of
+its own; key=value holds for all of them (data.root=DIR). Runs that are finished are not repeated: the same
+command continues. OUT.csv has a row a run, OUT.md the means and the paired differences to the recipe as it
+is. Ideas that are not in the product are the classes below: each shows what it takes to try one without
+touching the package.
 
---variants, --noises and --seeds choose some; --list says which there are.
+--variants, --data and --seeds choose some; --list says which there are.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ import torch
 from common import Row, rounded, write_csv
 from torch import Tensor
 
-from noisybsd import objectives, train, trainer
+from noisybsd import objectives, sweep, train, trainer
 from noisybsd.compare import paired_difference
 from noisybsd.config import load_config, read_record
 from noisybsd.networks import Network
@@ -35,11 +35,13 @@ from noisybsd.parts import Batch, Task, cross_entropy
 from noisybsd.posterior import Posterior
 from noisybsd.rundir import differences
 
-NOISES = {
-    "symmetric 80 %": ("noise.name=symmetric", "noise.rate=0.8"),
-    "asymmetric 40 %": ("noise.name=asymmetric", "noise.rate=0.4"),
-    "symmetric 50 %": ("noise.name=symmetric", "noise.rate=0.5"),
-    "symmetric 20 %": ("noise.name=symmetric", "noise.rate=0.2"),
+DIGITS = "recipe=digits_sym40"
+DATA = {
+    "digits, symmetric 80 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.8"),
+    "digits, asymmetric 40 %": (DIGITS, "noise.name=asymmetric", "noise.rate=0.4"),
+    "digits, symmetric 50 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.5"),
+    "digits, symmetric 20 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.2"),
+    "CIFAR-10N worst, 4,000 images": ("recipe=small_cifar10n",),
 }
 
 
@@ -195,6 +197,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     BASE: (),
     "cross-entropy": ("method=ce",),
     "selc": ("method=selc",),
+    # the recipe's views without its targets
+    "the given labels": ("targets=labels",),
+    "the given labels, no contrastive term": ("targets=labels", "contrastive.name=none"),
     "the paper's recursion": (
         "posterior.temperature=1",
         "posterior.agreement_temperature=null",
@@ -243,38 +248,34 @@ COLUMNS: dict[str, tuple[str, Callable[[float], float]]] = {
 }
 
 
-def rows_of(runs: Path, variants: list[str], noises: list[str], seeds: list[int]) -> list[Row]:
+def rows_of(runs: list[Ablation]) -> list[Row]:
     rows = []
-    for noise in noises:
-        for variant in variants:
-            for seed in seeds:
-                file = directory(runs, variant, noise, seed) / "results.json"
-                if file.exists():
-                    results = json.loads(file.read_text())
-                    rows.append(
-                        {"noise": noise, "variant": variant, "seed": seed}
-                        | {key: rounded(results[key], 5) for key in COLUMNS}
-                        | {"network_passes": results["network_passes"]}
-                        | {"run_commit": results["git_commit"]}
-                    )
+    for run in runs:
+        if run.finished:
+            results = json.loads((run.directory / "results.json").read_text())
+            rows.append(
+                {"data": run.data, "variant": run.variant, "seed": run.seed}
+                | {key: rounded(results[key], 5) for key in COLUMNS}
+                | {"network_passes": results["network_passes"]}
+                | {"run_commit": results["git_commit"]}
+            )
     return rows
 
 
 def write_markdown(path: Path, rows: list[Row]) -> None:
     lines = [
-        "Variants of `bsd_supcon`, one change each: scikit-learn's digits, small_cnn, 60 epochs, batch 64 "
-        "(recipe=digits_sym40). Last",
-        "epoch, mean ± sample standard deviation over seeds; in brackets the paired difference of the "
-        "accuracy to the recipe as it is, in points,",
-        "with its 95 % t-interval, not corrected for the number of comparisons. Made by "
-        f"benchmarks/ablations.py, from {path.with_suffix('.csv').name}; runs of commit "
+        "Variants of `bsd_supcon`, one change each. Last epoch, mean ± sample standard deviation over "
+        "seeds; in brackets the paired difference",
+        "of the accuracy to the recipe as it is, in points, with its 95 % t-interval, not corrected for "
+        "the number of comparisons.",
+        f"Made by benchmarks/ablations.py, from {path.with_suffix('.csv').name}; runs of commit "
         + ", ".join(dict.fromkeys(row["run_commit"][:7] for row in rows))
         + ".",
     ]
-    for noise in dict.fromkeys(row["noise"] for row in rows):
-        here = [row for row in rows if row["noise"] == noise]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        here = [row for row in rows if row["data"] == data]
         base = {r["seed"]: 100 * r["test_accuracy_last"] for r in here if r["variant"] == BASE}
-        lines += ["", f"## {noise}", ""]
+        lines += ["", f"## {data} ({', '.join(DATA[data])})", ""]
         lines.append("| variant | n | " + " | ".join(n for n, _ in COLUMNS.values()) + " |")
         lines.append("|---|---:|" + "---:|" * len(COLUMNS))
         for variant in dict.fromkeys(row["variant"] for row in here):
@@ -298,14 +299,23 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def settings_of(variant: str, noise: str, seed: int) -> list[str]:
-    always = ["recipe=digits_sym40", f"seed={seed}", "tracking.wandb=disabled", "device=cpu"]
-    return [*always, *NOISES[noise], *VARIANTS[variant]]
+@dataclass(frozen=True)
+class Ablation(sweep.Run):
+    """A run of this file's trainer, which knows the ideas."""
+
+    data: str
+    variant: str
+    seed: int
+
+    def command(self) -> list[str]:
+        return [sys.executable, __file__, "--one", *self.arguments, f"run.dir={self.directory}"]
 
 
-def directory(runs: Path, variant: str, noise: str, seed: int) -> Path:
-    plain = f"{noise}, {variant}".replace(" %", "")
-    return runs / f"{''.join(c if c.isalnum() else '-' for c in plain)}-{seed}"
+def ablation(runs: Path, data: str, variant: str, seed: int, settings: list[str]) -> Ablation:
+    arguments = (*DATA[data], *VARIANTS[variant], f"seed={seed}", "tracking.wandb=disabled")
+    plain = f"{data} {variant}".replace(" %", "")
+    name = "".join(c if c.isalnum() else "-" for c in plain)
+    return Ablation((*arguments, *settings), runs / f"{name}-{seed}", data, variant, seed)
 
 
 def main() -> None:
@@ -316,48 +326,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="without suffix; default: only run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--variants", default="all", help="names, separated by semicolons")
-    parser.add_argument("--noises", default="all", help="names, separated by semicolons")
+    parser.add_argument("--data", default="all", help="names, separated by semicolons")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--list", action="store_true", help="names of variants and noises")
+    parser.add_argument("--list", action="store_true", help="names of variants and data")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     known, settings = parser.parse_known_args()
     if known.one:
         train.Trainer = EmaSensorTrainer if "targets=ema_sensor" in settings else trainer.Trainer
         sys.exit(train.main(settings))
     if known.list:
-        print("\n".join(["variants:", *VARIANTS, "", "noises:", *NOISES]))
+        print("\n".join(["variants:", *VARIANTS, "", "data:", *DATA]))
         return
-    variants, noises = (
+    variants, data = (
         list(table) if asked == "all" else [name.strip() for name in asked.split(";")]
-        for asked, table in ((known.variants, VARIANTS), (known.noises, NOISES))
+        for asked, table in ((known.variants, VARIANTS), (known.data, DATA))
     )
-    seeds = [int(seed) for seed in known.seeds.split(",")]
-    if unknown := {*variants, *noises} - {*VARIANTS, *NOISES}:
+    if unknown := {*variants, *data} - {*VARIANTS, *DATA}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; --list says what there is")
-
-    def start(noise: str, variant: str, seed: int) -> None:
-        place = directory(known.runs, variant, noise, seed)
-        settings = settings_of(variant, noise, seed)
-        if (place / "results.json").exists():
-            changed = list(differences(read_record(place / "config.yaml"), load_config(settings)))
-            if changed:
-                raise SystemExit(
-                    f"{place}: another recipe made it: {'; '.join(changed)}; see --runs"
-                )
-            return
-        place.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, "--one", *settings, f"run.dir={place}"]
-        with (place / "output.txt").open("w") as output:
-            code = subprocess.run(command, stdout=output, stderr=output).returncode
-        print(
-            f"{noise}, {variant}, seed {seed}: {'done' if code == 0 else f'exit {code}'}",
-            flush=True,
-        )
-
-    with ThreadPoolExecutor(known.jobs) as pool:
-        todo = [(n, v, s) for n in noises for v in variants for s in seeds]
-        list(pool.map(lambda task: start(*task), todo))
-    rows = rows_of(known.runs, variants, noises, seeds)
+    runs = [
+        ablation(known.runs, name, variant, int(seed), settings)
+        for name in data
+        for variant in variants
+        for seed in known.seeds.split(",")
+    ]
+    for run in runs:
+        record = run.directory / "config.yaml"
+        if record.exists() and (
+            changed := list(differences(read_record(record), load_config(run.arguments)))
+        ):
+            parser.error(f"{run.directory}: another recipe made it: {'; '.join(changed)}")
+    todo = [run for run in runs if not run.finished]
+    if sweep.run_here(todo, known.jobs, sweep.visible_gpus(), lambda s: print(s, flush=True)):
+        sys.exit("stopped; the same command continues")
+    rows = rows_of(runs)
     if known.out is not None:
         write_csv(known.out.with_suffix(".csv"), rows)
         write_markdown(known.out.with_suffix(".md"), rows)

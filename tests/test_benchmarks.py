@@ -132,18 +132,15 @@ def test_batches_of_the_scale_benchmark_hold_no_sample_twice() -> None:
 
 
 def test_every_ablation_is_a_configuration_of_its_own() -> None:
-    from ablations import BASE, NOISES, VARIANTS, directory, settings_of
+    from ablations import BASE, DATA, VARIANTS, ablation
 
     from noisybsd.config import load_config
 
-    places = {directory(Path(), name, noise, 0) for noise in NOISES for name in VARIANTS}
-    made = {
-        load_config(settings_of(name, noise, 0)).model_dump_json()
-        for noise in NOISES
-        for name in VARIANTS
-    }
-    assert len(made) == len(places) == len(NOISES) * len(VARIANTS)
-    assert load_config(settings_of(BASE, "symmetric 80 %", 0)).method == "bsd_supcon"
+    runs = [ablation(Path(), data, name, 0, []) for data in DATA for name in VARIANTS]
+    made = {load_config(run.arguments).model_dump_json() for run in runs}
+    assert len(made) == len({run.directory for run in runs}) == len(runs)
+    base = [load_config(run.arguments) for run in runs if run.variant == BASE]
+    assert {config.method for config in base} == {"bsd_supcon"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +155,7 @@ def test_ideas_that_are_not_in_the_product_differ_from_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each replaced part is in use: the run's belief or weights are not those of the recipe."""
-    from ablations import BASE, EmaSensorTrainer, settings_of
+    from ablations import BASE, EmaSensorTrainer, ablation
 
     from noisybsd import train
     from noisybsd.checkpoint import load_checkpoint
@@ -168,9 +165,8 @@ def test_ideas_that_are_not_in_the_product_differ_from_it(
     short = ["data.limit=64", "batch_size=32", "epochs=5", "network.width=4", "neighbours.k=5"]
     found = []
     for variant in (BASE, name):
-        run = tmp_path / variant.replace(" ", "")
-        settings = settings_of(variant, "symmetric 80 %", 0)
-        assert train.main([*settings, *short, f"run.dir={run}"]) == 0
-        modules = load_checkpoint(run / "checkpoint.pt")["modules"]
+        run = ablation(tmp_path, "digits, symmetric 80 %", variant, 0, [*short, "device=cpu"])
+        assert train.main([*run.arguments, f"run.dir={run.directory}"]) == 0
+        modules = load_checkpoint(run.directory / "checkpoint.pt")["modules"]
         found.append((modules["rule"]["posterior.alpha"], modules["network"]["classifier.weight"]))
     assert not all(torch.equal(*pair) for pair in zip(*found, strict=True))
