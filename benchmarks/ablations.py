@@ -42,6 +42,10 @@ DATA = {
     "digits, symmetric 50 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.5"),
     "digits, symmetric 20 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.2"),
     "CIFAR-10N worst, 4,000 images": ("recipe=small_cifar10n",),
+    "digits, long-tailed, symmetric 50 %": (  # made by longtail.py
+        *(DIGITS, "data.name=own", "data.root=build/longtail", "data.size=8"),
+        *("noise.name=symmetric", "noise.rate=0.5"),
+    ),
 }
 
 
@@ -107,6 +111,47 @@ class AutomaticC(PosteriorTargets):
             mass = self.posterior.alpha.gather(1, given) * 2 * votes.gather(1, given)
             self.posterior.alpha.scatter_(1, given, mass.clamp_min(1e-3))
             self.told.fill_(True)
+
+
+class LabelAsEvidence(PosteriorTargets):
+    """The given label is evidence at every visit, worth what it is found to be worth.
+
+    q_k ∝ sharpened(p)_k P(g | k), with P(g | k) the running share of label g among what the network
+    says is k: Bayes' rule, if the network has not memorised the label.
+    """
+
+    fuse_first = False
+    joint: Tensor
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        assert self.align is not None
+        self.register_buffer("labels", task.labels, persistent=False)
+        h = self.align.histogram
+        self.register_buffer("joint", h[:, None] * h)  # (K,K), of prediction and label
+
+    def observe(self, index: Tensor, probs: Tensor) -> None:
+        assert self.align is not None
+        probs = self.align(probs)
+        given, p = self.labels[index], probs[0]
+        share = min(1.0, len(index) / self.align.window)
+        now = torch.zeros_like(self.joint).index_add_(1, given, p.T.contiguous()) / len(index)
+        self.joint.lerp_(now, share)
+        likelihood = (self.joint / self.joint.sum(dim=1, keepdim=True))[:, given].T  # (B,K)
+        if self.fuse_first:
+            p = p * likelihood
+            evidence = sharpened(p / p.sum(dim=1, keepdim=True), self.temperature)
+        else:
+            p = sharpened(p, self.temperature) * likelihood
+            evidence = p / p.sum(dim=1, keepdim=True)
+        views = sharpened(probs, self.agreement_temperature or 1.0)
+        self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
+
+
+class LabelAsEvidenceFirst(LabelAsEvidence):
+    """Label and prediction together are sharpened."""
+
+    fuse_first = True
 
 
 class EmaSensor(PosteriorTargets):
@@ -178,6 +223,8 @@ objectives.TARGET_RULES |= {
     "aligned_to_belief": AlignedToBelief,
     "automatic_c": AutomaticC,
     "ema_sensor": EmaSensor,
+    "label_as_evidence": LabelAsEvidence,
+    "label_as_evidence_first": LabelAsEvidenceFirst,
     "after_the_loss": AfterTheLoss,
     "delayed": Delayed,
 }
@@ -215,6 +262,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "c = 10, gamma = 0.95": ("posterior.prior_strength=10", "posterior.discount=0.95"),
     "c = 477, gamma = 0.5": ("posterior.prior_strength=477", "posterior.discount=0.5"),
     "automatic c": ("targets=automatic_c", "neighbours.weight=1", "neighbours.start_epoch=3"),
+    "the label as evidence": ("targets=label_as_evidence",),
+    "the label as evidence, before sharpening": ("targets=label_as_evidence_first",),
     # how sharp evidence is
     "T = 1": ("posterior.temperature=1",),
     "T = 0.5": ("posterior.temperature=0.5",),
