@@ -30,7 +30,7 @@ from noisybsd import objectives, sweep, train, trainer
 from noisybsd.compare import paired_difference
 from noisybsd.config import load_config, read_record
 from noisybsd.networks import Network
-from noisybsd.objectives import Alignment, CrossEntropy, PosteriorTargets
+from noisybsd.objectives import Alignment, CrossEntropy, PosteriorTargets, sharpened
 from noisybsd.parts import Batch, Task, cross_entropy
 from noisybsd.posterior import Posterior
 from noisybsd.rundir import differences
