@@ -154,6 +154,45 @@ class LabelAsEvidenceFirst(LabelAsEvidence):
     fuse_first = True
 
 
+class LikelyTemperature(LabelAsEvidence):
+    """The label as evidence, at the temperature under which the given labels are most likely.
+
+    Of each temperature there is a running joint of sharpened prediction and label, and a running mean of
+    log P(g) = log sum_k q_k P(g | k), with what is known before the batch.
+    """
+
+    temperatures = (1.0, 0.7, 0.5, 0.33, 0.25, 0.15)
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        self.register_buffer("joint", self.joint.repeat(len(self.temperatures), 1, 1))
+        self.register_buffer("likelihoods", torch.zeros(len(self.temperatures)))
+
+    def start_epoch(self, epoch: int) -> None:
+        print("T", [round(x, 4) for x in self.likelihoods.tolist()], flush=True)
+        t = self.joint[self.likelihoods.argmax()]
+        print("diag", (t / t.sum(1, keepdim=True)).diag().mean().item(), flush=True)
+
+    def observe(self, index: Tensor, probs: Tensor) -> None:
+        assert self.align is not None
+        probs = self.align(probs)
+        given = self.labels[index]
+        share = min(1.0, len(index) / self.align.window)
+        q = torch.stack([sharpened(probs, t) for t in self.temperatures])  # (T,V,B,K)
+        transition = self.joint / self.joint.sum(dim=2, keepdim=True)  # (T,K,K)
+        likelihood = transition[:, :, given].mT  # (T,B,K)
+        said = (q[:, 0] * likelihood).sum(dim=2).log().mean(dim=1)  # (T,)
+        self.likelihoods.lerp_(said, share)
+        best = self.likelihoods.argmax()
+        for joint, first in zip(self.joint, q[:, 0], strict=True):
+            now = torch.zeros_like(joint).index_add_(1, given, first.T.contiguous())
+            joint.lerp_(now / len(index), share)
+        views = q[best]
+        evidence = views[0] * likelihood[best]
+        evidence = evidence / evidence.sum(dim=1, keepdim=True)
+        self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
+
+
 class EmaSensor(PosteriorTargets):
     """The network's moving average makes the observations, of the same views."""
 
@@ -224,6 +263,7 @@ objectives.TARGET_RULES |= {
     "automatic_c": AutomaticC,
     "ema_sensor": EmaSensor,
     "label_as_evidence": LabelAsEvidence,
+    "likely_temperature": LikelyTemperature,
     "label_as_evidence_first": LabelAsEvidenceFirst,
     "after_the_loss": AfterTheLoss,
     "delayed": Delayed,
@@ -264,6 +304,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "automatic c": ("targets=automatic_c", "neighbours.weight=1", "neighbours.start_epoch=3"),
     "the label as evidence": ("targets=label_as_evidence",),
     "the label as evidence, before sharpening": ("targets=label_as_evidence_first",),
+    "the label as evidence, likely temperature": ("targets=likely_temperature",),
     # how sharp evidence is
     "T = 1": ("posterior.temperature=1",),
     "T = 0.5": ("posterior.temperature=0.5",),
