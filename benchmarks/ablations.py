@@ -162,6 +162,7 @@ class LikelyTemperature(LabelAsEvidence):
     """
 
     temperatures = (1.0, 0.7, 0.5, 0.33, 0.25, 0.15)
+    slack = 0.0
 
     def __init__(self, task: Task):
         super().__init__(task)
@@ -183,7 +184,8 @@ class LikelyTemperature(LabelAsEvidence):
         likelihood = transition[:, :, given].mT  # (T,B,K)
         said = (q[:, 0] * likelihood).sum(dim=2).log().mean(dim=1)  # (T,)
         self.likelihoods.lerp_(said, share)
-        best = self.likelihoods.argmax()
+        # the sharpest of those that are as good
+        best = (self.likelihoods >= self.likelihoods.max() - self.slack).nonzero().max()
         for joint, first in zip(self.joint, q[:, 0], strict=True):
             now = torch.zeros_like(joint).index_add_(1, given, first.T.contiguous())
             joint.lerp_(now / len(index), share)
@@ -191,6 +193,10 @@ class LikelyTemperature(LabelAsEvidence):
         evidence = views[0] * likelihood[best]
         evidence = evidence / evidence.sum(dim=1, keepdim=True)
         self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
+
+
+class LikelyTemperatureSharp(LikelyTemperature):
+    slack = 0.01
 
 
 class EmaSensor(PosteriorTargets):
@@ -264,6 +270,7 @@ objectives.TARGET_RULES |= {
     "ema_sensor": EmaSensor,
     "label_as_evidence": LabelAsEvidence,
     "likely_temperature": LikelyTemperature,
+    "likely_temperature_sharp": LikelyTemperatureSharp,
     "label_as_evidence_first": LabelAsEvidenceFirst,
     "after_the_loss": AfterTheLoss,
     "delayed": Delayed,
