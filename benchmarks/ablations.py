@@ -195,6 +195,17 @@ class LikelyTemperature(LabelAsEvidence):
         self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
 
 
+class HardTargets(LabelAsEvidence):
+    def targets(self, index: Tensor) -> Tensor:
+        y = super().targets(index)
+        return torch.nn.functional.one_hot(y.argmax(dim=1), y.shape[1]).float()
+
+
+class SharpTargets(LabelAsEvidence):
+    def targets(self, index: Tensor) -> Tensor:
+        return sharpened(super().targets(index), 0.5)
+
+
 class LikelyTemperatureSharp(LikelyTemperature):
     slack = 0.01
 
@@ -270,6 +281,8 @@ objectives.TARGET_RULES |= {
     "ema_sensor": EmaSensor,
     "label_as_evidence": LabelAsEvidence,
     "likely_temperature": LikelyTemperature,
+    "hard_targets": HardTargets,
+    "sharp_targets": SharpTargets,
     "likely_temperature_sharp": LikelyTemperatureSharp,
     "label_as_evidence_first": LabelAsEvidenceFirst,
     "after_the_loss": AfterTheLoss,
