@@ -195,6 +195,40 @@ class LikelyTemperature(LabelAsEvidence):
         self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
 
 
+class CalibratedEvidence(LabelAsEvidence):
+    """Transition from what both views are sure of; the temperature that makes the labels likely under it."""
+
+    temperatures = (1.0, 0.7, 0.5, 0.33, 0.25, 0.15)
+    power = 2.0
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        self.register_buffer("likelihoods", torch.zeros(len(self.temperatures)))
+
+    def start_epoch(self, epoch: int) -> None:
+        print("T", [round(x, 4) for x in self.likelihoods.tolist()], flush=True)
+        t = self.joint / self.joint.sum(1, keepdim=True)
+        print("diag", t.diag().mean().item(), flush=True)
+
+    def observe(self, index: Tensor, probs: Tensor) -> None:
+        assert self.align is not None
+        probs = self.align(probs)
+        given = self.labels[index]
+        share = min(1.0, len(index) / self.align.window)
+        transition = (self.joint / self.joint.sum(dim=1, keepdim=True)).clamp_min(1e-3)
+        likelihood = transition[:, given].T  # (B,K)
+        q = torch.stack([sharpened(probs, t) for t in self.temperatures])  # (T,V,B,K)
+        said = (q[:, 0] * likelihood).sum(dim=2).log().mean(dim=1)  # (T,)
+        self.likelihoods.lerp_(said, share)
+        sure = (probs[0] * probs[-1]).pow(self.power)
+        now = torch.zeros_like(self.joint).index_add_(1, given, sure.T.contiguous())
+        self.joint.lerp_(now / now.sum(), share)
+        views = q[self.likelihoods.argmax()]
+        evidence = views[0] * likelihood
+        evidence = evidence / evidence.sum(dim=1, keepdim=True)
+        self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
+
+
 class HardTargets(LabelAsEvidence):
     def targets(self, index: Tensor) -> Tensor:
         y = super().targets(index)
@@ -282,6 +316,7 @@ objectives.TARGET_RULES |= {
     "label_as_evidence": LabelAsEvidence,
     "likely_temperature": LikelyTemperature,
     "hard_targets": HardTargets,
+    "calibrated": CalibratedEvidence,
     "sharp_targets": SharpTargets,
     "likely_temperature_sharp": LikelyTemperatureSharp,
     "label_as_evidence_first": LabelAsEvidenceFirst,
