@@ -30,7 +30,7 @@ from noisybsd import objectives, sweep, train, trainer
 from noisybsd.compare import paired_difference
 from noisybsd.config import load_config, read_record
 from noisybsd.networks import Network
-from noisybsd.objectives import Alignment, CrossEntropy, PosteriorTargets, sharpened
+from noisybsd.objectives import Confusion, CrossEntropy, PosteriorTargets
 from noisybsd.parts import Batch, Task, cross_entropy
 from noisybsd.posterior import Posterior
 from noisybsd.rundir import differences
@@ -82,13 +82,14 @@ class AlignedToBelief(PosteriorTargets):
 
     def __init__(self, task: Task):
         super().__init__(task)
-        assert self.align is not None
-        self.align.register_buffer("histogram", self.align.histogram.clone())  # now it is state
+        assert self.confusion is not None
+        # now it is state
+        self.confusion.register_buffer("histogram", self.confusion.histogram.clone())
 
     def targets(self, index: Tensor) -> Tensor:
         targets = super().targets(index)
-        assert self.align is not None
-        self.align.histogram.lerp_(targets.mean(dim=0), 0.02)
+        assert self.confusion is not None
+        self.confusion.histogram.lerp_(targets.mean(dim=0), 0.02)
         return targets
 
 
@@ -111,137 +112,6 @@ class AutomaticC(PosteriorTargets):
             mass = self.posterior.alpha.gather(1, given) * 2 * votes.gather(1, given)
             self.posterior.alpha.scatter_(1, given, mass.clamp_min(1e-3))
             self.told.fill_(True)
-
-
-class LabelAsEvidence(PosteriorTargets):
-    """The given label is evidence at every visit, worth what it is found to be worth.
-
-    q_k ∝ sharpened(p)_k P(g | k), with P(g | k) the running share of label g among what the network
-    says is k: Bayes' rule, if the network has not memorised the label.
-    """
-
-    fuse_first = False
-    joint: Tensor
-
-    def __init__(self, task: Task):
-        super().__init__(task)
-        assert self.align is not None
-        self.register_buffer("labels", task.labels, persistent=False)
-        h = self.align.histogram
-        self.register_buffer("joint", h[:, None] * h)  # (K,K), of prediction and label
-
-    def observe(self, index: Tensor, probs: Tensor) -> None:
-        assert self.align is not None
-        probs = self.align(probs)
-        given, p = self.labels[index], probs[0]
-        share = min(1.0, len(index) / self.align.window)
-        now = torch.zeros_like(self.joint).index_add_(1, given, p.T.contiguous()) / len(index)
-        self.joint.lerp_(now, share)
-        likelihood = (self.joint / self.joint.sum(dim=1, keepdim=True))[:, given].T  # (B,K)
-        if self.fuse_first:
-            p = p * likelihood
-            evidence = sharpened(p / p.sum(dim=1, keepdim=True), self.temperature)
-        else:
-            p = sharpened(p, self.temperature) * likelihood
-            evidence = p / p.sum(dim=1, keepdim=True)
-        views = sharpened(probs, self.agreement_temperature or 1.0)
-        self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
-
-
-class LabelAsEvidenceFirst(LabelAsEvidence):
-    """Label and prediction together are sharpened."""
-
-    fuse_first = True
-
-
-class LikelyTemperature(LabelAsEvidence):
-    """The label as evidence, at the temperature under which the given labels are most likely.
-
-    Of each temperature there is a running joint of sharpened prediction and label, and a running mean of
-    log P(g) = log sum_k q_k P(g | k), with what is known before the batch.
-    """
-
-    temperatures = (1.0, 0.7, 0.5, 0.33, 0.25, 0.15)
-    slack = 0.0
-
-    def __init__(self, task: Task):
-        super().__init__(task)
-        self.register_buffer("joint", self.joint.repeat(len(self.temperatures), 1, 1))
-        self.register_buffer("likelihoods", torch.zeros(len(self.temperatures)))
-
-    def start_epoch(self, epoch: int) -> None:
-        print("T", [round(x, 4) for x in self.likelihoods.tolist()], flush=True)
-        t = self.joint[self.likelihoods.argmax()]
-        print("diag", (t / t.sum(1, keepdim=True)).diag().mean().item(), flush=True)
-
-    def observe(self, index: Tensor, probs: Tensor) -> None:
-        assert self.align is not None
-        probs = self.align(probs)
-        given = self.labels[index]
-        share = min(1.0, len(index) / self.align.window)
-        q = torch.stack([sharpened(probs, t) for t in self.temperatures])  # (T,V,B,K)
-        transition = self.joint / self.joint.sum(dim=2, keepdim=True)  # (T,K,K)
-        likelihood = transition[:, :, given].mT  # (T,B,K)
-        said = (q[:, 0] * likelihood).sum(dim=2).log().mean(dim=1)  # (T,)
-        self.likelihoods.lerp_(said, share)
-        # the sharpest of those that are as good
-        best = (self.likelihoods >= self.likelihoods.max() - self.slack).nonzero().max()
-        for joint, first in zip(self.joint, q[:, 0], strict=True):
-            now = torch.zeros_like(joint).index_add_(1, given, first.T.contiguous())
-            joint.lerp_(now / len(index), share)
-        views = q[best]
-        evidence = views[0] * likelihood[best]
-        evidence = evidence / evidence.sum(dim=1, keepdim=True)
-        self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
-
-
-class CalibratedEvidence(LabelAsEvidence):
-    """Transition from what both views are sure of; the temperature that makes the labels likely under it."""
-
-    temperatures = (1.0, 0.7, 0.5, 0.33, 0.25, 0.15)
-    power = 2.0
-
-    def __init__(self, task: Task):
-        super().__init__(task)
-        self.register_buffer("likelihoods", torch.zeros(len(self.temperatures)))
-
-    def start_epoch(self, epoch: int) -> None:
-        print("T", [round(x, 4) for x in self.likelihoods.tolist()], flush=True)
-        t = self.joint / self.joint.sum(1, keepdim=True)
-        print("diag", t.diag().mean().item(), flush=True)
-
-    def observe(self, index: Tensor, probs: Tensor) -> None:
-        assert self.align is not None
-        probs = self.align(probs)
-        given = self.labels[index]
-        share = min(1.0, len(index) / self.align.window)
-        transition = (self.joint / self.joint.sum(dim=1, keepdim=True)).clamp_min(1e-3)
-        likelihood = transition[:, given].T  # (B,K)
-        q = torch.stack([sharpened(probs, t) for t in self.temperatures])  # (T,V,B,K)
-        said = (q[:, 0] * likelihood).sum(dim=2).log().mean(dim=1)  # (T,)
-        self.likelihoods.lerp_(said, share)
-        sure = (probs[0] * probs[-1]).pow(self.power)
-        now = torch.zeros_like(self.joint).index_add_(1, given, sure.T.contiguous())
-        self.joint.lerp_(now / now.sum(), share)
-        views = q[self.likelihoods.argmax()]
-        evidence = views[0] * likelihood
-        evidence = evidence / evidence.sum(dim=1, keepdim=True)
-        self.posterior.observe(index, evidence, (views[0] * views[-1]).sum(dim=1))
-
-
-class HardTargets(LabelAsEvidence):
-    def targets(self, index: Tensor) -> Tensor:
-        y = super().targets(index)
-        return torch.nn.functional.one_hot(y.argmax(dim=1), y.shape[1]).float()
-
-
-class SharpTargets(LabelAsEvidence):
-    def targets(self, index: Tensor) -> Tensor:
-        return sharpened(super().targets(index), 0.5)
-
-
-class LikelyTemperatureSharp(LikelyTemperature):
-    slack = 0.01
 
 
 class EmaSensor(PosteriorTargets):
@@ -301,7 +171,7 @@ class MatchedPrior(CrossEntropy):
 
     def __init__(self, task: Task):
         super().__init__(task)
-        self.register_buffer("prior", Alignment(task.labels, task.num_classes).histogram)
+        self.register_buffer("prior", Confusion(task.labels, task.num_classes).histogram)
 
     def forward(self, batch: Batch) -> Tensor:
         mean = batch.logits.softmax(dim=-1).mean(dim=(0, 1))
@@ -313,13 +183,6 @@ objectives.TARGET_RULES |= {
     "aligned_to_belief": AlignedToBelief,
     "automatic_c": AutomaticC,
     "ema_sensor": EmaSensor,
-    "label_as_evidence": LabelAsEvidence,
-    "likely_temperature": LikelyTemperature,
-    "hard_targets": HardTargets,
-    "calibrated": CalibratedEvidence,
-    "sharp_targets": SharpTargets,
-    "likely_temperature_sharp": LikelyTemperatureSharp,
-    "label_as_evidence_first": LabelAsEvidenceFirst,
     "after_the_loss": AfterTheLoss,
     "delayed": Delayed,
 }
@@ -343,10 +206,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "the given labels": ("targets=labels",),
     "the given labels, no contrastive term": ("targets=labels", "contrastive.name=none"),
     "the paper's recursion": (
-        "posterior.temperature=1",
-        "posterior.agreement_temperature=null",
-        "posterior.align=false",
+        *("posterior.temperature=1", "posterior.target_temperature=1"),
+        *("posterior.agreement_temperature=null", "posterior.align=false"),
+        "posterior.label_evidence=false",
     ),
+    "the label in the prior alone": ("posterior.label_evidence=false",),
     # what keeps all classes alive
     "not aligned": ("posterior.align=false",),
     "aligned to the belief": ("targets=aligned_to_belief",),
@@ -357,12 +221,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "c = 10, gamma = 0.95": ("posterior.prior_strength=10", "posterior.discount=0.95"),
     "c = 477, gamma = 0.5": ("posterior.prior_strength=477", "posterior.discount=0.5"),
     "automatic c": ("targets=automatic_c", "neighbours.weight=1", "neighbours.start_epoch=3"),
-    "the label as evidence": ("targets=label_as_evidence",),
-    "the label as evidence, before sharpening": ("targets=label_as_evidence_first",),
-    "the label as evidence, likely temperature": ("targets=likely_temperature",),
     # how sharp evidence is
     "T = 1": ("posterior.temperature=1",),
     "T = 0.5": ("posterior.temperature=0.5",),
+    "T = 0.33": ("posterior.temperature=0.33",),
+    "targets as they are believed": ("posterior.target_temperature=1",),
+    "targets at T = 0.1": ("posterior.target_temperature=0.1",),
     # what is observed, and when
     "whole visits": ("posterior.agreement_temperature=null",),
     "the views' mean is observed": ("posterior.observe=mean",),

@@ -182,6 +182,12 @@ class PosteriorConfig(Section):
         le=1,
         description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's",
     )
+    target_temperature: float = Field(
+        0.5,
+        ge=0.1,
+        le=1,
+        description="sharpens the belief likewise where it is the target; 1: the paper's",
+    )
     agreement_temperature: float | None = Field(
         0.25,
         ge=0.1,
@@ -193,6 +199,11 @@ class PosteriorConfig(Section):
         True,
         description="scale predictions so that classes are as frequent in them as in the given labels; "
         "false: the paper's",
+    )
+    label_evidence: bool = Field(
+        True,
+        description="at every visit the given label is evidence too, for as much as the network's "
+        "predictions show it to be worth; false: only in the prior, the paper's",
     )
     observe: Literal["weak", "mean"] = Field(
         "weak", description="evidence: the first view's prediction, or the mean over all views"
@@ -438,7 +449,14 @@ def _read_recipe(name: str) -> dict[str, Any]:
 
 
 # Settings that came later: what runs did before them, where their default does something else.
-_BEFORE: dict[str, dict[str, Any]] = {"posterior": {"agreement_temperature": None, "align": False}}
+_BEFORE: dict[str, dict[str, Any]] = {
+    "posterior": {
+        "agreement_temperature": None,
+        "align": False,
+        "label_evidence": False,
+        "target_temperature": 1.0,
+    }
+}
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -36,14 +36,19 @@ class LabelTargets(TargetRule):
         return one_hot(self.labels[index], self.num_classes)
 
 
-class Alignment(nn.Module):
-    """Scales predictions so that every class is as frequent in them as among the given labels.
+class Confusion(nn.Module):
+    """How often the network says class k of a sample labelled g: a running joint distribution (K,K).
 
-    p_k r_k, normalised, r_k = h_k / m_k within [1/10, 10], with h the labels' histogram and m the running
-    mean of predictions, over 320 samples a class, but not more than three epochs.
-    Distribution alignment, Berthelot et al. 2020, "ReMixMatch", section 3.1, with the noisy labels as
-    the reference. Where most labels are wrong, a class of which a few more than usual are can be
-    crowded out: predicted less, so observed less, so learned less. Its predictions count for more then.
+    A mean over about 320 samples a class, but not more than three epochs. It starts as if the network
+    knew nothing. Two uses:
+
+    - `aligned`: p_k r_k, normalised, r_k = h_k / m_k within [1/10, 10], with h the labels' histogram and
+      m_k the running share of class k in the predictions. Distribution alignment, Berthelot et al. 2020,
+      "ReMixMatch", section 3.1, with the noisy labels as the reference. Where most labels are wrong, a
+      class of which a few more than usual are can be crowded out: predicted less, so observed less, so
+      learned less. Its predictions count for more then.
+    - `likelihood`: P(g | k), the noise transition matrix as the network sees it, of which a tenth is taken
+      for labels drawn at random, so that no label is proof.
 
     Args:
         labels: (N,) int64, the given labels.
@@ -51,33 +56,48 @@ class Alignment(nn.Module):
         balanced: at most so many samples of each given class are visited in an epoch; None: all.
     """
 
-    SAMPLES, EPOCHS, MOST = 320, 3, 10.0
+    SAMPLES, EPOCHS, MOST, RANDOM = 320, 3, 10.0, 0.1
 
+    labels: Tensor
     histogram: Tensor
-    mean: Tensor
+    joint: Tensor
 
     def __init__(self, labels: Tensor, num_classes: int, balanced: int | None = None):
         super().__init__()
         counts = torch.bincount(labels, minlength=num_classes).float()
         counts = counts.clamp(1, balanced)  # a class without labels: not impossible, but rare
         self.window = min(self.SAMPLES * num_classes, self.EPOCHS * int(counts.sum()))
+        self.register_buffer("labels", labels, persistent=False)  # (N,)
         self.register_buffer("histogram", counts / counts.sum(), persistent=False)  # (K,)
-        self.register_buffer("mean", self.histogram.clone())  # (K,)
+        self.register_buffer("joint", self.histogram[:, None] * self.histogram)  # (K,K): k, g
 
     @torch.no_grad()
-    def forward(self, probs: Tensor) -> Tensor:
-        """Predictions (V,B,K) to aligned ones, once the first view's are part of the mean."""
-        self.mean.lerp_(probs[0].mean(dim=0), min(1.0, probs.shape[1] / self.window))
-        scaled = probs * (self.histogram / self.mean).clamp(1 / self.MOST, self.MOST)
+    def observe(self, index: Tensor, probs: Tensor) -> None:
+        """Predictions (B,K) for the samples `index` (B,) become part of the mean."""
+        batch = probs.T @ one_hot(self.labels[index], len(self.joint)) / len(index)
+        self.joint.lerp_(batch, min(1.0, len(index) / self.window))
+
+    def aligned(self, probs: Tensor) -> Tensor:
+        """Predictions (...,K), scaled so that every class is as frequent as among the labels."""
+        scale = (self.histogram / self.joint.sum(dim=1)).clamp(1 / self.MOST, self.MOST)
+        scaled = probs * scale
         return scaled / scaled.sum(dim=-1, keepdim=True)
+
+    def likelihood(self, index: Tensor) -> Tensor:
+        """P(g_i | k), (B,K): how likely the samples' given labels are if their class is k."""
+        transition = self.joint / self.joint.sum(dim=1, keepdim=True)
+        transition = transition.lerp(self.histogram.expand_as(transition), self.RANDOM)
+        return transition.T[self.labels[index]]
 
 
 class PosteriorTargets(TargetRule):
     """The posterior mean of Bayesian self-distillation; the neighbours are a second sensor.
 
-    alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j), with q the prediction, aligned
-    (`Alignment`) and sharpened, kappa = `neighbours.weight` and the constants of `posterior.*`. The
-    paper's recursion is q = p, w = 1, kappa = 0.
+    alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j), with kappa = `neighbours.weight` and
+    the constants of `posterior.*`. The evidence q is the prediction, aligned (`Confusion`) and sharpened,
+    times the likelihood of the given label, normalised: Bayes' rule for a class of which the network
+    says one thing and the label another. What is learned is the posterior mean sharpened to
+    `target_temperature`. The paper's recursion is q = p, w = 1, kappa = 0, and it learns the mean.
 
     w in [0,1], how much of a visit this is, is ours: the probability that the predictions for two
     views of the image, sharpened to `agreement_temperature`, name the same class (with one view: that
@@ -105,10 +125,12 @@ class PosteriorTargets(TargetRule):
             )
         else:
             self.posterior = Posterior(task.labels, task.num_classes, **constants)
-        self.align = None
-        if prior.align:
-            self.align = Alignment(task.labels, task.num_classes, task.config.data.balanced)
+        self.align, self.label_evidence = prior.align, prior.label_evidence
+        self.confusion = None
+        if prior.align or prior.label_evidence:
+            self.confusion = Confusion(task.labels, task.num_classes, task.config.data.balanced)
         self.temperature, self.observe_mean = prior.temperature, prior.observe == "mean"
+        self.target_temperature = prior.target_temperature
         self.agreement_temperature = prior.agreement_temperature
         self.neighbour_weight = task.config.neighbours.weight
         if self.neighbour_weight > 0:
@@ -116,9 +138,14 @@ class PosteriorTargets(TargetRule):
             self.register_buffer("votes", votes)
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        if self.align is not None:
-            probs = self.align(probs)
+        if self.confusion is not None:
+            self.confusion.observe(index, probs[0])
+            if self.align:
+                probs = self.confusion.aligned(probs)
         evidence = sharpened(probs.mean(dim=0) if self.observe_mean else probs[0], self.temperature)
+        if self.confusion is not None and self.label_evidence:
+            evidence = evidence * self.confusion.likelihood(index)
+            evidence = evidence / evidence.sum(dim=1, keepdim=True)
         if self.neighbour_weight > 0:
             evidence = evidence + self.neighbour_weight * self.votes[index]
         weight = None
@@ -132,7 +159,7 @@ class PosteriorTargets(TargetRule):
             self.votes.copy_(votes)
 
     def targets(self, index: Tensor) -> Tensor:
-        return self.posterior.mean(index)
+        return sharpened(self.posterior.mean(index), self.target_temperature)
 
     def belief(self) -> Tensor | None:
         return self.posterior.mean()

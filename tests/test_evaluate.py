@@ -341,17 +341,23 @@ def test_both_kinds_of_corruptions(on_cifar10: Callable[..., int]) -> None:
 def test_a_run_from_before_a_setting_existed_is_read_as_what_it_did(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = ["posterior.align=false", "posterior.agreement_temperature=null"]
-    arguments = tiny("run.dir=run", "epochs=1", "method=bsd", *before)
+    before = {
+        "align": "false",
+        "agreement_temperature": "null",
+        "label_evidence": "false",
+        "target_temperature": "1",
+    }
+    settings = [f"posterior.{key}={value}" for key, value in before.items()]
+    arguments = tiny("run.dir=run", "epochs=1", "method=bsd", *settings)
     assert train(arguments) == 0
     expected = evaluate_run(Path("run"), [])
     record = Path("run/config.yaml")
     lines = [
         line
         for line in record.read_text().splitlines(keepends=True)
-        if line.split(":")[0].strip() not in {"align", "agreement_temperature"}
+        if line.split(":")[0].strip() not in before
     ]
-    assert len(lines) == len(record.read_text().splitlines()) - 2
+    assert len(lines) == len(record.read_text().splitlines()) - len(before)
     record.write_text("".join(lines))
     assert evaluate_run(Path("run"), [])["test_nll"] == expected["test_nll"]
     assert read_run(Path("run")).settings["posterior.align"] is False
@@ -365,9 +371,12 @@ def test_a_run_from_before_a_setting_existed_is_read_as_what_it_did(
 def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> None:
     assert train(tiny("run.dir=run", "epochs=1", "method=bsd")) == 0
     record = Path("run/config.yaml")
-    record.write_text(record.read_text().replace("align: true", "align: false"))
+    text = record.read_text()
+    for key in ("align", "label_evidence"):
+        text = text.replace(f"{key}: true", f"{key}: false")
+    record.write_text(text)
     with pytest.raises(
-        UserError, match=r"another version of noisybsd, whose rule was another: .*align"
+        UserError, match=r"another version of noisybsd, whose rule was another: .*confusion"
     ):
         evaluate_run(Path("run"), [])
 

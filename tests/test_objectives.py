@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from noisybsd.config import build_config
 from noisybsd.errors import UserError
 from noisybsd.objectives import (
-    Alignment,
     Batch,
+    Confusion,
     CrossEntropy,
     LabelTargets,
     PosteriorTargets,
@@ -54,8 +54,14 @@ def test_label_targets_do_not_move_and_hold_no_belief() -> None:
     assert rule.belief() is None and not rule.state_dict()
 
 
-# neither sharpens nor weighs nor aligns
-PAPER = {"temperature": 1, "agreement_temperature": None, "align": False}
+# neither sharpens nor weighs nor aligns, and forgets the label
+PAPER = {
+    "temperature": 1,
+    "target_temperature": 1,
+    "agreement_temperature": None,
+    "align": False,
+    "label_evidence": False,
+}
 
 
 def test_posterior_targets_use_the_configured_constants() -> None:
@@ -86,7 +92,7 @@ def test_evidence_is_sharpened_and_sums_to_one() -> None:
 
 def test_a_visit_counts_as_much_as_the_views_agree() -> None:
     """alpha <- gamma^w alpha + w q, w = <q_weak, q_strong>, both sharpened; a slow loop beside it."""
-    settings = {"discount": 0.8, "temperature": 0.5, "agreement_temperature": 0.25, "align": False}
+    settings = {**PAPER, "discount": 0.8, "temperature": 0.5, "agreement_temperature": 0.25}
     rule = PosteriorTargets(task(posterior=settings))
     generator = torch.Generator().manual_seed(3)
     probs = torch.randn(2, B, K, generator=generator).mul(2).softmax(dim=-1)
@@ -115,36 +121,100 @@ def test_views_that_contradict_each_other_leave_the_belief_as_it_was() -> None:
     torch.testing.assert_close(rule.posterior.alpha[INDEX], 0.8 * before[INDEX] + certain)
 
 
-def test_aligned_predictions_against_a_slow_loop() -> None:
-    """q_k = p_k h_k / m_k, normalised; m moves to each batch's mean by B / min(320 K, 3 N)."""
-    align = Alignment(LABELS, K)  # counts 3, 3, 2
+def observed_and_aligned(
+    confusion: Confusion, index: torch.Tensor, p: torch.Tensor
+) -> torch.Tensor:
+    confusion.observe(index, p)
+    return confusion.aligned(p)
+
+
+def test_confusion_against_a_slow_loop() -> None:
+    """joint[k][g] moves to each batch's mean of p_k [label = g] by B / min(320 K, 3 N).
+
+    Aligned: p_k h_k / sum_g joint[k][g], normalised. Likelihood: 0.9 P(g | k) + 0.1 h_g.
+    """
+    confusion = Confusion(LABELS, K)  # counts 3, 3, 2
     generator = torch.Generator().manual_seed(0)
-    mean = histogram = [3 / 8, 3 / 8, 2 / 8]
+    h = [3 / 8, 3 / 8, 2 / 8]
+    joint = [[h[k] * h[g] for g in range(K)] for k in range(K)]
     for _ in range(3):
-        probs = torch.randn(V, B, K, generator=generator).softmax(dim=-1)
-        aligned = align(probs)
-        momentum = B / (3 * N)
-        batch_mean = [float(probs[0, :, k].mean()) for k in range(K)]
-        mean = [m + momentum * (b - m) for m, b in zip(mean, batch_mean, strict=True)]
-        for v in range(V):
-            for b in range(B):
-                scaled = [float(probs[v, b, k]) * histogram[k] / mean[k] for k in range(K)]
-                expected = [x / sum(scaled) for x in scaled]
-                assert aligned[v, b].tolist() == pytest.approx(expected, rel=1e-5)
+        probs = torch.randn(B, K, generator=generator).softmax(dim=-1)
+        confusion.observe(INDEX, probs)
+        for k in range(K):
+            for g in range(K):
+                here = [float(probs[b, k]) for b in range(B) if LABELS[INDEX[b]] == g]
+                joint[k][g] += B / (3 * N) * (sum(here) / B - joint[k][g])
+        share = [sum(row) for row in joint]
+        aligned, likelihood = confusion.aligned(probs), confusion.likelihood(INDEX)
+        for b, g in enumerate(LABELS[INDEX].tolist()):
+            scaled = [float(probs[b, k]) * h[k] / share[k] for k in range(K)]
+            assert aligned[b].tolist() == pytest.approx([x / sum(scaled) for x in scaled], rel=1e-5)
+            expected = [0.9 * joint[k][g] / share[k] + 0.1 * h[g] for k in range(K)]
+            assert likelihood[b].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_likelihood_of_labels_finds_the_noise_transition_matrix() -> None:
+    """A network that is right in spite of the labels shows how these came to be."""
+    generator = torch.Generator().manual_seed(0)
+    transition = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.9, 0.1], [0.3, 0.0, 0.7]])
+    clean = torch.arange(K).repeat(2000)
+    labels = torch.multinomial(transition[clean], 1, generator=generator)[:, 0]
+    confusion = Confusion(labels, K)
+    for index in torch.randperm(len(labels), generator=generator).repeat(2).split(100):
+        confusion.observe(index, torch.eye(K)[clean[index]])
+    of_each_label = torch.stack([labels.eq(g).nonzero()[0, 0] for g in range(K)])
+    found = (confusion.likelihood(of_each_label).T - 0.1 * confusion.histogram) / 0.9
+    torch.testing.assert_close(found, transition, atol=0.05, rtol=0)
+
+
+def test_labels_say_nothing_of_a_network_that_knows_nothing() -> None:
+    confusion = Confusion(LABELS, K)
+    likelihood = confusion.likelihood(INDEX)
+    torch.testing.assert_close(likelihood, likelihood[:, :1].expand(B, K))
+
+
+def test_the_label_is_evidence_for_as_much_as_it_is_worth() -> None:
+    """q_k ~ p_k P(g | k): an undecided prediction follows the label, a decided one does not."""
+    settings = {**PAPER, "prior_strength": 0.01, "label_evidence": True}
+    labels = torch.arange(K).repeat(100)
+    rule = PosteriorTargets(Task(labels, K, task(posterior=settings).config))
+    assert rule.confusion is not None
+    mostly = 0.7 * torch.eye(K) + 0.1  # 80 % of the labels are right
+    rule.confusion.joint.copy_(mostly / K)
+    undecided, decided = torch.tensor([0.3, 0.4, 0.3]), torch.tensor([0.01, 0.98, 0.01])
+    index = torch.tensor([0, 3])  # both labelled 0
+    rule.observe(index, torch.stack([undecided, decided])[None])
+    assert rule.suggested()[index].tolist() == [0, 1]
+    likelihood = rule.confusion.likelihood(index)[0]
+    expected = undecided * likelihood / (undecided * likelihood).sum()
+    alpha = rule.posterior.alpha[0] - 0.8 * torch.tensor([0.01, 1e-3, 1e-3])
+    torch.testing.assert_close(alpha, expected, atol=1e-6, rtol=0)
+
+
+def test_targets_are_sharper_than_the_belief() -> None:
+    """y_k^(1/T), normalised: at T = 1/2 the squares; the belief itself stays as it is."""
+    rule = PosteriorTargets(task(posterior={**PAPER, "target_temperature": 0.5}))
+    rule.posterior.alpha[0] = torch.tensor([3.0, 1.0, 0.0])
+    targets = rule.targets(torch.tensor([0]))
+    torch.testing.assert_close(targets, torch.tensor([[0.9, 0.1, 0.0]]))
+    belief = rule.belief()
+    assert belief is not None
+    torch.testing.assert_close(belief[0], torch.tensor([0.75, 0.25, 0.0]))
 
 
 def test_alignment_gives_a_crowded_out_class_back_its_share() -> None:
     """A sensor that favours class 0 everywhere is corrected; one that is not biased is left alone."""
     labels = torch.arange(K).repeat(100)
-    fair = Alignment(labels, K)
+    everything = torch.arange(len(labels))
+    fair = Confusion(labels, K)
     right = 0.8 * torch.eye(K)[labels] + 0.2 / K
-    torch.testing.assert_close(fair(right[None]), right[None])
-    align = Alignment(labels, K)
+    torch.testing.assert_close(observed_and_aligned(fair, everything, right), right)
+    confusion = Confusion(labels, K)
     biased = right * torch.tensor([1.0, 0.5, 0.02])
     biased = biased / biased.sum(dim=1, keepdim=True)
     assert (biased.argmax(dim=1) == labels).float().mean() < 0.7
     for _ in range(50):
-        aligned = align(biased[None])[0]
+        aligned = observed_and_aligned(confusion, everything, biased)
     assert torch.equal(aligned.argmax(dim=1), labels)
     off, before = (abs(p.mean(dim=0) - 1 / K).max() for p in (aligned, biased))
     assert off < before / 2
@@ -152,33 +222,37 @@ def test_alignment_gives_a_crowded_out_class_back_its_share() -> None:
 
 def test_alignment_has_a_window_and_a_limit() -> None:
     many = torch.arange(K).repeat(1000)
-    assert Alignment(many, K).window == 320 * K and Alignment(LABELS, K).window == 3 * N
-    align = Alignment(many, K)
-    align.mean.copy_(torch.tensor([0.5, 0.5 - 1e-7, 1e-7]))  # nothing is predicted to be of class 2
-    unsure = torch.tensor([0.95, 0.045, 0.005]).expand(1, B, K)
-    assert align(unsure)[0, 0, 2] < 0.1  # one faint prediction does not become its own proof
+    assert Confusion(many, K).window == 320 * K and Confusion(LABELS, K).window == 3 * N
+    confusion = Confusion(many, K)
+    share = torch.tensor([0.5, 0.5 - 1e-7, 1e-7])  # nothing is predicted to be of class 2
+    confusion.joint.copy_(share[:, None] / K)
+    unsure = torch.tensor([0.95, 0.045, 0.005]).expand(B, K)
+    # one faint prediction does not become its own proof
+    assert observed_and_aligned(confusion, INDEX, unsure)[0, 2] < 0.1
 
 
-def test_alignment_knows_how_often_classes_are_visited() -> None:
+def test_confusion_knows_how_often_classes_are_visited() -> None:
     labels = torch.tensor([0] * 6 + [1] * 2 + [2] * 4)
-    assert Alignment(labels, 3).histogram.tolist() == pytest.approx([6 / 12, 2 / 12, 4 / 12])
-    assert Alignment(labels, 3, balanced=3).histogram.tolist() == pytest.approx(
+    assert Confusion(labels, 3).histogram.tolist() == pytest.approx([6 / 12, 2 / 12, 4 / 12])
+    assert Confusion(labels, 3, balanced=3).histogram.tolist() == pytest.approx(
         [3 / 8, 2 / 8, 3 / 8]
     )
-    settings = {"data": {"balanced": 2}}
-    rule = PosteriorTargets(task(**settings))
-    assert rule.align is not None and rule.align.histogram.tolist() == pytest.approx([1 / 3] * 3)
+    rule = PosteriorTargets(task(data={"balanced": 2}))
+    assert rule.confusion is not None
+    assert rule.confusion.histogram.tolist() == pytest.approx([1 / 3] * 3)
 
 
-def test_alignment_survives_classes_without_labels_and_certain_predictions() -> None:
-    align = Alignment(torch.zeros(N, dtype=torch.long), K)
+def test_confusion_survives_classes_without_labels_and_certain_predictions() -> None:
+    labels = torch.zeros(N, dtype=torch.long)
+    confusion = Confusion(labels, K)
     certain = torch.eye(K)[torch.arange(B) % K]
     for _ in range(3):
-        aligned = align(certain[None])
-        assert torch.equal(aligned, certain[None])  # nothing else has any probability
-    rule = PosteriorTargets(Task(torch.zeros(N, dtype=torch.long), K, task().config))
-    rule.observe(INDEX, torch.stack([certain, certain]))
-    assert rule.posterior.alpha.isfinite().all()
+        aligned = observed_and_aligned(confusion, INDEX, certain)
+        assert torch.equal(aligned, certain)  # nothing else has any probability
+    rule = PosteriorTargets(Task(labels, K, task().config))
+    for _ in range(100):  # what is never seen fades to nothing
+        rule.observe(INDEX, torch.stack([certain, certain]))
+    assert rule.posterior.alpha.isfinite().all() and rule.targets(INDEX).isfinite().all()
 
 
 def test_neighbours_are_a_second_sensor() -> None:
@@ -205,13 +279,13 @@ def test_neighbours_are_a_second_sensor() -> None:
 
 
 def test_top_k_makes_the_state_sparse_where_there_are_more_classes() -> None:
-    sparse = PosteriorTargets(task(posterior={"top_k": 2, "align": False}))
+    sparse = PosteriorTargets(task(posterior={**PAPER, "top_k": 2}))
     assert {name: x.shape for name, x in sparse.state_dict().items()} == {
         "posterior.classes": (N, 2),
         "posterior.mass": (N, 2),
         "posterior.rest": (N,),
     }
-    dense = PosteriorTargets(task(posterior={"top_k": K, "align": False}))
+    dense = PosteriorTargets(task(posterior={**PAPER, "top_k": K}))
     assert list(dense.state_dict()) == ["posterior.alpha"]
     probs = torch.eye(K)[LABELS[INDEX]]  # of two classes at most, so that both agree
     for rule in (sparse, dense):
