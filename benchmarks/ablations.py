@@ -215,11 +215,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "not aligned": ("posterior.align=false",),
     "aligned to the belief": ("targets=aligned_to_belief",),
     "matched prior instead": ("posterior.align=false", "loss=matched_prior"),
-    # how long the label lasts: 5 or 13 visits instead of 9; how long evidence does, at 8
-    "c = 10": ("posterior.prior_strength=10",),
-    "c = 80": ("posterior.prior_strength=80",),
-    "c = 10, gamma = 0.95": ("posterior.prior_strength=10", "posterior.discount=0.95"),
-    "c = 477, gamma = 0.5": ("posterior.prior_strength=477", "posterior.discount=0.5"),
+    # how long the prior lasts: 3 or 9 visits instead of 5; how long evidence does, at 5
+    "c = 3": ("posterior.prior_strength=3",),
+    "c = 25": ("posterior.prior_strength=25",),
+    "c = 5, gamma = 0.95": ("posterior.prior_strength=5", "posterior.discount=0.95"),
+    "c = 30, gamma = 0.5": ("posterior.prior_strength=30", "posterior.discount=0.5"),
     "automatic c": ("targets=automatic_c", "neighbours.weight=1", "neighbours.start_epoch=3"),
     # how sharp evidence is
     "T = 1": ("posterior.temperature=1",),
@@ -227,6 +227,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "T = 0.33": ("posterior.temperature=0.33",),
     "targets as they are believed": ("posterior.target_temperature=1",),
     "targets at T = 0.1": ("posterior.target_temperature=0.1",),
+    "as it was: label forgotten, soft targets": (
+        *("posterior.label_evidence=false", "posterior.target_temperature=1"),
+        *("posterior.temperature=0.33", "posterior.prior_strength=25"),
+    ),
     # what is observed, and when
     "whole visits": ("posterior.agreement_temperature=null",),
     "the views' mean is observed": ("posterior.observe=mean",),

@@ -164,7 +164,7 @@ class EmaConfig(Section):
 
 class PosteriorConfig(Section):
     prior_strength: float = Field(
-        25.0, ge=0, description="c: pseudo-count of the given label in the prior"
+        8.0, ge=0, description="c: pseudo-count of the given label in the prior"
     )
     prior_floor: float = Field(
         1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
@@ -177,13 +177,13 @@ class PosteriorConfig(Section):
         "classes; null: all",
     )
     temperature: float = Field(
-        0.33,
+        0.7,
         ge=0.1,
         le=1,
         description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's",
     )
     target_temperature: float = Field(
-        0.5,
+        0.25,
         ge=0.1,
         le=1,
         description="sharpens the belief likewise where it is the target; 1: the paper's",

@@ -42,7 +42,7 @@ class Posterior(nn.Module):
         labels: Tensor,
         num_classes: int,
         *,
-        prior_strength: float = 25.0,
+        prior_strength: float = 8.0,
         prior_floor: float = 1e-3,
         discount: float = 0.8,
     ):
@@ -115,7 +115,7 @@ class SparsePosterior(nn.Module):
         num_classes: int,
         *,
         top_k: int,
-        prior_strength: float = 25.0,
+        prior_strength: float = 8.0,
         prior_floor: float = 1e-3,
         discount: float = 0.8,
     ):
