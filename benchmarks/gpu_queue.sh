@@ -36,9 +36,10 @@ queue() {
 25 cifar10n_aggre bsd_supcon 0
 25 cifar10n_random1 bsd_supcon 0
 25 cifar10n_worst bsd_supcon 0 posterior.align=false
-25 cifar10n_worst bsd_supcon 0 posterior.prior_strength=10 posterior.discount=0.95
-25 cifar10n_worst bsd_supcon 0 posterior.temperature=0.5
-25 cifar10n_worst bsd_supcon 0 posterior.prior_strength=80
+25 cifar10n_worst bsd_supcon 0 posterior.label_evidence=false
+25 cifar10n_worst bsd_supcon 0 posterior.target_temperature=1
+25 cifar10n_worst bsd_supcon 0 posterior.temperature=1
+25 cifar10n_worst bsd_supcon 0 posterior.prior_strength=25
 25 cifar10n_worst bsd 0
 25 cifar10n_worst bsd_simclr 0
 15 cifar10n_worst selc 0
