@@ -30,11 +30,12 @@ from noisybsd import objectives, sweep, train, trainer
 from noisybsd.compare import paired_difference
 from noisybsd.config import load_config, read_record
 from noisybsd.networks import Network
-from noisybsd.objectives import Confusion, CrossEntropy, PosteriorTargets
+from noisybsd.objectives import CrossEntropy, PosteriorTargets
 from noisybsd.parts import Batch, Task, cross_entropy
 from noisybsd.posterior import Posterior
 from noisybsd.rundir import differences
 
+ALWAYS = ("tracking.wandb=disabled", "device=cpu")
 DIGITS = "recipe=digits_sym40"
 DATA = {
     "digits, symmetric 80 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.8"),
@@ -75,22 +76,6 @@ class Delayed(PosteriorTargets):
     def observe(self, index: Tensor, probs: Tensor) -> None:
         if not self.waiting:
             super().observe(index, probs)
-
-
-class AlignedToBelief(PosteriorTargets):
-    """Aligned towards the running mean of the belief, which starts as the labels' histogram."""
-
-    def __init__(self, task: Task):
-        super().__init__(task)
-        assert self.confusion is not None
-        # now it is state
-        self.confusion.register_buffer("histogram", self.confusion.histogram.clone())
-
-    def targets(self, index: Tensor) -> Tensor:
-        targets = super().targets(index)
-        assert self.confusion is not None
-        self.confusion.histogram.lerp_(targets.mean(dim=0), 0.02)
-        return targets
 
 
 class AutomaticC(PosteriorTargets):
@@ -171,7 +156,8 @@ class MatchedPrior(CrossEntropy):
 
     def __init__(self, task: Task):
         super().__init__(task)
-        self.register_buffer("prior", Confusion(task.labels, task.num_classes).histogram)
+        counts = torch.bincount(task.labels, minlength=task.num_classes)
+        self.register_buffer("prior", counts.clamp_min(1) / len(task.labels))
 
     def forward(self, batch: Batch) -> Tensor:
         mean = batch.logits.softmax(dim=-1).mean(dim=(0, 1))
@@ -180,7 +166,6 @@ class MatchedPrior(CrossEntropy):
 
 
 objectives.TARGET_RULES |= {
-    "aligned_to_belief": AlignedToBelief,
     "automatic_c": AutomaticC,
     "ema_sensor": EmaSensor,
     "after_the_loss": AfterTheLoss,
@@ -213,7 +198,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "the label in the prior alone": ("posterior.label_evidence=false",),
     # what keeps all classes alive
     "not aligned": ("posterior.align=false",),
-    "aligned to the belief": ("targets=aligned_to_belief",),
     "matched prior instead": ("posterior.align=false", "loss=matched_prior"),
     # how long the prior lasts: 3 or 9 visits instead of 5; how long evidence does, at 5
     "c = 3": ("posterior.prior_strength=3",),
@@ -275,7 +259,7 @@ def rows_of(runs: list[Ablation]) -> list[Row]:
     return rows
 
 
-def write_markdown(path: Path, rows: list[Row]) -> None:
+def write_markdown(path: Path, rows: list[Row], settings: list[str]) -> None:
     lines = [
         "Variants of `bsd_supcon`, one change each. Last epoch, mean ± sample standard deviation over "
         "seeds; in brackets the paired difference",
@@ -283,7 +267,7 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
         "the number of comparisons.",
         f"Made by benchmarks/ablations.py, from {path.with_suffix('.csv').name}; runs of commit "
         + ", ".join(dict.fromkeys(row["run_commit"][:7] for row in rows))
-        + ".",
+        + f"; for all of them {', '.join([*ALWAYS, *settings])}.",
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
         here = [row for row in rows if row["data"] == data]
@@ -325,7 +309,7 @@ class Ablation(sweep.Run):
 
 
 def ablation(runs: Path, data: str, variant: str, seed: int, settings: list[str]) -> Ablation:
-    arguments = (*DATA[data], *VARIANTS[variant], f"seed={seed}", "tracking.wandb=disabled")
+    arguments = (*DATA[data], *VARIANTS[variant], f"seed={seed}", *ALWAYS)
     plain = f"{data} {variant}".replace(" %", "")
     name = "".join(c if c.isalnum() else "-" for c in plain)
     return Ablation((*arguments, *settings), runs / f"{name}-{seed}", data, variant, seed)
@@ -369,12 +353,16 @@ def main() -> None:
         ):
             parser.error(f"{run.directory}: another recipe made it: {'; '.join(changed)}")
     todo = [run for run in runs if not run.finished]
-    if sweep.run_here(todo, known.jobs, sweep.visible_gpus(), lambda s: print(s, flush=True)):
+    if busy := [run.name for run in todo if run.busy]:
+        sys.exit(f"another process trains {', '.join(busy)}")
+    if sweep.run_here(todo, known.jobs, [], lambda line: print(line, flush=True)):
         sys.exit("stopped; the same command continues")
     rows = rows_of(runs)
     if known.out is not None:
         write_csv(known.out.with_suffix(".csv"), rows)
-        write_markdown(known.out.with_suffix(".md"), rows)
+        write_markdown(known.out.with_suffix(".md"), rows, settings)
+    if len(rows) < len(runs):
+        sys.exit(f"{len(runs) - len(rows)} of {len(runs)} runs failed")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@
 
 Class k keeps ratio^(-k/9) of its training images, so that the last has a tenth (Cao et al. 2019, "Learning
 Imbalanced Datasets with Label-Distribution-Aware Margin Loss", section 4); the test images stay
-balanced. ablations.py has the variants: --data "digits, long-tailed, symmetric 50 %".
+balanced. ablations.py has the variants: --data "digits, long-tailed, symmetric 50 %". As image files they
+have three channels and ImageNet's normalisation: not to be compared with runs on data.name=digits.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ def main() -> None:
     known = parser.parse_args()
     digits = load_dataset(DataConfig(name="digits"), NoiseConfig(), seed=0)
     for name, split in (("train", digits.train), ("test", digits.test)):
+        shutil.rmtree(known.out / name, ignore_errors=True)  # of another ratio
         labels = np.asarray(split.labels)
         samples = kept(labels, known.ratio) if name == "train" else np.arange(len(labels))
         for i in samples:

@@ -69,25 +69,28 @@ class Confusion(nn.Module):
         self.window = min(self.SAMPLES * num_classes, self.EPOCHS * int(counts.sum()))
         self.register_buffer("labels", labels, persistent=False)  # (N,)
         self.register_buffer("histogram", counts / counts.sum(), persistent=False)  # (K,)
-        self.register_buffer("joint", self.histogram[:, None] * self.histogram)  # (K,K): k, g
+        self.register_buffer("joint", self.histogram[:, None] * self.histogram)  # (K,K): g, k
 
     @torch.no_grad()
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """Predictions (B,K) for the samples `index` (B,) become part of the mean."""
-        batch = probs.T @ one_hot(self.labels[index], len(self.joint)) / len(index)
-        self.joint.lerp_(batch, min(1.0, len(index) / self.window))
+        given = one_hot(self.labels[index], len(self.joint))
+        share = min(1.0, len(index) / self.window)
+        self.joint.addmm_(given.T, probs, beta=1 - share, alpha=share / len(index))
 
     def aligned(self, probs: Tensor) -> Tensor:
         """Predictions (...,K), scaled so that every class is as frequent as among the labels."""
-        scale = (self.histogram / self.joint.sum(dim=1)).clamp(1 / self.MOST, self.MOST)
-        scaled = probs * scale
+        scaled = probs * (self.histogram / self.share()).clamp(1 / self.MOST, self.MOST)
         return scaled / scaled.sum(dim=-1, keepdim=True)
 
     def likelihood(self, index: Tensor) -> Tensor:
         """P(g_i | k), (B,K): how likely the samples' given labels are if their class is k."""
-        transition = self.joint / self.joint.sum(dim=1, keepdim=True)
-        transition = transition.lerp(self.histogram.expand_as(transition), self.RANDOM)
-        return transition.T[self.labels[index]]
+        given = self.labels[index]
+        return (self.joint[given] / self.share()).lerp(self.histogram[given, None], self.RANDOM)
+
+    def share(self) -> Tensor:
+        """m (K,): how often the network says each class; never 0."""
+        return self.joint.sum(dim=0).clamp_min(1e-30)
 
 
 class PosteriorTargets(TargetRule):
@@ -138,13 +141,16 @@ class PosteriorTargets(TargetRule):
             self.register_buffer("votes", votes)
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
+        likelihood = None
         if self.confusion is not None:
+            if self.label_evidence:  # as the others say: what this visit adds is no proof of itself
+                likelihood = self.confusion.likelihood(index)
             self.confusion.observe(index, probs[0])
             if self.align:
                 probs = self.confusion.aligned(probs)
         evidence = sharpened(probs.mean(dim=0) if self.observe_mean else probs[0], self.temperature)
-        if self.confusion is not None and self.label_evidence:
-            evidence = evidence * self.confusion.likelihood(index)
+        if likelihood is not None:
+            evidence = evidence * likelihood
             evidence = evidence / evidence.sum(dim=1, keepdim=True)
         if self.neighbour_weight > 0:
             evidence = evidence + self.neighbour_weight * self.votes[index]
@@ -175,7 +181,7 @@ def sharpened(probs: Tensor, temperature: float) -> Tensor:
     """p_k^(1/T) / sum_j p_j^(1/T), of predictions (...,K)."""
     if temperature == 1:
         return probs
-    powers = probs.pow(1 / temperature)
+    powers = (probs / probs.amax(dim=-1, keepdim=True)).pow(1 / temperature)  # the largest is 1
     return powers / powers.sum(dim=-1, keepdim=True)
 
 

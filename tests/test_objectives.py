@@ -183,9 +183,9 @@ def test_the_label_is_evidence_for_as_much_as_it_is_worth() -> None:
     rule.confusion.joint.copy_(mostly / K)
     undecided, decided = torch.tensor([0.3, 0.4, 0.3]), torch.tensor([0.01, 0.98, 0.01])
     index = torch.tensor([0, 3])  # both labelled 0
+    likelihood = rule.confusion.likelihood(index)[0]  # before the visit, which is no proof of itself
     rule.observe(index, torch.stack([undecided, decided])[None])
     assert rule.suggested()[index].tolist() == [0, 1]
-    likelihood = rule.confusion.likelihood(index)[0]
     expected = undecided * likelihood / (undecided * likelihood).sum()
     alpha = rule.posterior.alpha[0] - 0.8 * torch.tensor([0.01, 1e-3, 1e-3])
     torch.testing.assert_close(alpha, expected, atol=1e-6, rtol=0)
@@ -225,7 +225,7 @@ def test_alignment_has_a_window_and_a_limit() -> None:
     assert Confusion(many, K).window == 320 * K and Confusion(LABELS, K).window == 3 * N
     confusion = Confusion(many, K)
     share = torch.tensor([0.5, 0.5 - 1e-7, 1e-7])  # nothing is predicted to be of class 2
-    confusion.joint.copy_(share[:, None] / K)
+    confusion.joint.copy_(share.expand(K, K) / K)
     unsure = torch.tensor([0.95, 0.045, 0.005]).expand(B, K)
     # one faint prediction does not become its own proof
     assert observed_and_aligned(confusion, INDEX, unsure)[0, 2] < 0.1
@@ -242,17 +242,68 @@ def test_confusion_knows_how_often_classes_are_visited() -> None:
     assert rule.confusion.histogram.tolist() == pytest.approx([1 / 3] * 3)
 
 
-def test_confusion_survives_classes_without_labels_and_certain_predictions() -> None:
+def test_confusion_survives_classes_that_are_not_labelled_and_not_predicted() -> None:
     labels = torch.zeros(N, dtype=torch.long)
-    confusion = Confusion(labels, K)
     certain = torch.eye(K)[torch.arange(B) % K]
+    confusion = Confusion(labels, K)
     for _ in range(3):
         aligned = observed_and_aligned(confusion, INDEX, certain)
         assert torch.equal(aligned, certain)  # nothing else has any probability
-    rule = PosteriorTargets(Task(labels, K, task().config))
-    for _ in range(100):  # what is never seen fades to nothing
-        rule.observe(INDEX, torch.stack([certain, certain]))
-    assert rule.posterior.alpha.isfinite().all() and rule.targets(INDEX).isfinite().all()
+    # a batch as large as the window leaves nothing of what was before
+    everything = torch.arange(K).repeat(1000)
+    rule = PosteriorTargets(Task(everything, K, task().config))
+    index = torch.arange(len(everything))
+    never_of_class_2 = torch.eye(K)[index % 2]
+    for _ in range(2):
+        rule.observe(index, torch.stack([never_of_class_2] * 2))
+        rule.observe(index[:B], torch.full((2, B, K), 1 / K))
+    assert rule.confusion is not None and rule.confusion.likelihood(index).isfinite().all()
+    assert rule.posterior.alpha.isfinite().all() and rule.targets(index).isfinite().all()
+
+
+def test_the_default_posterior_against_a_slow_loop() -> None:
+    """Align, then sharpen, then multiply by the likelihood; both means are of plain predictions."""
+    rule = PosteriorTargets(task())
+    prior = task().config.posterior
+    generator = torch.Generator().manual_seed(5)
+    h = [3 / 8, 3 / 8, 2 / 8]
+    joint = [[h[g] * h[k] for k in range(K)] for g in range(K)]
+    alpha = rule.posterior.alpha.tolist()
+
+    def normalised(values: list[float]) -> list[float]:
+        return [x / sum(values) for x in values]
+
+    for _ in range(4):
+        probs = torch.randn(V, B, K, generator=generator).mul(2).add(torch.tensor([1.0, 0, 0]))
+        probs = probs.softmax(dim=-1)
+        rule.observe(INDEX, probs)
+        share = [sum(joint[g][k] for g in range(K)) for k in range(K)]
+        likelihood = [
+            [0.9 * joint[g][k] / share[k] + 0.1 * h[g] for k in range(K)] for g in range(K)
+        ]
+        for g in range(K):
+            for k in range(K):
+                here = sum(float(probs[0, b, k]) for b in range(B) if LABELS[INDEX[b]] == g) / B
+                joint[g][k] += B / (3 * N) * (here - joint[g][k])
+        share = [sum(joint[g][k] for g in range(K)) for k in range(K)]
+        for b, i in enumerate(INDEX.tolist()):
+            views = [
+                normalised([float(probs[v, b, k]) * h[k] / share[k] for k in range(K)])
+                for v in range(V)
+            ]
+            sharp = normalised([x ** (1 / prior.temperature) for x in views[0]])
+            given = int(LABELS[i])
+            q = normalised([sharp[k] * likelihood[given][k] for k in range(K)])
+            assert prior.agreement_temperature is not None
+            power = 1 / prior.agreement_temperature
+            first, second = (normalised([x**power for x in view]) for view in views)
+            w = sum(x * y for x, y in zip(first, second, strict=True))
+            alpha[i] = [prior.discount**w * alpha[i][k] + w * q[k] for k in range(K)]
+    assert rule.posterior.alpha.tolist() == [pytest.approx(row, rel=1e-4) for row in alpha]
+    for i, target in zip(INDEX.tolist(), rule.targets(INDEX).tolist(), strict=True):
+        belief = normalised(alpha[i])
+        power = 1 / prior.target_temperature
+        assert target == pytest.approx(normalised([x**power for x in belief]), rel=1e-3)
 
 
 def test_neighbours_are_a_second_sensor() -> None:
