@@ -180,7 +180,7 @@ class PosteriorConfig(Section):
         0.7,
         ge=0.1,
         le=1,
-        description="T sharpens the evidence: p^(1/T), normalised; 1: the paper's",
+        description="T sharpens the prediction that is evidence: p^(1/T), normalised; 1: the paper's",
     )
     target_temperature: float = Field(
         0.25,
@@ -222,7 +222,7 @@ class ContrastiveConfig(Section):
 class NeighboursConfig(Section):
     k: int = Field(20, ge=0, description="nearest neighbours searched once an epoch; 0: no search")
     weight: float = Field(
-        0.0, ge=0, description="kappa: weight of the neighbours' mean target as evidence; 0: none"
+        0.0, ge=0, description="kappa: weight of the neighbours' mean belief as evidence; 0: none"
     )
     start_epoch: int = Field(5, ge=0, description="first epoch whose steps use that evidence")
     engine: _named("noisybsd.bank:ENGINES") = Field(  # type: ignore[valid-type]

@@ -124,7 +124,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "augment": {"views": ["weak", "strong"], "mixup": 1.0},
         "options": {"temperature": 0.25, "warmup": 0.1},
     },
-    # Bayesian self-distillation, arXiv 2512.24162: cross-entropy to the posterior mean
+    # Bayesian self-distillation, arXiv 2512.24162: cross-entropy to the belief; posterior.* says how
     "bsd": {**_ONE_VIEW, "targets": "posterior", "loss": "cross_entropy"},
     # + NT-Xent between a weak and a strong view
     "bsd_simclr": {
@@ -133,14 +133,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "loss": "cross_entropy",
         "contrastive": {"name": "simclr"},
     },
-    # + SupCon with positives weighted by the agreement of posterior targets
+    # + SupCon with positives weighted by the agreement of targets
     "bsd_supcon": {
         **_TWO_VIEWS,
         "targets": "posterior",
         "loss": "cross_entropy",
         "contrastive": {"name": "supcon"},
     },
-    # bsd_simclr + the neighbours' mean target as further evidence
+    # bsd_simclr + the neighbours' mean belief as further evidence
     "bsd_neighbours": {
         **_TWO_VIEWS,
         "targets": "posterior",

@@ -85,7 +85,7 @@ class TargetRule(Part):
         """See the network's predictions `probs` (V,B,K) for the views of the samples `index` (B,)."""
 
     def observe_neighbours(self, votes: Tensor) -> None:
-        """See the neighbours' mean targets (N,K), once an epoch; a row of zeros says nothing."""
+        """See the neighbours' mean beliefs (N,K), once an epoch; a row of zeros says nothing."""
 
     def targets(self, index: Tensor) -> Tensor:
         """Targets (B,K) float32 of the samples `index` (B,); rows sum to one."""

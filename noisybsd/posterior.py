@@ -1,8 +1,8 @@
 """Bayesian self-distillation: a Dirichlet belief for every training sample.
 
-The given label is used once, as the prior. From then on the network is a noisy sensor: each of its
-predictions is fractional evidence, older evidence fades, and the training target is the posterior
-mean. Source: "Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The values of
+The given label is the prior. From then on the network is a noisy sensor: each of its predictions is
+fractional evidence, older evidence fades, and the posterior mean is what the network learns. What else is
+made of predictions before they are evidence is objectives.py's. Source: "Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The values of
 `prior_strength`, `prior_floor` and `discount` are not published; the defaults are ours.
 
 `SparsePosterior` holds the same belief for many classes in a few numbers a sample.
