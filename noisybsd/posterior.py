@@ -1,9 +1,10 @@
 """Bayesian self-distillation: a Dirichlet belief for every training sample.
 
 The given label is the prior. From then on the network is a noisy sensor: each of its predictions is
-fractional evidence, older evidence fades, and the posterior mean is what the network learns. What else is
-made of predictions before they are evidence is objectives.py's. Source: "Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The values of
-`prior_strength`, `prior_floor` and `discount` are not published; the defaults are ours.
+fractional evidence, older evidence fades, and the posterior mean is what the network learns. Source:
+"Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The values of
+`prior_strength`, `prior_floor` and `discount` are not published; the defaults are ours. How a prediction
+becomes evidence is the business of objectives.py.
 
 `SparsePosterior` holds the same belief for many classes in a few numbers a sample.
 
