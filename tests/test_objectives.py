@@ -183,7 +183,7 @@ def test_the_label_is_evidence_for_as_much_as_it_is_worth() -> None:
     rule.confusion.joint.copy_(mostly / K)
     undecided, decided = torch.tensor([0.3, 0.4, 0.3]), torch.tensor([0.01, 0.98, 0.01])
     index = torch.tensor([0, 3])  # both labelled 0
-    likelihood = rule.confusion.likelihood(index)[0]  # before the visit, which is no proof of itself
+    likelihood = rule.confusion.likelihood(index)[0]  # as it is before the visit
     rule.observe(index, torch.stack([undecided, decided])[None])
     assert rule.suggested()[index].tolist() == [0, 1]
     expected = undecided * likelihood / (undecided * likelihood).sum()
