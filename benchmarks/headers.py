@@ -16,8 +16,8 @@ import textwrap
 from pathlib import Path
 
 from noisybsd.checkpoint import write_atomically
-from noisybsd.compare import METRICS, Row, Run, compare, find_runs
-from noisybsd.config import load_config, read_yaml
+from noisybsd.compare import METRICS, Row, Run, compare, find_runs, has_effect
+from noisybsd.config import load_config, read_record
 from noisybsd.errors import UserError
 from noisybsd.rundir import differences
 
@@ -35,8 +35,9 @@ SHOWN = {
 def as_the_recipe_says(run: Run, file: Path) -> bool:
     """Whether the run's settings are the recipe's, but for method, seed and where things are."""
     recipe = load_config([f"recipe={file}", f"method={run.method}", f"seed={run.seed}"])
-    changed = differences(read_yaml(run.path / "config.yaml"), recipe)
-    return not [line for line in changed if line.split(":")[0] not in UNSAID]
+    lines = differences(read_record(run.path / "config.yaml"), recipe)
+    changed = {line.split(":")[0] for line in lines} - {*UNSAID}
+    return not [key for key in changed if has_effect(key, run.settings)]
 
 
 def measured(rows: list[Row], own: str, table: str) -> dict[str, str]:

@@ -62,6 +62,9 @@ _BUDGET = ("epochs", "batch_size", "data.limit", "data.test_limit", "data.balanc
 _NETWORK = ("network.name", "network.width", "network.pretrained", "network.embedding_dim")
 MUST_AGREE = (*_DATA, *_NOISE, *_BUDGET, *_NETWORK)
 
+# target rules without a posterior: `posterior.*` does nothing to their runs
+WITHOUT_BELIEF = ("labels", "elr", "selc", "temporal_ensemble", "ps_kd")
+
 # methods whose network is the weight average: their test numbers are its
 AVERAGED = ("ce_ema",)
 
@@ -575,12 +578,14 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
     free: dict[str, set[str]] = defaultdict(set)  # values of what no preset makes
     for run in runs:
         for key, value in run.settings.items():
-            if key not in presets[run.method]:
+            if key not in presets[run.method] and has_effect(key, run.settings):
                 free[key].add(json.dumps(value))
 
     def named(run: Run) -> Iterator[str]:
         for key, value in run.settings.items():
             if is_place(key) or key in ("recipe", "method", "seed", "noise.rate"):
+                continue
+            if not has_effect(key, run.settings):
                 continue
             preset = presets[run.method]
             differs = value != preset[key] if key in preset else len(free[key]) > 1
@@ -588,6 +593,14 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
                 yield f"{key}={_typed(value)}"
 
     return {run.path: tuple(named(run)) for run in runs}
+
+
+def has_effect(key: str, settings: dict[str, Any]) -> bool:
+    """Whether a run of these settings, by dotted key, uses `key`, or lacks the part it belongs to."""
+    part, _, name = key.partition(".")
+    if part == "posterior":
+        return settings["targets"] not in WITHOUT_BELIEF
+    return part != "contrastive" or name == "name" or settings["contrastive.name"] != "none"
 
 
 def _typed(value: Any) -> str:

@@ -36,6 +36,7 @@ from noisybsd.config import PACKAGE, load_config, save_config
 from noisybsd.errors import UserError
 from noisybsd.methods import METHODS
 from noisybsd.noise import NOISE_MODELS
+from noisybsd.objectives import TARGET_RULES
 
 LAST, AUROC = METRICS[0], next(metric for metric in METRICS if metric.key == "auroc")
 EPOCHS = 12
@@ -311,6 +312,22 @@ def test_what_a_method_makes_is_not_named(tmp_path: Path) -> None:
     make_run(tmp_path / "c", "method=elr")
     (section,) = load(tmp_path)
     assert labels(section) == ["ce", "elr", "bsd_neighbours"]
+
+
+def test_settings_of_a_part_that_a_method_has_not_are_not_named(tmp_path: Path) -> None:
+    """posterior.* and the contrastive term's temperature: cross-entropy has neither."""
+    settings = ("posterior.prior_strength=3", "contrastive.temperature=0.7")
+    for method in ("ce", "bsd_supcon"):
+        make_run(tmp_path / f"{method}0", f"method={method}", "seed=0")
+        make_run(tmp_path / f"{method}1", f"method={method}", "seed=1", *settings)
+    (section,) = load(tmp_path)
+    assert labels(section)[0] == "ce" and len(section.rows) == 3
+    named = labels(section)[1:]
+    assert all("posterior.prior_strength" in x and "contrastive.temperature" in x for x in named)
+
+
+def test_every_rule_but_the_posterior_is_known_to_ignore_its_settings() -> None:
+    assert TARGET_RULES.keys() - {"posterior"} == {*compare.WITHOUT_BELIEF}
 
 
 def test_departures_from_a_methods_preset_are_named(tmp_path: Path) -> None:
