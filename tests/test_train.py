@@ -258,7 +258,7 @@ WHOLE = "posterior.agreement_temperature=null"  # every visit counts fully
 def test_every_sample_is_observed_once_an_epoch(undisturbed: Callable[..., Path]) -> None:
     """S_t = gamma^t S_0 + (1 - gamma^t) / (1 - gamma), S_0 = c + 9 eps."""
     alpha, gamma = rule(undisturbed("method=bsd", WHOLE))["posterior.alpha"], 0.8
-    expected = gamma**3 * (25 + 9 * 1e-3) + (1 - gamma**3) / (1 - gamma)
+    expected = gamma**3 * (8 + 9 * 1e-3) + (1 - gamma**3) / (1 - gamma)
     torch.testing.assert_close(alpha.sum(1), torch.full((128,), expected))
 
 
