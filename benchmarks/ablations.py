@@ -71,6 +71,7 @@ class Delayed(PosteriorTargets):
     waiting = False
 
     def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
         self.waiting = epoch < 5
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
@@ -210,10 +211,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "T = 0.5": ("posterior.temperature=0.5",),
     "T = 0.33": ("posterior.temperature=0.33",),
     "targets as they are believed": ("posterior.target_temperature=1",),
+    "sharp to the end": ("posterior.sharp_until=null",),
     "targets at T = 0.1": ("posterior.target_temperature=0.1",),
     "as it was: label forgotten, soft targets": (
-        *("posterior.label_evidence=false", "posterior.target_temperature=1"),
-        *("posterior.temperature=0.33", "posterior.prior_strength=25"),
+        *("posterior.label_evidence=false", "posterior.prior_strength=25"),
+        *("posterior.temperature=0.33", "posterior.target_temperature=1"),
+        "posterior.sharp_until=null",
     ),
     # what is observed, and when
     "whole visits": ("posterior.agreement_temperature=null",),

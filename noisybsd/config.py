@@ -188,6 +188,13 @@ class PosteriorConfig(Section):
         le=1,
         description="sharpens the belief likewise where it is the target; 1: the paper's",
     )
+    sharp_until: float | None = Field(
+        0.5,
+        ge=0,
+        lt=0.9,
+        description="share of the run after which these two temperatures rise, to 1 at nine tenths of it; "
+        "null: never",
+    )
     agreement_temperature: float | None = Field(
         0.25,
         ge=0.1,
@@ -455,6 +462,7 @@ _BEFORE: dict[str, dict[str, Any]] = {
         "align": False,
         "label_evidence": False,
         "target_temperature": 1.0,
+        "sharp_until": None,
     }
 }
 

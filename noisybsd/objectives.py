@@ -100,7 +100,8 @@ class PosteriorTargets(TargetRule):
     the constants of `posterior.*`. The evidence q is the prediction, aligned (`Confusion`) and sharpened,
     times the likelihood of the given label, normalised: Bayes' rule for a class of which the network
     says one thing and the label another. What is learned is the posterior mean sharpened to
-    `target_temperature`. The paper's recursion is q = p, w = 1, kappa = 0, and it learns the mean.
+    `target_temperature`. The paper's recursion is q = p, w = 1, kappa = 0, and it learns the mean;
+    from `sharp_until` on both temperatures rise to its 1, so that the network ends as sure as the belief.
 
     w in [0,1], how much of a visit this is, is ours: the probability that the predictions for two
     views of the image, sharpened to `agreement_temperature`, name the same class (with one view: that
@@ -111,11 +112,14 @@ class PosteriorTargets(TargetRule):
     With `posterior.top_k` below the number of classes the state is sparse.
     """
 
+    SOFT_FROM = 0.9  # of the run
+
     votes: Tensor
 
     def __init__(self, task: Task):
         super().__init__()
-        prior = task.config.posterior
+        self.prior, self.epochs = task.config.posterior, task.config.epochs
+        prior = self.prior
         constants = {
             "prior_strength": prior.prior_strength,
             "prior_floor": prior.prior_floor,
@@ -132,13 +136,21 @@ class PosteriorTargets(TargetRule):
         self.confusion = None
         if prior.align or prior.label_evidence:
             self.confusion = Confusion(task.labels, task.num_classes, task.config.data.balanced)
-        self.temperature, self.observe_mean = prior.temperature, prior.observe == "mean"
-        self.target_temperature = prior.target_temperature
+        self.observe_mean = prior.observe == "mean"
+        self.start_epoch(0)
         self.agreement_temperature = prior.agreement_temperature
         self.neighbour_weight = task.config.neighbours.weight
         if self.neighbour_weight > 0:
             votes = torch.zeros(len(task.labels), task.num_classes, device=task.labels.device)
             self.register_buffer("votes", votes)
+
+    def start_epoch(self, epoch: int) -> None:
+        sharpness, start = 1.0, self.prior.sharp_until
+        if start is not None:
+            rise = (epoch / self.epochs - start) / (self.SOFT_FROM - start)
+            sharpness = 1 - min(max(rise, 0.0), 1.0)
+        self.temperature = self.prior.temperature**sharpness
+        self.target_temperature = self.prior.target_temperature**sharpness
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         likelihood = None

@@ -346,6 +346,7 @@ def test_a_run_from_before_a_setting_existed_is_read_as_what_it_did(
         "agreement_temperature": "null",
         "label_evidence": "false",
         "target_temperature": "1",
+        "sharp_until": "null",
     }
     settings = [f"posterior.{key}={value}" for key, value in before.items()]
     arguments = tiny("run.dir=run", "epochs=1", "method=bsd", *settings)

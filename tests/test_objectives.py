@@ -202,6 +202,27 @@ def test_targets_are_sharper_than_the_belief() -> None:
     torch.testing.assert_close(belief[0], torch.tensor([0.75, 0.25, 0.0]))
 
 
+def test_sharp_first_and_as_believed_in_the_end() -> None:
+    """Both temperatures rise to 1, in equal ratios; a run that is resumed goes on where it was."""
+    sharp = {**PAPER, "temperature": 0.64, "target_temperature": 0.16}
+    rule = PosteriorTargets(task(epochs=20, posterior={**sharp, "sharp_until": 0.5}))
+    found = []
+    for epoch in range(20):
+        rule.start_epoch(epoch)
+        found.append((rule.temperature, rule.target_temperature))
+    assert found[:11] == [(0.64, 0.16)] * 11 and found[18:] == [(1, 1)] * 2
+    assert found[14] == pytest.approx((0.8, 0.4))  # half of the way
+    assert found == sorted(found)
+
+    rule.start_epoch(14)
+    rule.posterior.alpha[0] = torch.tensor([3.0, 1.0, 0.0])
+    target = torch.tensor([[3**2.5, 1, 0]]) / (3**2.5 + 1)
+    torch.testing.assert_close(rule.targets(torch.tensor([0])), target)
+    always = PosteriorTargets(task(epochs=20, posterior={**sharp, "sharp_until": None}))
+    always.start_epoch(19)
+    assert (always.temperature, always.target_temperature) == (0.64, 0.16)
+
+
 def test_alignment_gives_a_crowded_out_class_back_its_share() -> None:
     """A sensor that favours class 0 everywhere is corrected; one that is not biased is left alone."""
     labels = torch.arange(K).repeat(100)
