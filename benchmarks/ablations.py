@@ -28,12 +28,11 @@ from torch import Tensor
 
 from noisybsd import objectives, sweep, train, trainer
 from noisybsd.compare import paired_difference
-from noisybsd.config import load_config, read_record
+from noisybsd.config import load_config
 from noisybsd.networks import Network
 from noisybsd.objectives import CrossEntropy, PosteriorTargets
 from noisybsd.parts import Batch, Task, cross_entropy
 from noisybsd.posterior import Posterior
-from noisybsd.rundir import differences
 
 ALWAYS = ("tracking.wandb=disabled", "device=cpu")
 DIGITS = "recipe=digits_sym40"
@@ -349,12 +348,12 @@ def main() -> None:
         for variant in variants
         for seed in known.seeds.split(",")
     ]
-    for run in runs:
-        record = run.directory / "config.yaml"
-        if record.exists() and (
-            changed := list(differences(read_record(record), load_config(run.arguments)))
-        ):
-            parser.error(f"{run.directory}: another recipe made it: {'; '.join(changed)}")
+    if mistakes := [
+        line
+        for run in runs
+        for line in sweep.another_configuration(run, load_config(run.arguments), "--runs")
+    ]:
+        parser.error("\n".join(mistakes))
     todo = [run for run in runs if not run.finished]
     if busy := [run.name for run in todo if run.busy]:
         sys.exit(f"another process trains {', '.join(busy)}")

@@ -134,7 +134,7 @@ def combinations(arguments: Sequence[str], out: Path) -> list[Run]:
         varied = itertools.compress(settings, shown)
         name = "-".join([config.recipe, config.method, *varied, f"s{config.seed}"])
         run = Run(settings, out / re.sub(r"[^\w.=+,-]", "_", name))
-        mistakes += _another_configuration(run, config)
+        mistakes += another_configuration(run, config, "out=DIR")
         runs.append(run)
     names = [run.name for run in runs]
     mistakes += [
@@ -167,13 +167,17 @@ def _with_own_settings(mistake: str) -> str:
     return f"{mistake} Or {close[0]}, a setting of the sweep?" if unknown and close else mistake
 
 
-def _another_configuration(run: Run, config: Config) -> Iterator[str]:
-    """Lines to say that the run directory was made by other settings that its name does not show."""
+def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]:
+    """Lines to say that the run directory was made by other settings that its name does not show.
+
+    Args:
+        place: the setting that puts the runs elsewhere.
+    """
     record = run.directory / "config.yaml"
     if record.exists():
         changed = list(differences(read_record(record), config))
         if changed:
-            yield f"{run.directory}: holds a run of another configuration; use another out=DIR"
+            yield f"{run.directory}: holds a run of another configuration; use another {place}"
             yield from (f"  {line}" for line in changed)
 
 
