@@ -36,70 +36,99 @@ class LabelTargets(TargetRule):
         return one_hot(self.labels[index], self.num_classes)
 
 
-class Confusion(nn.Module):
-    """How often the network says class k of a sample labelled g: a running joint distribution (K,K).
+class GivenLabels:
+    """What running means over visits need to know of the labels `given` (N,) int64 of K classes.
 
-    A mean over about 320 samples a class, but not more than three epochs. It starts as if the network
-    knew nothing. Two uses:
-
-    - `aligned`: p_k r_k, normalised, r_k = h_k / m_k within [1/10, 10], with h the labels' histogram and
-      m_k the running share of class k in the predictions. Distribution alignment, Berthelot et al. 2020,
-      "ReMixMatch", section 3.1, with the noisy labels as the reference. Where most labels are wrong, a
-      class of which a few more than usual are can be crowded out: predicted less, so observed less, so
-      learned less. Its predictions count for more then.
-    - `likelihood`: P(g | k), the noise transition matrix as the network sees it, of which a tenth is taken
-      for labels drawn at random, so that no label is proof.
-
-    Args:
-        labels: (N,) int64, the given labels.
-        num_classes: K.
-        balanced: at most so many samples of each given class are visited in an epoch; None: all.
+    histogram (K,): how often the classes are visited, never 0; window: over how many samples a mean runs,
+    about 320 a class, but not more than three epochs. With `balanced`, at most so many samples of each
+    given class are visited in an epoch.
     """
 
-    SAMPLES, EPOCHS, MOST, RANDOM = 320, 3, 10.0, 0.1
+    SAMPLES, EPOCHS = 320, 3
+
+    def __init__(self, given: Tensor, num_classes: int, balanced: int | None = None):
+        counts = torch.bincount(given, minlength=num_classes).float()
+        counts = counts.clamp(1, balanced)  # a class without labels: not impossible, but rare
+        self.given, self.histogram = given, counts / counts.sum()
+        self.window = min(self.SAMPLES * num_classes, self.EPOCHS * int(counts.sum()))
+
+
+class Alignment(nn.Module):
+    """Distribution alignment: predictions scaled so that every class is as frequent as among the labels.
+
+    p_k r_k, normalised, r_k = h_k / m_k within [1/10, 10], with h the labels' histogram and m_k the running
+    share of class k in the predictions. Berthelot et al. 2020, "ReMixMatch", section 3.1, with the noisy
+    labels as the reference. Where most labels are wrong, a class of which a few more than usual are can
+    be crowded out: predicted less, so observed less, so learned less. Its predictions count for more then.
+    """
+
+    MOST = 10.0
+
+    histogram: Tensor
+    predicted: Tensor
+
+    def __init__(self, labels: GivenLabels):
+        super().__init__()
+        self.window = labels.window
+        self.register_buffer("histogram", labels.histogram, persistent=False)  # (K,)
+        self.register_buffer("predicted", labels.histogram.clone())  # m (K,)
+
+    @torch.no_grad()
+    def observe(self, probs: Tensor) -> None:
+        """Predictions (B,K) become part of the mean."""
+        self.predicted.lerp_(probs.mean(dim=0), min(1.0, len(probs) / self.window))
+
+    def forward(self, probs: Tensor) -> Tensor:
+        """Predictions (...,K), aligned."""
+        ratio = self.histogram / self.predicted.clamp_min(1e-30)
+        scaled = probs * ratio.clamp(1 / self.MOST, self.MOST)
+        return scaled / scaled.sum(dim=-1, keepdim=True)
+
+
+class LabelNoise(nn.Module):
+    """How labels come to be: P(g | k), the noise transition matrix, from a running joint (K,K) of label
+    and class.
+
+    It starts as if nothing were known. A tenth of the labels is always taken as drawn at random, so that
+    no label is proof.
+    """
+
+    RANDOM = 0.1
 
     labels: Tensor
     histogram: Tensor
     joint: Tensor
 
-    def __init__(self, labels: Tensor, num_classes: int, balanced: int | None = None):
+    def __init__(self, labels: GivenLabels):
         super().__init__()
-        counts = torch.bincount(labels, minlength=num_classes).float()
-        counts = counts.clamp(1, balanced)  # a class without labels: not impossible, but rare
-        self.window = min(self.SAMPLES * num_classes, self.EPOCHS * int(counts.sum()))
-        self.register_buffer("labels", labels, persistent=False)  # (N,)
-        self.register_buffer("histogram", counts / counts.sum(), persistent=False)  # (K,)
+        self.window = labels.window
+        self.register_buffer("labels", labels.given, persistent=False)  # (N,)
+        self.register_buffer("histogram", labels.histogram, persistent=False)  # (K,)
         self.register_buffer("joint", self.histogram[:, None] * self.histogram)  # (K,K): g, k
 
     @torch.no_grad()
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        """Predictions (B,K) for the samples `index` (B,) become part of the mean."""
+        """What the samples `index` (B,) seem to be, (B,K), becomes part of the mean."""
         given = one_hot(self.labels[index], len(self.joint))
         share = min(1.0, len(index) / self.window)
         self.joint.addmm_(given.T, probs, beta=1 - share, alpha=share / len(index))
 
-    def aligned(self, probs: Tensor) -> Tensor:
-        """Predictions (...,K), scaled so that every class is as frequent as among the labels."""
-        scaled = probs * (self.histogram / self.share()).clamp(1 / self.MOST, self.MOST)
-        return scaled / scaled.sum(dim=-1, keepdim=True)
-
     def likelihood(self, index: Tensor) -> Tensor:
         """P(g_i | k), (B,K): how likely the samples' given labels are if their class is k."""
         given = self.labels[index]
-        return (self.joint[given] / self.share()).lerp(self.histogram[given, None], self.RANDOM)
-
-    def share(self) -> Tensor:
-        """m (K,): how often the network says each class; never 0."""
-        return self.joint.sum(dim=0).clamp_min(1e-30)
+        of_class = self.joint.sum(dim=0).clamp_min(1e-30)  # (K,)
+        return (self.joint[given] / of_class).lerp(self.histogram[given, None], self.RANDOM)
 
 
 class PosteriorTargets(TargetRule):
     """The posterior mean of Bayesian self-distillation; the neighbours are a second sensor.
 
     alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j), with kappa = `neighbours.weight` and
-    the constants of `posterior.*`. The evidence q is the prediction, aligned (`Confusion`) and sharpened,
-    times the likelihood of the given label, normalised: Bayes' rule for a class of which the network
-    says one thing and the label another. What is learned is the posterior mean sharpened to
+    the constants of `posterior.*`. The evidence q is the prediction, aligned (`Alignment`) and sharpened,
+    times the likelihood of the given label (`LabelNoise`), normalised: Bayes' rule for a class of which the
+    network says one thing and the label another. The likelihood is learned from the evidence and a little
+    of the prediction: by predictions alone the network's errors count as the labels', by evidence alone a
+    memorised label counts as proof. What is learned is the posterior mean sharpened to
     `target_temperature`. The paper's recursion is q = p, w = 1, kappa = 0, and it learns the mean;
     from `sharp_until` on both temperatures rise to its 1, so that the network ends as sure as the belief.
 
@@ -113,6 +142,7 @@ class PosteriorTargets(TargetRule):
     """
 
     SOFT_FROM = 0.9  # of the run
+    SHARE_OF_EVIDENCE = 0.9  # in what the likelihood is learned from; the rest is the prediction
 
     votes: Tensor
 
@@ -132,10 +162,9 @@ class PosteriorTargets(TargetRule):
             )
         else:
             self.posterior = Posterior(task.labels, task.num_classes, **constants)
-        self.align, self.label_evidence = prior.align, prior.label_evidence
-        self.confusion = None
-        if prior.align or prior.label_evidence:
-            self.confusion = Confusion(task.labels, task.num_classes, task.config.data.balanced)
+        labels = GivenLabels(task.labels, task.num_classes, task.config.data.balanced)
+        self.alignment = Alignment(labels) if prior.align else None
+        self.label_noise = LabelNoise(labels) if prior.label_evidence else None
         self.observe_mean = prior.observe == "mean"
         self.start_epoch(0)
         self.agreement_temperature = prior.agreement_temperature
@@ -153,17 +182,16 @@ class PosteriorTargets(TargetRule):
         self.target_temperature = self.prior.target_temperature**sharpness
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        likelihood = None
-        if self.confusion is not None:
-            if self.label_evidence:  # as the others say: what this visit adds is no proof of itself
-                likelihood = self.confusion.likelihood(index)
-            self.confusion.observe(index, probs[0])
-            if self.align:
-                probs = self.confusion.aligned(probs)
+        plain = probs[0]
+        if self.alignment is not None:
+            self.alignment.observe(plain)
+            probs = self.alignment(probs)
         evidence = sharpened(probs.mean(dim=0) if self.observe_mean else probs[0], self.temperature)
-        if likelihood is not None:
-            evidence = evidence * likelihood
+        if self.label_noise is not None:
+            # as the others say: what this visit adds to the likelihood is no proof of itself
+            evidence = evidence * self.label_noise.likelihood(index)
             evidence = evidence / evidence.sum(dim=1, keepdim=True)
+            self.label_noise.observe(index, plain.lerp(evidence, self.SHARE_OF_EVIDENCE))
         if self.neighbour_weight > 0:
             evidence = evidence + self.neighbour_weight * self.votes[index]
         weight = None

@@ -377,7 +377,7 @@ def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> N
         text = text.replace(f"{key}: true", f"{key}: false")
     record.write_text(text)
     with pytest.raises(
-        UserError, match=r"another version of noisybsd, whose rule was another: .*confusion"
+        UserError, match=r"another version of noisybsd, whose rule was another: .*alignment"
     ):
         evaluate_run(Path("run"), [])
 
