@@ -209,8 +209,8 @@ class PosteriorConfig(Section):
     )
     label_evidence: bool = Field(
         True,
-        description="at every visit the given label is evidence too, for as much as the network's "
-        "predictions show it to be worth; false: only in the prior, the paper's",
+        description="at every visit the given label is evidence too, for as much as it has shown "
+        "itself to be worth; false: only in the prior, the paper's",
     )
     observe: Literal["weak", "mean"] = Field(
         "weak", description="evidence: the first view's prediction, or the mean over all views"

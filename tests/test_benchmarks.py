@@ -160,6 +160,7 @@ def test_every_ablation_is_a_configuration_of_its_own() -> None:
     "name",
     [
         *("matched prior instead", "automatic c", "mixup"),
+        *("labels' worth by predictions", "labels' worth by evidence alone"),
         *("the weight average observes", "observed after the loss", "observed from epoch 6 on"),
         *("classified: weak view only", "classified: strong view only"),
     ],
