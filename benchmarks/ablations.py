@@ -367,6 +367,9 @@ def main() -> None:
     if mistakes := [
         line
         for run in runs
+        if (
+            run.directory / "config.yaml"
+        ).exists()  # others may not be possible with these settings
         for line in sweep.another_configuration(run, load_config(run.arguments), "--runs")
     ]:
         parser.error("\n".join(mistakes))

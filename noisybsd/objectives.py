@@ -36,21 +36,19 @@ class LabelTargets(TargetRule):
         return one_hot(self.labels[index], self.num_classes)
 
 
-class GivenLabels:
-    """What running means over visits need to know of the labels `given` (N,) int64 of K classes.
+def class_shares(labels: Tensor, num_classes: int, balanced: int | None) -> tuple[Tensor, int]:
+    """What running means over visits need to know of the labels (N,).
 
-    histogram (K,): how often the classes are visited, never 0; window: over how many samples a mean runs,
-    about 320 a class, but not more than three epochs. With `balanced`, at most so many samples of each
-    given class are visited in an epoch.
+    Args:
+        balanced: at most so many samples of each given class are visited in an epoch; None: all.
+
+    Returns:
+        How often the classes are visited, (K,), never 0; and over how many samples a mean is to run: about
+        320 a class, but not more than three epochs.
     """
-
-    SAMPLES, EPOCHS = 320, 3
-
-    def __init__(self, given: Tensor, num_classes: int, balanced: int | None = None):
-        counts = torch.bincount(given, minlength=num_classes).float()
-        counts = counts.clamp(1, balanced)  # a class without labels: not impossible, but rare
-        self.given, self.histogram = given, counts / counts.sum()
-        self.window = min(self.SAMPLES * num_classes, self.EPOCHS * int(counts.sum()))
+    counts = torch.bincount(labels, minlength=num_classes).float()
+    counts = counts.clamp(1, balanced)  # a class without labels: not impossible, but rare
+    return counts / counts.sum(), min(320 * num_classes, 3 * int(counts.sum()))
 
 
 class Alignment(nn.Module):
@@ -67,11 +65,11 @@ class Alignment(nn.Module):
     histogram: Tensor
     predicted: Tensor
 
-    def __init__(self, labels: GivenLabels):
+    def __init__(self, histogram: Tensor, window: int):
         super().__init__()
-        self.window = labels.window
-        self.register_buffer("histogram", labels.histogram, persistent=False)  # (K,)
-        self.register_buffer("predicted", labels.histogram.clone())  # m (K,)
+        self.window = window
+        self.register_buffer("histogram", histogram, persistent=False)  # (K,)
+        self.register_buffer("predicted", histogram.clone())  # m (K,)
 
     @torch.no_grad()
     def observe(self, probs: Tensor) -> None:
@@ -99,12 +97,12 @@ class LabelNoise(nn.Module):
     histogram: Tensor
     joint: Tensor
 
-    def __init__(self, labels: GivenLabels):
+    def __init__(self, labels: Tensor, histogram: Tensor, window: int):
         super().__init__()
-        self.window = labels.window
-        self.register_buffer("labels", labels.given, persistent=False)  # (N,)
-        self.register_buffer("histogram", labels.histogram, persistent=False)  # (K,)
-        self.register_buffer("joint", self.histogram[:, None] * self.histogram)  # (K,K): g, k
+        self.window = window
+        self.register_buffer("labels", labels, persistent=False)  # (N,)
+        self.register_buffer("histogram", histogram, persistent=False)  # (K,)
+        self.register_buffer("joint", histogram[:, None] * histogram)  # (K,K): g, k
 
     @torch.no_grad()
     def observe(self, index: Tensor, probs: Tensor) -> None:
@@ -126,11 +124,12 @@ class PosteriorTargets(TargetRule):
     alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j), with kappa = `neighbours.weight` and
     the constants of `posterior.*`. The evidence q is the prediction, aligned (`Alignment`) and sharpened,
     times the likelihood of the given label (`LabelNoise`), normalised: Bayes' rule for a class of which the
-    network says one thing and the label another. The likelihood is learned from the evidence and a little
-    of the prediction: by predictions alone the network's errors count as the labels', by evidence alone a
-    memorised label counts as proof. What is learned is the posterior mean sharpened to
-    `target_temperature`. The paper's recursion is q = p, w = 1, kappa = 0, and it learns the mean;
-    from `sharp_until` on both temperatures rise to its 1, so that the network ends as sure as the belief.
+    network says one thing and the label another. The likelihood is learned from the evidence, and a little
+    from the prediction: by predictions alone the network's errors count as the labels', and what only
+    labels know is overridden; by evidence alone every label is proof of what labels are worth. What is
+    learned is the posterior mean, sharpened to `target_temperature`. The paper's recursion is q = p, w = 1,
+    kappa = 0, and it learns the mean; from `sharp_until` on both temperatures rise to its 1, so that the
+    network ends as sure as the belief.
 
     w in [0,1], how much of a visit this is, is ours: the probability that the predictions for two
     views of the image, sharpened to `agreement_temperature`, name the same class (with one view: that
@@ -141,7 +140,7 @@ class PosteriorTargets(TargetRule):
     With `posterior.top_k` below the number of classes the state is sparse.
     """
 
-    SOFT_FROM = 0.9  # of the run
+    SOFT_FROM = 0.9  # of the run; `sharp_until` is less
     SHARE_OF_EVIDENCE = 0.9  # in what the likelihood is learned from; the rest is the prediction
 
     votes: Tensor
@@ -162,9 +161,9 @@ class PosteriorTargets(TargetRule):
             )
         else:
             self.posterior = Posterior(task.labels, task.num_classes, **constants)
-        labels = GivenLabels(task.labels, task.num_classes, task.config.data.balanced)
-        self.alignment = Alignment(labels) if prior.align else None
-        self.label_noise = LabelNoise(labels) if prior.label_evidence else None
+        shares = class_shares(task.labels, task.num_classes, task.config.data.balanced)
+        self.alignment = Alignment(*shares) if prior.align else None
+        self.label_noise = LabelNoise(task.labels, *shares) if prior.label_evidence else None
         self.observe_mean = prior.observe == "mean"
         self.start_epoch(0)
         self.agreement_temperature = prior.agreement_temperature

@@ -17,7 +17,7 @@ from noisybsd.config import build_config, load_config
 from noisybsd.data import load_dataset
 from noisybsd.errors import UserError
 from noisybsd.methods import METHODS
-from noisybsd.objectives import LOSSES, TARGET_RULES, options
+from noisybsd.objectives import LOSSES, TARGET_RULES, PosteriorTargets, options
 from noisybsd.stopping import Stopped
 from noisybsd.trainer import Trainer
 
@@ -120,6 +120,28 @@ def test_a_method_trains_and_an_interrupted_run_ends_the_same(method: str) -> No
     for name, value in tensors(second):
         assert torch.equal(value, expected[name]), name
     assert second.history[-1]["loss"] == whole.history[-1]["loss"]
+
+
+def test_a_run_is_as_sharp_as_its_epoch_also_when_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    targets = PosteriorTargets.targets
+
+    def noting(rule: PosteriorTargets, index: Tensor) -> Tensor:
+        seen.append(rule.target_temperature)
+        return targets(rule, index)
+
+    monkeypatch.setattr(PosteriorTargets, "targets", noting)
+    settings = ("epochs=5", "posterior.target_temperature=0.25", "posterior.sharp_until=0.3")
+    first = trainer("bsd", *settings)
+    steps = first.loader.steps_per_epoch
+    with pytest.raises(Stopped):
+        train(first, 5, StopAfter(2 * steps + 1))  # in the third epoch
+    second = trainer("bsd", *settings)
+    second.load_state(first.state())
+    train(second, 5)
+    # epochs begin at 0, 0.2, 0.4, 0.6, 0.8 of the run; from 0.3 to 0.9 it is 0.25^1 to 0.25^0
+    expected = [0.25, 0.25, 0.25 ** (5 / 6), 0.25 ** (3 / 6), 0.25 ** (1 / 6)]
+    assert seen == pytest.approx([each for each in expected for _ in range(steps)])
 
 
 @pytest.mark.parametrize("method", METHODS)

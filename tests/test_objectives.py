@@ -8,11 +8,11 @@ from noisybsd.objectives import (
     Alignment,
     Batch,
     CrossEntropy,
-    GivenLabels,
     LabelNoise,
     LabelTargets,
     PosteriorTargets,
     Task,
+    class_shares,
     sharpened,
 )
 from noisybsd.parts import TargetRule
@@ -123,8 +123,12 @@ def test_views_that_contradict_each_other_leave_the_belief_as_it_was() -> None:
     torch.testing.assert_close(rule.posterior.alpha[INDEX], 0.8 * before[INDEX] + certain)
 
 
-def given(labels: torch.Tensor = LABELS, balanced: int | None = None) -> GivenLabels:
-    return GivenLabels(labels, K, balanced)
+def alignment_to(labels: torch.Tensor) -> Alignment:
+    return Alignment(*class_shares(labels, K, None))
+
+
+def noise_of(labels: torch.Tensor) -> LabelNoise:
+    return LabelNoise(labels, *class_shares(labels, K, None))
 
 
 def observed_and_aligned(alignment: Alignment, p: torch.Tensor) -> torch.Tensor:
@@ -138,7 +142,7 @@ def test_running_means_against_a_slow_loop() -> None:
     Alignment: p_k h_k / m_k, normalised, m the mean prediction. Label noise: 0.9 P(g | k) + 0.1 h_g, from the
     mean of p_k [label = g].
     """
-    alignment, noise = Alignment(given()), LabelNoise(given())  # counts 3, 3, 2
+    alignment, noise = alignment_to(LABELS), noise_of(LABELS)  # counts 3, 3, 2
     generator = torch.Generator().manual_seed(0)
     h = [3 / 8, 3 / 8, 2 / 8]
     m = list(h)
@@ -166,7 +170,7 @@ def test_the_likelihood_of_labels_finds_the_noise_transition_matrix() -> None:
     transition = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.9, 0.1], [0.3, 0.0, 0.7]])
     clean = torch.arange(K).repeat(2000)
     labels = torch.multinomial(transition[clean], 1, generator=generator)[:, 0]
-    noise = LabelNoise(given(labels))
+    noise = noise_of(labels)
     for index in torch.randperm(len(labels), generator=generator).repeat(2).split(100):
         noise.observe(index, torch.eye(K)[clean[index]])
     of_each_label = torch.stack([labels.eq(g).nonzero()[0, 0] for g in range(K)])
@@ -204,7 +208,7 @@ def test_a_network_that_errs_does_not_take_all_its_errors_for_the_labels(
 
 
 def test_labels_say_nothing_of_a_network_that_knows_nothing() -> None:
-    likelihood = LabelNoise(given()).likelihood(INDEX)
+    likelihood = noise_of(LABELS).likelihood(INDEX)
     torch.testing.assert_close(likelihood, likelihood[:, :1].expand(B, K))
 
 
@@ -262,8 +266,8 @@ def test_alignment_gives_a_crowded_out_class_back_its_share() -> None:
     """A sensor that favours class 0 everywhere is corrected; one that is not biased is left alone."""
     labels = torch.arange(K).repeat(100)
     right = 0.8 * torch.eye(K)[labels] + 0.2 / K
-    torch.testing.assert_close(observed_and_aligned(Alignment(given(labels)), right), right)
-    alignment = Alignment(given(labels))
+    torch.testing.assert_close(observed_and_aligned(alignment_to(labels), right), right)
+    alignment = alignment_to(labels)
     biased = right * torch.tensor([1.0, 0.5, 0.02])
     biased = biased / biased.sum(dim=1, keepdim=True)
     assert (biased.argmax(dim=1) == labels).float().mean() < 0.7
@@ -276,8 +280,9 @@ def test_alignment_gives_a_crowded_out_class_back_its_share() -> None:
 
 def test_alignment_has_a_window_and_a_limit() -> None:
     many = torch.arange(K).repeat(1000)
-    assert given(many).window == 320 * K and given().window == 3 * N
-    alignment = Alignment(given(many))
+    assert class_shares(many, K, None)[1] == 320 * K
+    assert class_shares(LABELS, K, None)[1] == 3 * N
+    alignment = alignment_to(many)
     # nothing is predicted to be of class 2
     alignment.predicted.copy_(torch.tensor([0.5, 0.5 - 1e-7, 1e-7]))
     unsure = torch.tensor([0.95, 0.045, 0.005]).expand(B, K)
@@ -287,8 +292,8 @@ def test_alignment_has_a_window_and_a_limit() -> None:
 
 def test_means_know_how_often_classes_are_visited() -> None:
     labels = torch.tensor([0] * 6 + [1] * 2 + [2] * 4)
-    assert given(labels).histogram.tolist() == pytest.approx([6 / 12, 2 / 12, 4 / 12])
-    assert given(labels, balanced=3).histogram.tolist() == pytest.approx([3 / 8, 2 / 8, 3 / 8])
+    assert class_shares(labels, 3, None)[0].tolist() == pytest.approx([6 / 12, 2 / 12, 4 / 12])
+    assert class_shares(labels, 3, 3)[0].tolist() == pytest.approx([3 / 8, 2 / 8, 3 / 8])
     rule = PosteriorTargets(task(data={"balanced": 2}))
     for part in (rule.alignment, rule.label_noise):
         assert part is not None and part.histogram.tolist() == pytest.approx([1 / 3] * 3)
@@ -297,7 +302,7 @@ def test_means_know_how_often_classes_are_visited() -> None:
 def test_means_survive_classes_that_are_not_labelled_and_not_predicted() -> None:
     labels = torch.zeros(N, dtype=torch.long)
     certain = torch.eye(K)[torch.arange(B) % K]
-    alignment = Alignment(given(labels))
+    alignment = alignment_to(labels)
     for _ in range(3):
         aligned = observed_and_aligned(alignment, certain)
         assert torch.equal(aligned, certain)  # nothing else has any probability
@@ -382,6 +387,42 @@ def test_neighbours_are_a_second_sensor() -> None:
 
     without.observe_neighbours(votes)
     assert "votes" in rule.state_dict() and "votes" not in without.state_dict()
+
+
+def test_what_labels_are_worth_is_not_learned_from_neighbours() -> None:
+    alone, beside = (PosteriorTargets(task(neighbours={"weight": kappa})) for kappa in (0, 1))
+    beside.observe_neighbours(torch.rand(N, K).softmax(dim=1))
+    p = torch.randn(V, B, K, generator=torch.Generator().manual_seed(2)).softmax(dim=-1)
+    for rule in (alone, beside):
+        rule.observe(INDEX, p)
+    assert alone.label_noise is not None and beside.label_noise is not None
+    assert torch.equal(alone.label_noise.joint, beside.label_noise.joint)
+    assert not torch.equal(alone.posterior.alpha, beside.posterior.alpha)
+
+
+def test_the_mean_of_both_views_is_weighed_against_the_label() -> None:
+    settings = {**PAPER, "label_evidence": True, "observe": "mean", "prior_strength": 0}
+    rule = PosteriorTargets(task(posterior=settings))
+    p = torch.randn(V, B, K, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
+    assert rule.label_noise is not None
+    rule.label_noise.joint.copy_((0.7 * torch.eye(K) + 0.1) / K)
+    expected = p.mean(dim=0) * rule.label_noise.likelihood(INDEX)
+    rule.observe(INDEX, p)
+    gained = rule.posterior.alpha[INDEX] - 0.8e-3
+    torch.testing.assert_close(gained, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_a_sparse_belief_weighs_the_label_as_a_dense_one_does() -> None:
+    """The given label's concentration and what labels are worth are exact, whatever is not kept."""
+    dense, sparse = (PosteriorTargets(task(posterior={"top_k": k})) for k in (None, 2))
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(3):
+        p = torch.randn(V, B, K, generator=generator).mul(2).softmax(dim=-1)
+        for rule in (dense, sparse):
+            rule.observe(INDEX, p)
+    assert dense.label_noise is not None and sparse.label_noise is not None
+    assert torch.equal(dense.label_noise.joint, sparse.label_noise.joint)
+    torch.testing.assert_close(sparse.probability(LABELS), dense.probability(LABELS))
 
 
 def test_top_k_makes_the_state_sparse_where_there_are_more_classes() -> None:
