@@ -242,7 +242,7 @@ def test_targets_are_sharper_than_the_belief() -> None:
 
 
 def test_sharp_first_and_as_believed_in_the_end() -> None:
-    """Both temperatures rise to 1, in equal ratios; a run that is resumed goes on where it was."""
+    """Both temperatures rise to 1, in equal ratios; null: never."""
     sharp = {**PAPER, "temperature": 0.64, "target_temperature": 0.16}
     rule = PosteriorTargets(task(epochs=20, posterior={**sharp, "sharp_until": 0.5}))
     found = []
