@@ -78,18 +78,6 @@ class Delayed(PosteriorTargets):
             super().observe(index, probs)
 
 
-class ByPredictions(PosteriorTargets):
-    """What labels are worth is learned from plain predictions, as the network sees them."""
-
-    SHARE_OF_EVIDENCE = 0.0
-
-
-class ByEvidence(PosteriorTargets):
-    """... from the evidence alone, as in EM."""
-
-    SHARE_OF_EVIDENCE = 1.0
-
-
 class AutomaticC(PosteriorTargets):
     """After three epochs c of every sample becomes 2 c a, a its neighbours' belief in its label.
 
@@ -178,8 +166,6 @@ class MatchedPrior(CrossEntropy):
 
 
 objectives.TARGET_RULES |= {
-    "by_predictions": ByPredictions,
-    "by_evidence": ByEvidence,
     "automatic_c": AutomaticC,
     "ema_sensor": EmaSensor,
     "after_the_loss": AfterTheLoss,
@@ -210,8 +196,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "posterior.label_evidence=false",
     ),
     "the label in the prior alone": ("posterior.label_evidence=false",),
-    "labels' worth by predictions": ("targets=by_predictions",),
-    "labels' worth by evidence alone": ("targets=by_evidence",),
+    "labels' worth by predictions": ("posterior.evidence_share=0",),
+    "labels' worth by evidence alone": ("posterior.evidence_share=1",),
     # what keeps all classes alive
     "not aligned": ("posterior.align=false",),
     "matched prior instead": ("posterior.align=false", "loss=matched_prior"),

@@ -212,6 +212,12 @@ class PosteriorConfig(Section):
         description="at every visit the given label is evidence too, for as much as it has shown "
         "itself to be worth; false: only in the prior, the paper's",
     )
+    evidence_share: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="what labels are worth is learned from so much evidence, the rest predictions",
+    )
     observe: Literal["weak", "mean"] = Field(
         "weak", description="evidence: the first view's prediction, or the mean over all views"
     )
@@ -461,6 +467,7 @@ _BEFORE: dict[str, dict[str, Any]] = {
         "agreement_temperature": None,
         "align": False,
         "label_evidence": False,
+        "evidence_share": 0.9,
         "target_temperature": 1.0,
         "sharp_until": None,
     }

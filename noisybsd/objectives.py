@@ -141,7 +141,6 @@ class PosteriorTargets(TargetRule):
     """
 
     SOFT_FROM = 0.9  # of the run; `sharp_until` is less
-    SHARE_OF_EVIDENCE = 0.9  # in what the likelihood is learned from; the rest is the prediction
 
     votes: Tensor
 
@@ -190,7 +189,7 @@ class PosteriorTargets(TargetRule):
             # as the others say: what this visit adds to the likelihood is no proof of itself
             evidence = evidence * self.label_noise.likelihood(index)
             evidence = evidence / evidence.sum(dim=1, keepdim=True)
-            self.label_noise.observe(index, plain.lerp(evidence, self.SHARE_OF_EVIDENCE))
+            self.label_noise.observe(index, plain.lerp(evidence, self.prior.evidence_share))
         if self.neighbour_weight > 0:
             evidence = evidence + self.neighbour_weight * self.votes[index]
         weight = None

@@ -178,9 +178,7 @@ def test_the_likelihood_of_labels_finds_the_noise_transition_matrix() -> None:
     torch.testing.assert_close(found, transition, atol=0.05, rtol=0)
 
 
-def test_a_network_that_errs_does_not_take_all_its_errors_for_the_labels(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_network_that_errs_does_not_take_all_its_errors_for_the_labels() -> None:
     """70 % right and as sure as that, on labels of which 60 % are: by prediction, evidence, or both."""
     generator = torch.Generator().manual_seed(0)
 
@@ -193,9 +191,8 @@ def test_a_network_that_errs_does_not_take_all_its_errors_for_the_labels(
     predictions = 0.55 * torch.eye(K)[guesses] + 0.15
     settings = {**PAPER, "label_evidence": True}
     found = []
-    for share in (0.0, PosteriorTargets.SHARE_OF_EVIDENCE, 1.0):
-        monkeypatch.setattr(PosteriorTargets, "SHARE_OF_EVIDENCE", share)
-        rule = PosteriorTargets(Task(labels, K, task(posterior=settings).config))
+    for share in ({"evidence_share": 0.0}, {}, {"evidence_share": 1.0}):
+        rule = PosteriorTargets(Task(labels, K, task(posterior=settings | share).config))
         for index in torch.randperm(len(labels), generator=generator).repeat(8).split(100):
             rule.observe(index, predictions[index][None])
         assert rule.label_noise is not None
