@@ -213,7 +213,7 @@ class PosteriorConfig(Section):
         "itself to be worth; false: only in the prior, the paper's",
     )
     evidence_share: float = Field(
-        0.9,
+        0.75,
         ge=0,
         le=1,
         description="what labels are worth is learned from so much evidence, the rest predictions",

@@ -347,7 +347,7 @@ def test_the_default_posterior_against_a_slow_loop() -> None:
             label = int(LABELS[i])
             q = normalised([sharp[k] * likelihood[label][k] for k in range(K)])
             for k in range(K):
-                seen[label][k] += 0.1 * float(probs[0, b, k]) + 0.9 * q[k]
+                seen[label][k] += 0.25 * float(probs[0, b, k]) + 0.75 * q[k]
             assert prior.agreement_temperature is not None
             power = 1 / prior.agreement_temperature
             first, second = (normalised([x**power for x in view]) for view in views)
