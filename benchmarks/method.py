@@ -61,7 +61,7 @@ def trained(config: Config) -> tuple[Trainer, list[torch.Tensor], list[float]]:
                 beliefs.append(posterior.mean().cpu())
                 weights.append(float(torch.stack(seen).mean()))
                 seen.clear()
-    trainer.loader.close()
+    trainer.close()
     return trainer, beliefs, weights
 
 

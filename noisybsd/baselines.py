@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
+from noisybsd import distributed
 from noisybsd.contrastive import simclr
 from noisybsd.parts import Batch, Loss, TargetRule, Task, check_option, cross_entropy, one_hot
 
@@ -491,6 +492,8 @@ class TwinContrastive(Loss):
         clean = torch.as_tensor(component, dtype=torch.float32, device=labels.device)
         self.clean[seen] = clean[:, None]
         self.clean_share.copy_((clean > 0.5).float().mean())
+        for found in (self.clean, self.clean_share):  # another machine may round otherwise
+            distributed.copy_first_(found)
 
     def forward(self, batch: Batch) -> Tensor:
         assert batch.mixup is not None

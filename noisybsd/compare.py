@@ -28,7 +28,8 @@ from scipy import stats
 
 from noisybsd.config import PACKAGE, Config, read_record, read_yaml
 from noisybsd.errors import UserError, command, did_you_mean
-from noisybsd.methods import METHODS
+from noisybsd.methods import AVERAGED, METHODS
+from noisybsd.objectives import TARGET_RULES
 from noisybsd.rundir import RESULTS_SCHEMA, flatten, is_place
 
 USAGE = """\
@@ -61,12 +62,6 @@ _NOISE = ("noise.seed", "noise.file")
 _BUDGET = ("epochs", "batch_size", "data.limit", "data.test_limit", "data.balanced", "data.size")
 _NETWORK = ("network.name", "network.width", "network.pretrained", "network.embedding_dim")
 MUST_AGREE = (*_DATA, *_NOISE, *_BUDGET, *_NETWORK)
-
-# target rules without a posterior: `posterior.*` does nothing to their runs
-WITHOUT_BELIEF = ("labels", "elr", "selc", "temporal_ensemble", "ps_kd")
-
-# methods whose network is the weight average: their test numbers are its
-AVERAGED = ("ce_ema",)
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -414,6 +409,8 @@ def read_run(path: Path) -> Run:
         if not isinstance(settings[key], kind):
             raise UserError(f"{path / 'config.yaml'}: damaged: {key} is {settings[key]!r}")
     results = _read_results(path / "results.json")
+    if settings["precision"] == "auto":  # where a run was made is no setting, but bits are
+        settings["precision"] = "bf16" if results.get("device") == "cuda" else "fp32"
     run = Run(path, settings, results)
     if run.method in AVERAGED:
         run = Run(path, settings, results | _of_average(run))
@@ -599,7 +596,8 @@ def has_effect(key: str, settings: dict[str, Any]) -> bool:
     """Whether a run of these settings, by dotted key, uses `key`, or lacks the part it belongs to."""
     part, _, name = key.partition(".")
     if part == "posterior":
-        return settings["targets"] not in WITHOUT_BELIEF
+        rule = TARGET_RULES.get(settings["targets"])  # None: an idea of somebody's own, not here
+        return rule is None or rule.uses_posterior
     return part != "contrastive" or name == "name" or settings["contrastive.name"] != "none"
 
 

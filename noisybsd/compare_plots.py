@@ -22,7 +22,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisybsd.compare import METRICS, Row, Section, condition, describe, group
+from noisybsd.compare import METRICS, MUST_AGREE, Row, Section, condition, describe, group
 from noisybsd.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
@@ -148,13 +148,14 @@ def _is_baseline(row: Row, section: Section) -> bool:
 
 
 def _families(sections: Sequence[Section]) -> Iterator[list[Section]]:
-    """Sections that differ in noise.rate and in nothing else of data and budget; of several recipes, too."""
+    """Sections that differ in noise.rate and in nothing else of data, budget, network and optimiser; of
+    several recipes, too."""
 
     def key(section: Section) -> tuple[str, ...]:
         settings = section.runs[0].settings
         kind = condition({**settings, "noise.rate": 0.0})
-        names = ("data.name", "data.limit", "network.name", "epochs", "batch_size")
-        return (kind, settings["noise.name"], *(str(settings[name]) for name in names))
+        optimizer = [name for name in settings if name.startswith("optimizer.")]
+        return (kind, *(str(settings[name]) for name in (*MUST_AGREE, *optimizer)))
 
     for family in group(sections, key).values():
         rates = [section.runs[0].rate for section in family]

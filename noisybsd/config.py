@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 from yaml import YAMLError
 
 from noisybsd.errors import UserError, did_you_mean
+from noisybsd.methods import AVERAGED, METHODS
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -237,7 +238,9 @@ class NeighboursConfig(Section):
     weight: float = Field(
         0.0, ge=0, description="kappa: weight of the neighbours' mean belief as evidence; 0: none"
     )
-    start_epoch: int = Field(5, ge=0, description="first epoch whose steps use that evidence")
+    start_epoch: int = Field(
+        5, ge=0, description="epochs before the first whose steps use that evidence; at least 1"
+    )
     engine: _named("noisybsd.bank:ENGINES") = Field(  # type: ignore[valid-type]
         "auto", description="how neighbours are searched"
     )
@@ -266,7 +269,8 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, order, views, noise")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="forward pass in bf16 autocast or fp32; auto: bf16 on cuda"
+        "auto",
+        description="forward pass in bf16 autocast or fp32 (on cuda with TF32); auto: bf16 on cuda",
     )
     epochs: int = Field(300, ge=1, description="passes over the training set")
     batch_size: int = Field(
@@ -300,6 +304,16 @@ class Config(Section):
             raise ValueError(
                 f"contrastive.name={self.contrastive.name} needs two views; "
                 f"augment.views has {len(self.augment.views)}: use augment.views=[weak,strong]"
+            )
+        if self.augment.views not in (("weak",), ("strong",), ("weak", "strong")):
+            raise ValueError(
+                f"augment.views=[{','.join(self.augment.views)}]: the first view observes and the second is "
+                "the strong one; valid: [weak], [strong], [weak,strong]"
+            )
+        if self.method in AVERAGED and self.ema.decay == 0:
+            raise ValueError(
+                f"method={self.method} is the network's weight average, which ema.decay=0 leaves out; use "
+                "ema.decay=0.999 or another in (0,1)"
             )
         if self.neighbours.weight > 0 and self.neighbours.k == 0:
             raise ValueError(
@@ -391,8 +405,6 @@ def load_config(arguments: Sequence[str]) -> Config:
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """Merge layers of (nested) settings, later ones over earlier ones, and validate the result."""
-    from noisybsd.methods import METHODS
-
     merged: Any = OmegaConf.create({})
     for layer in layers:
         preset = METHODS.get(str(layer.get("method")), {})
@@ -476,11 +488,17 @@ _BEFORE: dict[str, dict[str, Any]] = {
 
 def read_record(path: Path) -> dict[str, Any]:
     """The settings that a run recorded, of an older version too."""
-    record = read_yaml(path)
-    for section, before in _BEFORE.items():
-        if isinstance(record.get(section), dict):
-            record[section] = before | record[section]
-    return record
+    return completed(read_yaml(path))
+
+
+def completed(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's record with the settings that came later, as the run had them."""
+    filled = {
+        section: before | record[section]
+        for section, before in _BEFORE.items()
+        if isinstance(record.get(section), dict)
+    }
+    return record | filled
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -595,8 +613,6 @@ def describe_keys() -> str:
 
 def describe_methods() -> str:
     """Every method with its parts and options, for --help."""
-    from noisybsd.methods import METHODS
-
     lines = []
     for name, preset in METHODS.items():
         parts = [f"{preset['loss']} to {preset['targets']}"]

@@ -86,12 +86,12 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     else:
         test, _ = leave_out_missing(test, data, problems)
     known = "known" if train.clean_labels is not None else None
+    given = train.labels  # as they come: in the order of the images, where these are sorted
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
     if known is None and train.clean_labels is not None:
         known = "the given ones, before noise"
     if data.limit is not None:
-        known_labels = train.labels if train.clean_labels is None else train.clean_labels
-        train = train.take(_first(known_labels, data.limit))
+        train = train.take(_first(given, data.limit))
     if data.test_limit is not None:
         test = test.take(_first(test.labels, data.test_limit))
     clean = train.clean_labels

@@ -232,19 +232,21 @@ def largest(value: int) -> int:
 
 
 def from_first(content: T) -> T:
-    """What rank 0 gives, on every rank: plain values and CPU tensors, nested."""
+    """What rank 0 gives, on every rank: plain values and CPU tensors, nested, in the same memory order."""
     if world_size() == 1:
         return content
     outline = [tree_map_only(Tensor, lambda t: t.to("meta"), content) if is_first() else None]
     dist.broadcast_object_list(outline)
 
     def exchange(tensor: Tensor) -> Tensor:
-        if tensor.is_meta:
-            tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
-        tensor = tensor.contiguous()  # not as channels_last
-        for part in tensor.view(-1).view(torch.uint8).split(_CHUNK):
+        # a fused optimiser wants its state in the order of the weights, channels_last
+        dense = torch.empty_like(tensor, device="cpu")
+        if not tensor.is_meta:  # a slice of a larger one has gaps
+            dense = tensor if tensor.stride() == dense.stride() else dense.copy_(tensor)
+        in_memory = dense.as_strided((dense.numel(),), (1,))
+        for part in in_memory.view(torch.uint8).split(_CHUNK):
             dist.broadcast(part, src=0)
-        return tensor
+        return dense
 
     return tree_map_only(Tensor, exchange, content if is_first() else outline[0])
 
@@ -256,7 +258,11 @@ def copy_first_(x: Tensor) -> None:
 
 
 def average_gradients_(parameters: Iterable[nn.Parameter]) -> None:
-    """Average gradients over the ranks: of parameters outside the network, which `parallel` minds."""
+    """Average gradients over the ranks: of parameters outside the network, which `parallel` minds.
+
+    All ranks compute the same loss, and these gradients are equal but for what a device's order of
+    summation changes: this keeps the parameters from drifting apart by that.
+    """
     if world_size() > 1:
         for parameter in parameters:
             if parameter.grad is not None:

@@ -73,7 +73,14 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
         key = override.split("=", 1)[0]
         if key not in MAY_DIFFER:
             raise UserError(f"{key}: cannot differ from the run's; valid: {', '.join(MAY_DIFFER)}")
-    return build_config(read_record(record), parse_overrides(overrides))
+    recorded = read_record(record)
+    config = build_config(recorded, parse_overrides(overrides))
+    if config.neighbours.k > 0 and build_config(recorded).neighbours.k == 0:
+        raise UserError(
+            f"neighbours.k={config.neighbours.k}: this run kept no embeddings to search among, "
+            "its neighbours.k is 0"
+        )
+    return config
 
 
 def load_trainer(directory: Path, config: Config) -> Trainer | None:
@@ -121,6 +128,7 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
     return {
         "run": str(directory),
         "epoch": trainer.epoch,
+        "precision": trainer.precision,
         **trainer.evaluate(),
         **{key: evaluate_on(sets, trainer, data) for key, (sets, data) in further.items()},
         "data_sha256": trainer.dataset.sha256,

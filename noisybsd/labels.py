@@ -24,14 +24,14 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from noisybsd import __version__, distributed
-from noisybsd.bank import vote
+from noisybsd.bank import FeatureBank, vote
 from noisybsd.checkpoint import write_atomically
 from noisybsd.errors import UserError
 from noisybsd.images import ImageFiles
 from noisybsd.loader import ResidentLoader
-from noisybsd.objectives import PosteriorTargets
 from noisybsd.splits import Split
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     train, classes = dataset.train, len(dataset.class_names)
     one_hot = F.one_hot(trainer.labels, classes).float()  # (N,K)
 
-    network = _network_probabilities(trainer)
+    network, index, z = _look_at_training_images(trainer)
     held = trainer.rule.belief()
     belief = network if held is None else held.float().cpu().numpy()
     visits = monitor.visits.cpu().numpy()
@@ -169,13 +169,15 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     belief /= belief.sum(axis=1, keepdims=True)
 
     k = min(config.neighbours.k or NEIGHBOURS, len(train) - 1)
-    found = trainer.bank.search(k, engine=config.neighbours.engine)
+    bank = trainer.bank
+    if bank is None:
+        bank = FeatureBank(len(train), z.shape[1]).to(z.device)
+        bank.write(index, z)
+    found = bank.search(k, engine=config.neighbours.engine)
     near = [[j for j in row if j >= 0] for row in found.index.tolist()]
     votes = vote(one_hot, found, float("inf")).cpu().numpy()
 
-    strength = None
-    if isinstance(trainer.rule, PosteriorTargets):
-        strength = trainer.rule.posterior.strength().cpu().numpy()
+    strength = trainer.rule.strength()
     logits, _, test_labels = trainer.predict_test(trainer.network)
     margin = np.where(known, monitor.margin_sum.cpu().numpy() / np.maximum(visits, 1), np.nan)
     return Findings(
@@ -190,7 +192,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             margin=margin,
             visits=np.where(known, visits, 0),
             left_epoch=monitor.left_epoch.cpu().numpy(),
-            strength=strength,
+            strength=None if strength is None else strength.cpu().numpy(),
         ),
         {
             "belief": belief,
@@ -213,10 +215,12 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     )
 
 
-def _network_probabilities(trainer: Trainer) -> Floats:
-    """The network's predictions (N,K) on the training images as they are; NaN where unreadable.
+def _look_at_training_images(trainer: Trainer) -> tuple[Floats, Tensor, Tensor]:
+    """The network on the training images as they are: each process on its share, for all to know.
 
-    Each process predicts its share of the images, all get all of the predictions.
+    Returns:
+        Its predictions (N,K), NaN where an image is unreadable; index (R,) of those that are not, and
+        their embeddings (R,D).
     """
     train, loader = trainer.dataset.train, trainer.loader
     own = slice(distributed.rank(), None, distributed.world_size())
@@ -226,12 +230,14 @@ def _network_probabilities(trainer: Trainer) -> Floats:
         images, unreadable = loader.images, list(loader.unreadable)
     # the labels here say which rows could be read
     outputs = trainer.predict(trainer.network, replace(train, images=images, labels=rows))
-    logits, kept = distributed.gather_rows(outputs[0]), distributed.gather_rows(outputs[2])
+    logits, z, kept = map(distributed.gather_rows, outputs)
+    read = torch.ones_like(kept, dtype=torch.bool)
     probabilities = np.full((len(train), trainer.num_classes), np.nan, np.float32)
     probabilities[kept.cpu().numpy()] = logits.softmax(dim=1).cpu().numpy()
     for missing in distributed.each(unreadable):
         probabilities[missing] = np.nan
-    return probabilities
+        read &= ~torch.isin(kept, torch.tensor(missing, device=kept.device))
+    return probabilities, kept[read], z[read]
 
 
 def label_table(

@@ -430,7 +430,9 @@ def free_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError):  # cgroup v2; its text is "max" without a limit
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
     return free
 
 

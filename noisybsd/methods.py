@@ -20,6 +20,9 @@ _ONE_VIEW: dict[str, Any] = {
 }
 _TWO_VIEWS: dict[str, Any] = {**_ONE_VIEW, "augment": {"views": ["weak", "strong"], "mixup": 0.0}}
 
+# Methods whose network is the weight average: their test numbers are its.
+AVERAGED = ("ce_ema",)
+
 METHODS: dict[str, dict[str, Any]] = {
     # plain cross-entropy to the given labels
     "ce": {**_ONE_VIEW, "targets": "labels", "loss": "cross_entropy"},

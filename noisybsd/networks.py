@@ -64,8 +64,9 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B,K) and unit-length embeddings z (B,D) of images x (B,C,H,W), both float32."""
         features = self.encoder(x)
-        logits = self.classifier(features).float()
-        # bf16 keeps 8 bits: lengths and inner products of z need float32 even inside autocast.
+        # bf16 keeps 8 bits: classes would tie, and lengths and inner products of z need float32
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.classifier(features.float())
         z = F.normalize(self.projection(features).float(), dim=1)
         return logits, z
 

@@ -140,6 +140,8 @@ class PosteriorTargets(TargetRule):
     With `posterior.top_k` below the number of classes the state is sparse.
     """
 
+    uses_posterior = True
+
     SOFT_FROM = 0.9  # of the run; `sharp_until` is less
 
     votes: Tensor
@@ -210,6 +212,9 @@ class PosteriorTargets(TargetRule):
 
     def suggested(self) -> Tensor | None:
         return self.posterior.suggested()
+
+    def strength(self) -> Tensor | None:
+        return self.posterior.strength()
 
     def probability(self, labels: Tensor) -> Tensor | None:
         return self.posterior.probability(labels)

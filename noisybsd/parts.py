@@ -79,7 +79,9 @@ class Part(nn.Module):
 
 
 class TargetRule(Part):
-    """Says what each sample's target is."""
+    """Says what each sample's target is. One that `posterior.*` is for says so by `uses_posterior`."""
+
+    uses_posterior = False
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """See the network's predictions `probs` (V,B,K) for the views of the samples `index` (B,)."""
@@ -99,6 +101,10 @@ class TargetRule(Part):
         """The most probable class (N,) by belief, without the whole of it where the rule can."""
         belief = self.belief()
         return None if belief is None else belief.argmax(dim=1)
+
+    def strength(self) -> Tensor | None:
+        """The pseudo-count (N,) behind each sample's belief, or None if it has none."""
+        return None
 
     def probability(self, labels: Tensor) -> Tensor | None:
         """The belief (N,) in each sample's class in `labels` (N,), likewise."""

@@ -52,7 +52,6 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
     if findings is None or findings.about["epoch"] != len(history):
         trainer = load_trainer(directory, config)
         if trainer is not None:
-            trainer.loader.close()
             dataset, findings = trainer.dataset, collect(trainer, directory)
             findings.write(directory)
         elif findings is None:

@@ -18,7 +18,7 @@ from noisybsd.checkpoint import (
     remove_temporaries,
     write_atomically,
 )
-from noisybsd.config import Config, read_record, save_config
+from noisybsd.config import Config, completed, read_record, save_config
 from noisybsd.errors import UserError
 
 log = logging.getLogger("noisybsd")
@@ -124,7 +124,7 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     found = _latest(run.checkpoint) if source is None else (source, load_checkpoint(source))
     if found is not None:
         source, run.state = found
-        _check_same(str(source), run.state["config"], config)
+        _check_same(str(source), completed(run.state["config"]), config)
         if run.checkpoint.exists() and not source.samefile(run.checkpoint):
             # or else the next checkpoint would keep it in the place of the good one before it
             run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))

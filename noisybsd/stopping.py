@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -18,6 +19,9 @@ class Stopped(Exception):
 
 class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
     """Notes SIGINT and SIGTERM, for the loop to stop at a good moment; a second one ends the process.
+
+    One Ctrl-C can come twice: from the terminal, and from a launcher that has it too and passes it on. So
+    what comes within half a second of the first is the same request.
 
     Args:
         announce: is told the name of the first signal.
@@ -38,6 +42,11 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        for each in self._before:  # by the kernel, whatever the process is busy with
-            signal.signal(each, signal.SIG_DFL)
+        self._from_now_on(signal.SIG_IGN)
         self._announce(signal.Signals(number).name)
+        time.sleep(0.5)
+        self._from_now_on(signal.SIG_DFL)  # by the kernel, whatever the process is busy with
+
+    def _from_now_on(self, action: signal.Handlers) -> None:
+        for each in self._before:
+            signal.signal(each, action)

@@ -55,6 +55,8 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     state = distributed.from_first(None if run is None else run.state)
     if state is not None:
         trainer.load_state(state)
+        if state.get("world_size", 1) != distributed.world_size():
+            trainer.begin_epoch_anew()
     if run is not None:
         run.state = None
     with (
@@ -77,7 +79,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
             if run is not None:
                 write_json(run.results, results)  # last, for it says that the run is finished
         finally:
-            trainer.loader.close()
+            trainer.close()
             tracker.finish(results)
     return results
 
@@ -198,7 +200,13 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)
-    if state is not None and (again := state["step"] - trainer.step_number):
+    if state is None:
+        return
+    if state.get("precision", trainer.precision) != trainer.precision:
+        log.warning("so far in %s, from here on in %s", state["precision"], trainer.precision)
+    then = state["history"][-1]["step"] if state["history"] else 0
+    again = state["step"] - then  # steps into an epoch
+    if again and state.get("world_size", 1) != processes:
         log.warning(
             "interrupted within epoch %d on %d processes, now there are %d: it begins anew, %d steps "
             "are taken again",

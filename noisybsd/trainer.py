@@ -15,6 +15,7 @@ import itertools
 import math
 import secrets
 import time
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from noisybsd.contrastive import CONTRASTIVE
 from noisybsd.data import Dataset, Split
 from noisybsd.environment import describe_environment
 from noisybsd.errors import UserError
-from noisybsd.loader import build_loader, keep_resident
+from noisybsd.loader import Loader, build_loader, keep_resident
 from noisybsd.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.monitor import EpochSums, SampleMonitor
 from noisybsd.networks import Network, build_network
@@ -57,18 +58,6 @@ class Trainer:
         self.num_classes = len(dataset.class_names)
         train = dataset.train
         self.labels = torch.as_tensor(train.labels, device=device)  # (N,)
-        self.loader = build_loader(
-            train,
-            config.batch_size // distributed.world_size(),
-            config.seed,
-            device,
-            storage=config.data.storage,
-            workers=config.data.workers,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            on_error=config.data.on_error,
-            balanced=config.data.balanced,
-        )
         test = dataset.test  # or this process's share of it
         if distributed.world_size() > 1:
             test = test.take(np.r_[distributed.share(len(test))])
@@ -93,7 +82,9 @@ class Trainer:
         self.contrastive = CONTRASTIVE.get(config.contrastive.name)
         self.monitor = SampleMonitor(self.labels)
         self.sums = EpochSums(device)
-        self.bank = FeatureBank(len(train.labels), self.network.embedding_dim).to(device)
+        self.bank = None
+        if config.neighbours.k > 0:
+            self.bank = FeatureBank(len(train), self.network.embedding_dim).to(device)
         self.amp = autocast_dtype(config, device)
 
         self.step_number = 0  # steps taken since the start of the run
@@ -102,7 +93,35 @@ class Trainer:
         self.network_passes = 0  # of single images through the network, a backward one counted 2
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
+        self.skipped_before: list[str] = []  # by parts of the run before this one
         self.wandb_id = secrets.token_hex(4)
+
+    @cached_property
+    def loader(self) -> Loader:
+        """The training images, decoded or opened when first asked for: an evaluation needs none."""
+        config = self.config
+        return build_loader(
+            self.dataset.train,
+            config.batch_size // distributed.world_size(),
+            config.seed,
+            self.device,
+            storage=config.data.storage,
+            workers=config.data.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            on_error=config.data.on_error,
+            balanced=config.data.balanced,
+        )
+
+    def close(self) -> None:
+        """Stop what loads images, if anything does."""
+        if "loader" in vars(self):
+            self.loader.close()
+
+    @property
+    def precision(self) -> str:
+        """Of the forward pass, as `precision=auto` has it on this device."""
+        return "fp32" if self.amp is None else "bf16"
 
     @property
     def total_steps(self) -> int:
@@ -123,7 +142,10 @@ class Trainer:
         return self.config.contrastive.weight * min(1.0, (step + 1) / (warmup + 1))
 
     def step(self, index: Tensor, images: Tensor) -> None:
-        """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8. Never waits for the GPU."""
+        """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8.
+
+        Never waits for the GPU; on several, torch's SyncBatchNorm does, once a layer.
+        """
         step, num_views = self.step_number, len(self.config.augment.views)
         torch.manual_seed(step_seed(self.config.seed, distributed.rank(), step))
         for group in self.optimizer.param_groups:
@@ -167,7 +189,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.network, step)
 
-        self.bank.write(index, z.detach()[: len(index)])
+        if self.bank is not None:
+            self.bank.write(index, z.detach()[: len(index)])
         self.monitor.record(index, logits.detach()[0])
         correct = (logits.detach()[0].argmax(dim=1) == self.labels[index]).float().mean()
         self.sums.add(step, loss, classification, contrast, correct)
@@ -236,7 +259,7 @@ class Trainer:
         self.monitor.record_belief(suggested, self.epoch)
 
         near = self.config.neighbours
-        if near.k > 0 and near.weight > 0 and self.epoch + 1 >= near.start_epoch:
+        if self.bank is not None and near.weight > 0 and self.epoch + 1 >= near.start_epoch:
             belief = self.rule.belief()
             assert belief is not None
             found = self.bank.search(near.k, engine=near.engine)
@@ -264,7 +287,7 @@ class Trainer:
             logits, z, labels = self.predict_test(network)
             found = prediction_metrics(logits, labels)
             metrics |= {f"test_{name}{suffix}": value for name, value in found.items()}
-            if near.k > 0 and network is self.network:
+            if self.bank is not None and network is self.network:
                 nearest = self.bank.search(near.k, queries=z, engine=near.engine)
                 metrics["test_knn_accuracy"] = knn_accuracy(self.suggested(), nearest, labels)
         return metrics
@@ -323,6 +346,7 @@ class Trainer:
         """What a checkpoint holds: the same on however many processes. All of them take part."""
         return {
             "world_size": distributed.world_size(),
+            "precision": self.precision,
             "config": self.config.model_dump(mode="json"),
             "data_sha256": self.dataset.sha256,
             "modules": {name: module.state_dict() for name, module in self.modules().items()},
@@ -362,12 +386,13 @@ class Trainer:
         self.images_seen = state["images_seen"]
         self.network_passes = state["network_passes"]
         self.train_seconds = state["train_seconds"]
-        self.loader.skipped = list(dict.fromkeys([*state["skipped"], *self.loader.skipped]))
+        self.skipped_before = state["skipped"]
         self.history = state["history"]
         self.wandb_id = state["wandb_id"]
-        if state.get("world_size", 1) != distributed.world_size():
-            # the samples of an epoch are in another order now: one that was interrupted begins anew
-            self.step_number = self.epoch * self.loader.steps_per_epoch
+
+    def begin_epoch_anew(self) -> None:
+        """Forget an interrupted epoch's steps, where its samples would be in another order now."""
+        self.step_number = self.epoch * self.loader.steps_per_epoch
 
     def results(self) -> dict[str, Any]:
         """results.json. The headline is the last epoch; the best one peeks at the test set.
@@ -388,6 +413,7 @@ class Trainer:
             "recipe": config.recipe,
             "method": config.method,
             "seed": config.seed,
+            "precision": self.precision,
             "dataset": self.dataset.name,
             "network": config.network.name,
             "epochs": config.epochs,
@@ -431,7 +457,8 @@ class Trainer:
 
     def skipped(self) -> list[str]:
         """The training images that any process could not read, each with the reason."""
-        return list(dict.fromkeys(itertools.chain(*distributed.each(self.loader.skipped))))
+        mine = [*self.skipped_before, *self.loader.skipped]
+        return list(dict.fromkeys(itertools.chain(*distributed.each(mine))))
 
 
 def joint_batch(

@@ -287,7 +287,7 @@ def test_the_weight_average_is_the_network_of_ce_ema(tmp_path: Path) -> None:
 
 
 def test_ce_ema_without_an_average(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "a", "method=ce_ema", "ema.decay=0")
+    path = make_run(tmp_path / "a", "method=ce_ema")
     text = (path / "metrics.jsonl").read_text()
     (path / "metrics.jsonl").write_text(text.replace("test_accuracy_ema", "other"))
     with pytest.raises(UserError, match="ce_ema without a weight average"):
@@ -326,8 +326,22 @@ def test_settings_of_a_part_that_a_method_has_not_are_not_named(tmp_path: Path) 
     assert all("posterior.prior_strength" in x and "contrastive.temperature" in x for x in named)
 
 
-def test_every_rule_but_the_posterior_is_known_to_ignore_its_settings() -> None:
-    assert TARGET_RULES.keys() - {"posterior"} == {*compare.WITHOUT_BELIEF}
+def test_the_posterior_alone_uses_its_settings() -> None:
+    assert [name for name, rule in TARGET_RULES.items() if rule.uses_posterior] == ["posterior"]
+    settings = {"contrastive.name": "none"}
+    for name in TARGET_RULES:
+        used = compare.has_effect("posterior.discount", {"targets": name, **settings})
+        assert used == (name == "posterior")
+
+
+def test_runs_of_another_precision_are_another_row(tmp_path: Path) -> None:
+    for seed, device in ((0, "cpu"), (1, "cpu"), (2, "cuda")):
+        make_run(tmp_path / str(seed), f"seed={seed}", results={"device": device})
+    (section,) = load(tmp_path)
+    assert {row.label: row.seeds for row in section.rows} == {
+        "ce precision=fp32": [0, 1],
+        "ce precision=bf16": [2],
+    }
 
 
 def test_departures_from_a_methods_preset_are_named(tmp_path: Path) -> None:
@@ -1057,9 +1071,18 @@ def test_recipes_that_differ_in_the_noise_rate_alone_are_one_line(tmp_path: Path
     names = ("cifar10_sym50", "cifar10_asym40", "cifar10n_worst")
     for name in names:
         make_run(tmp_path / name, f"recipe={name}", "method=ce")
-    make_run(tmp_path / "more", "recipe=cifar10_sym50", "method=ce", "noise.rate=0.8")
-    config = tmp_path / "more" / "config.yaml"
-    config.write_text(config.read_text().replace("recipe: cifar10_sym50", "recipe: cifar10_sym80"))
+    for name, setting in (
+        ("sym80", ()),
+        ("sym20", ("network.width=4",)),
+        ("sym90", ("optimizer.lr=1",)),
+    ):
+        rate = int(name[-2:]) / 100
+        make_run(
+            tmp_path / name, "recipe=cifar10_sym50", "method=ce", f"noise.rate={rate}", *setting
+        )
+        config = tmp_path / name / "config.yaml"
+        text = config.read_text().replace("recipe: cifar10_sym50", f"recipe: cifar10_{name}")
+        config.write_text(text)
     (family,) = compare_plots._families(load(tmp_path))
     assert [section.recipe for section in family] == ["cifar10_sym50", "cifar10_sym80"]
 

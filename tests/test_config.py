@@ -48,10 +48,10 @@ def test_every_recipe_has_a_header_that_says_how_to_run_it(name: str) -> None:
 
 
 def test_later_layers_win() -> None:
-    config = load_config(["recipe=digits_sym40", "optimizer.lr=1e-3", "contrastive.name=supcon"])
+    config = load_config(["recipe=digits_sym40", "optimizer.lr=1e-3", "contrastive.name=simclr"])
     assert config.optimizer.lr == 1e-3
-    assert config.contrastive.name == "supcon"  # over the preset's simclr
-    assert config.contrastive.temperature == 0.3  # the recipe's, untouched
+    assert config.contrastive.name == "simclr"  # over the preset's supcon
+    assert config.neighbours.k == 10  # the recipe's, untouched; the default is 20
 
 
 def test_a_method_on_the_command_line_replaces_the_recipes_method_whole(tmp_path: Path) -> None:
@@ -130,6 +130,17 @@ def test_a_missing_recipe_lists_the_recipes() -> None:
 @pytest.mark.parametrize("argument", ["epochs", "--epochs=3", "-x", "=3"])
 def test_arguments_that_are_not_settings(argument: str) -> None:
     assert repr(argument) in mistakes("recipe=digits_sym40", argument)[0]
+
+
+@pytest.mark.parametrize("views", ["[strong,weak]", "[weak,weak]"])
+def test_the_second_view_is_the_strong_one(views: str) -> None:
+    (line,) = mistakes("recipe=digits_sym40", f"augment.views={views}")
+    assert f"augment.views={views}" in line and "valid: [weak], [strong], [weak,strong]" in line
+
+
+def test_ce_ema_needs_an_average() -> None:
+    (line,) = mistakes("recipe=digits_sym40", "method=ce_ema", "ema.decay=0")
+    assert "method=ce_ema" in line and "ema.decay=0" in line
 
 
 def test_a_contrastive_term_needs_two_views() -> None:

@@ -120,6 +120,22 @@ def test_limit_of_sorted_folders_takes_some_of_every_class(tmp_path: Path) -> No
     assert np.bincount(noisy.clean_labels).tolist() == [2, 2, 2, 2]
 
 
+def test_clean_labels_have_no_part_in_the_limit(tmp_path: Path) -> None:
+    """Images sorted by what they show, labels that are not: with the truth known and without."""
+    trees.folders(tmp_path, ["a", "b"])
+    paths = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*"))
+    rows = [(path, "ab"[i % 2], path[0]) for i, path in enumerate(paths)]
+    chosen = []
+    for columns in (2, 3):
+        lines = [",".join(("path", "label", "clean_label")[:columns])]
+        lines += [",".join(row[:columns]) for row in rows]
+        (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
+        train = load("own", tmp_path, manifest=str(tmp_path / "m.csv"), limit=6).train
+        assert (train.clean_labels is not None) == (columns == 3)
+        chosen.append(train.paths)
+    assert chosen[0] == chosen[1]
+
+
 def test_the_fingerprint_follows_pixels_labels_and_order(tmp_path: Path) -> None:
     trees.cifar10(tmp_path)
 

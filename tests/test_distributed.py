@@ -218,6 +218,7 @@ def exchange() -> dict[str, Any]:
             "weight": torch.arange(16.0)
             .view(2, 2, 2, 2)
             .contiguous(memory_format=torch.channels_last),
+            "part": torch.arange(12.0).view(3, 4)[:, 1:3],
             "list": [torch.tensor(True), torch.tensor(2.5), None, "text"],
         }
         mine = torch.full((), float(rank))
@@ -248,7 +249,10 @@ def test_exchanges(tmp_path: Path) -> None:
         assert of_rank["largest"] == 10 and of_rank["first's"] == 0 and of_rank["nothing"] is None
         w, (flag, number, *plain) = of_rank["state"]["w"], of_rank["state"]["list"]
         assert w.tolist() == [0, 1, 2, 3, 4] and w.dtype == torch.int64
-        assert torch.equal(of_rank["state"]["weight"], torch.arange(16.0).view(2, 2, 2, 2))
+        weight, part = of_rank["state"]["weight"], of_rank["state"]["part"]
+        assert torch.equal(weight, torch.arange(16.0).view(2, 2, 2, 2))
+        assert weight.is_contiguous(memory_format=torch.channels_last)  # as fused optimisers want
+        assert torch.equal(part, torch.arange(12.0).view(3, 4)[:, 1:3])
         assert flag.dtype == torch.bool and bool(flag) and float(number) == 2.5
         assert plain == [None, "text"]
     shares = [range(10)[of_rank["share"]] for of_rank in found]

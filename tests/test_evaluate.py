@@ -16,7 +16,7 @@ import torch
 import trees
 from compared import rows, strict
 
-from noisybsd.checkpoint import previous
+from noisybsd.checkpoint import load_checkpoint, previous, save_checkpoint
 from noisybsd.compare import read_run
 from noisybsd.config import load_config
 from noisybsd.corruptions import corrupt
@@ -29,7 +29,7 @@ from noisybsd.evaluate import (
     load_trainer,
     main,
 )
-from noisybsd.images import ImageFiles
+from noisybsd.images import ImageFiles, decode_image
 from noisybsd.predict import predict
 from noisybsd.train import main as train
 from noisybsd.trainer import Trainer
@@ -368,6 +368,39 @@ def test_a_run_from_before_a_setting_existed_is_read_as_what_it_did(
     assert "this run is finished" in capsys.readouterr().out
     assert train([*arguments, "posterior.align=true"]) == 2
     assert "posterior.align: False there, True here" in capsys.readouterr().err
+    # interrupted before its results were written, it goes on
+    Path("run/results.json").unlink()
+    state = load_checkpoint(Path("run/checkpoint.pt"))
+    for key in before:
+        del state["config"]["posterior"][key]
+    save_checkpoint(state, Path("run/checkpoint.pt"))
+    assert train(arguments) == 0 and Path("run/results.json").exists()
+
+
+def test_the_test_images_alone_are_read(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.folders(Path("data"), n=12)
+    own = ("data.name=own", "data.root=data", "data.size=8", "data.workers=0", "network.width=4")
+    assert train(tiny("run.dir=run", "epochs=1", "batch_size=8", "neighbours.k=2", *own)) == 0
+    decoded: list[Path] = []
+
+    def noted(path: Path, *arguments: int) -> torch.Tensor:
+        decoded.append(path)
+        return decode_image(path, *arguments)
+
+    monkeypatch.setattr("noisybsd.images.decode_image", noted)
+    assert main(["run=run"]) == 0
+    config = load_config(["recipe=run/config.yaml"])
+    paths = load_dataset(config.data, config.noise, config.seed).test.paths
+    assert paths is not None and {str(path.relative_to("data")) for path in decoded} == {*paths}
+
+
+def test_neighbours_of_a_run_that_kept_no_embeddings(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny("run.dir=run", "epochs=1", "neighbours.k=0")) == 0
+    assert "bank" not in load_checkpoint(Path("run/checkpoint.pt"))["modules"]
+    assert main(["run=run", "neighbours.k=5"]) == 2
+    assert "neighbours.k=5: this run kept no embeddings" in capsys.readouterr().err
 
 
 def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> None:

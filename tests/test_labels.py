@@ -136,6 +136,18 @@ def test_a_method_without_belief_believes_its_network(tmp_path: Path) -> None:
     assert found.table["strength"].null_count == 300
 
 
+def test_a_run_that_searches_no_neighbours_still_has_them_in_the_table(tmp_path: Path) -> None:
+    trainer = trainer_of(run(tmp_path / "run", "method=ce", "epochs=1", "neighbours.k=0"))
+    found = collect(trainer, tmp_path)
+    _, z, _ = trainer.predict(trainer.network, trainer.dataset.train)
+    similarity = (z.double() @ z.double().T).fill_diagonal_(-2)
+    near = found.table["neighbours"].to_pylist()
+    assert [len(row) for row in near] == [10] * 300
+    for i in range(0, 300, 30):
+        expected = similarity[i].topk(10).values
+        torch.testing.assert_close(similarity[i][near[i]], expected, atol=1e-6, rtol=0)
+
+
 def test_unreadable_images_keep_the_others_in_their_rows(
     trainer: Trainer, found: Findings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,9 @@ def test_bf16_autocast_returns_float32(projection: str) -> None:
         logits, z = network(torch.randn(4, 3, 16, 16))
     assert inside == [torch.bfloat16]  # else nothing is tested
     assert logits.dtype == z.dtype == torch.float32
+    assert not torch.equal(
+        logits, logits.bfloat16().float()
+    )  # nor rounded on the way: classes would tie
     # Lengths rounded to bf16 would be off by up to 2^-9.
     torch.testing.assert_close(z.norm(dim=1), torch.ones(4), rtol=0, atol=1e-6)
 
