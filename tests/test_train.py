@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import math
 import multiprocessing
 import os
@@ -729,12 +729,10 @@ def test_twenty_kills_of_the_command(tmp_path: Path) -> None:
 
 
 def benchmark(name: str) -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The program benchmarks/NAME.py, which imports others of that folder, as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+        return importlib.import_module(name)
 
 
 # --- compiled -------------------------------------------------------------------------------------
