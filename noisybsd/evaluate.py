@@ -60,6 +60,18 @@ OF_OTHER_DATA = (
 )
 
 
+def run_argument(arguments: list[str]) -> tuple[Path, list[str]]:
+    """The directory that `run=DIR` names, and the other arguments.
+
+    Raises:
+        UserError: there is not exactly one.
+    """
+    runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
+    if len(runs) != 1:
+        raise UserError(f"give one run=DIR, got {len(runs)}; --help says more")
+    return Path(runs[0]).expanduser(), [a for a in arguments if not a.startswith("run=")]
+
+
 def load_run_config(directory: Path, overrides: list[str]) -> Config:
     """The configuration of the run in `directory`, with `key=value` overrides of where things are.
 
@@ -225,11 +237,8 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
-    runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
-    if len(runs) != 1:
-        raise UserError(f"give one run=DIR, got {len(runs)}; --help says more")
-    directory = Path(runs[0]).expanduser()
-    found = evaluate_run(directory, [a for a in arguments if not a.startswith("run=")])
+    directory, others = run_argument(arguments)
+    found = evaluate_run(directory, others)
     write_json(directory / "evaluation.json", found)
 
     console = Console()

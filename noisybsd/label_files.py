@@ -51,7 +51,7 @@ def read_matrix(path: str | Path, num_classes: int) -> FloatArray:
     if path.suffix == ".npy":
         return check_matrix(_load_numpy(path), num_classes, str(path))
     rows = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         cells = line.split("#")[0].replace(",", " ").split()
         if not cells:
             continue
@@ -240,7 +240,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], _Place]:
 
 
 def _read_csv(path: Path) -> tuple[dict[str, Any], _Place]:
-    reader = csv.reader(_lines(path))
+    reader = csv.reader(text_lines(path))
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
     except csv.Error as error:
@@ -271,7 +271,7 @@ def _read_csv(path: Path) -> tuple[dict[str, Any], _Place]:
 
 
 def _read_text(path: Path) -> tuple[dict[str, Any], _Place]:
-    lines = _lines(path)
+    lines = text_lines(path)
     while lines and not lines[-1].strip():
         lines.pop()
     return {"label": lines}, lambda i: f"line {i + 1}"
@@ -308,7 +308,12 @@ def _load_numpy(path: Path) -> Any:
         raise UserError(f"{path}: not readable as numpy arrays: {first}") from None
 
 
-def _lines(path: Path) -> list[str]:
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8.
+
+    Raises:
+        UserError: it is not one, or not there.
+    """
     try:
         return path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -27,6 +27,7 @@ import torch
 from noisybsd.cards import Card
 from noisybsd.config import DataConfig
 from noisybsd.errors import UserError, did_you_mean
+from noisybsd.label_files import text_lines
 from noisybsd.own import read_own
 from noisybsd.splits import (
     Read,
@@ -230,11 +231,7 @@ def read_animal10n(card: Card, data: DataConfig) -> Read:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as text: {error}") from None
-    return [line for line in map(str.strip, lines) if line]
+    return [line for line in map(str.strip, text_lines(path)) if line]
 
 
 def _pairs(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:

@@ -18,7 +18,7 @@ from noisybsd.config import Config
 from noisybsd.data import load_dataset
 from noisybsd.errors import UserError, command
 from noisybsd.estimates import caution, detection_metrics, estimates
-from noisybsd.evaluate import MAY_DIFFER, load_run_config, load_trainer
+from noisybsd.evaluate import MAY_DIFFER, load_run_config, load_trainer, run_argument
 from noisybsd.images import ImageFiles
 from noisybsd.labels import Findings, collect
 from noisybsd.report_page import Run, build_page
@@ -161,15 +161,12 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
-    runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
-    if len(runs) != 1:
-        raise UserError(f"give one run=DIR, got {len(runs)}; --help says more")
-    directory, top = Path(runs[0]).expanduser(), 2000
-    overrides = []
-    for argument in arguments:
+    directory, others = run_argument(arguments)
+    top, overrides = 2000, []
+    for argument in others:
         if argument.startswith("top="):
             top = _count(argument.removeprefix("top="))
-        elif not argument.startswith("run="):
+        else:
             overrides.append(argument)
     _print(directory, report(directory, overrides, top))
     return 0
