@@ -42,7 +42,7 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -q -n 2
 
-# Each script's --help says what it measures and its longer forms. Written to results/ only when all is
+# Each script's docstring says what it measures, and --help its longer forms. Written to results/ only when all is
 # done: a file changed there would be a changed commit to the next script.
 BENCH := build/bench
 bench: export OMP_NUM_THREADS = 1

@@ -300,79 +300,75 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.contrastive.name != "none" and len(self.augment.views) != 2:
-            raise ValueError(
+        conflicts = [*self._conflicts(), *self._conflicts_of_parts(), *self._unknown_options()]
+        if conflicts:
+            raise ValueError("\n".join(conflicts))
+        return self
+
+    def _conflicts(self) -> Iterator[str]:
+        """Settings that do not go together."""
+        views, near, noise = self.augment.views, self.neighbours, self.noise
+        if self.contrastive.name != "none" and len(views) != 2:
+            yield (
                 f"contrastive.name={self.contrastive.name} needs two views; "
-                f"augment.views has {len(self.augment.views)}: use augment.views=[weak,strong]"
+                f"augment.views has {len(views)}: use augment.views=[weak,strong]"
             )
-        if self.augment.views not in (("weak",), ("strong",), ("weak", "strong")):
-            raise ValueError(
-                f"augment.views=[{','.join(self.augment.views)}]: the first view observes and the second is "
+        if views not in (("weak",), ("strong",), ("weak", "strong")):
+            yield (
+                f"augment.views=[{','.join(views)}]: the first view observes and the second is "
                 "the strong one; valid: [weak], [strong], [weak,strong]"
             )
         if self.method in AVERAGED and self.ema.decay == 0:
-            raise ValueError(
+            yield (
                 f"method={self.method} is the network's weight average, which ema.decay=0 leaves out; use "
                 "ema.decay=0.999 or another in (0,1)"
             )
-        if self.neighbours.weight > 0 and self.neighbours.k == 0:
-            raise ValueError(
-                f"neighbours.weight={self.neighbours.weight} needs neighbours.k of at least 1, got 0"
-            )
-        if self.neighbours.weight > 0 and self.posterior.top_k is not None:
-            raise ValueError(
-                f"neighbours.weight={self.neighbours.weight} keeps a vote for every class of every "
+        if near.weight > 0 and near.k == 0:
+            yield f"neighbours.weight={near.weight} needs neighbours.k of at least 1, got 0"
+        if near.weight > 0 and self.posterior.top_k is not None:
+            yield (
+                f"neighbours.weight={near.weight} keeps a vote for every class of every "
                 f"sample: use posterior.top_k=null, got {self.posterior.top_k}"
             )
-        self._check_parts()
-        self._check_options()
-        if self.noise.name == "none" and self.noise.rate > 0:
-            raise ValueError(
-                f"noise.rate={self.noise.rate} needs noise.name (got none), e.g. noise.name=symmetric"
+        if noise.name == "none" and noise.rate > 0:
+            yield (
+                f"noise.rate={noise.rate} needs noise.name (got none), e.g. noise.name=symmetric; for no "
+                "synthetic noise use noise.rate=0 too"
             )
-        return self
 
-    def _check_parts(self) -> None:
-        """Whether target rule and loss can do with the views, mixup and neighbours asked for."""
+    def _conflicts_of_parts(self) -> Iterator[str]:
+        """Views, mixup and neighbours that the target rule and the loss cannot do with."""
         from noisybsd.objectives import LOSSES, TARGET_RULES
         from noisybsd.parts import TargetRule
 
-        rule, loss, views, mixup = (
-            TARGET_RULES[self.targets],
-            LOSSES[self.loss],
-            self.augment.views,
-            self.augment.mixup,
-        )
+        rule, loss = TARGET_RULES[self.targets], LOSSES[self.loss]
+        views, mixup, near = self.augment.views, self.augment.mixup, self.neighbours
         if loss.needs_two_views and len(views) != 2:
-            raise ValueError(
+            yield (
                 f"loss={self.loss} needs two views; augment.views has {len(views)}: "
                 "use augment.views=[weak,strong]"
             )
         if loss.mixup == "beside" and mixup == 0:
-            raise ValueError(f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0")
+            yield f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0"
         suits = {"never": False, "beside": True, "instead": rule.mixup == "instead"}
         if mixup > 0 and not suits[loss.mixup]:
             fitting = ", ".join(name for name, each in LOSSES.items() if each.mixup == "instead")
-            raise ValueError(
+            yield (
                 f"augment.mixup={mixup} does not go with targets={self.targets} and loss={self.loss}, "
                 f"which tell samples apart: use targets=labels and a loss of {fitting}"
             )
-        if self.neighbours.weight > 0 and (
-            rule.observe_neighbours is TargetRule.observe_neighbours
-        ):
-            raise ValueError(
-                f"neighbours.weight={self.neighbours.weight} is evidence for a belief, and "
+        if near.weight > 0 and rule.observe_neighbours is TargetRule.observe_neighbours:
+            yield (
+                f"neighbours.weight={near.weight} is evidence for a belief, and "
                 f"targets={self.targets} takes none: use targets=posterior"
             )
 
-    def _check_options(self) -> None:
+    def _unknown_options(self) -> Iterator[str]:
         known = set(method_options(self.targets, self.loss))
         for key, value in self.options.items():
             if key not in known:
-                raise ValueError(
-                    f"options.{key}={value}: method {self.method} takes "
-                    + (did_you_mean(key, known) if known else "no options")
-                )
+                valid = did_you_mean(key, known) if known else "no options"
+                yield f"options.{key}={value}: method {self.method} takes {valid}"
 
 
 def method_options(targets: str, loss: str) -> dict[str, float]:
@@ -386,7 +382,8 @@ def load_config(arguments: Sequence[str]) -> Config:
     """Build the configuration from command-line arguments `key=value`.
 
     Raises:
-        UserError: lists every mistake at once, each with its key, value and the valid options.
+        UserError: lists every mistake in names and values at once, or, without any, all settings that do not
+            go together; each with its key, value and the valid options.
     """
     overrides = parse_overrides(arguments)
     name = overrides.pop("recipe", None)
@@ -468,8 +465,10 @@ def _read_recipe(name: str) -> dict[str, Any]:
         if is_path:
             raise UserError(f"recipe={name}: there is no such file")
         raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
-    # what a run recorded reruns it as it was, also if it was made by an older version
-    content = read_record(path) if path.name == "config.yaml" else read_yaml(path)
+    content = read_yaml(path)
+    if content.keys() >= {"recipe", "run", "targets"}:
+        # what a run recorded reruns it as it was, also if it was made by an older version
+        content = completed(content)
     return {"recipe": path.stem, **content}
 
 

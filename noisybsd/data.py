@@ -267,7 +267,8 @@ def with_labels(
             _check_better_than_chance(data, labels, train.clean_labels)
     else:
         options = did_you_mean(data.labels, ["default", *card.labels])
-        raise UserError(f"data.labels: {options}, or a label file's path")
+        missing = " (there is no such file)" if Path(data.labels).suffix else ""
+        raise UserError(f"data.labels: {options}, or a label file's path{missing}")
     if clean is not None and train.clean_labels is not None:
         _check_order(data, clean, train.clean_labels)
     note["order_proven"] = clean is not None and train.clean_labels is not None
@@ -324,8 +325,9 @@ def draw_noise(
     """
     if train.clean_labels is not None and (train.clean_labels != train.labels).any():
         raise UserError(
-            f"noise.name={noise.name}: the training labels are noisy already; synthetic noise goes "
-            "with data.labels=default of a dataset whose labels are clean"
+            f"noise.name={noise.name}: the training labels are noisy already; for these as they are, "
+            "noise.name=none noise.rate=0; for synthetic noise, data.labels=default of a dataset whose "
+            "labels are clean"
         )
     return inject(
         train.labels,

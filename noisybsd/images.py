@@ -45,6 +45,10 @@ class ImageError(UserError):
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
+    def stopping(self) -> ImageError:
+        """The same, for a run that stops here, as data.on_error=stop has it."""
+        return ImageError(self.path, f"{self.reason}; data.on_error=skip leaves such images out")
+
 
 def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
     """Decode one file of any format that Pillow knows.
@@ -222,7 +226,7 @@ class ImageFiles:
             if isinstance(result, Tensor):
                 images[i] = result
             elif on_error == "stop":
-                raise result
+                raise result.stopping()
             else:
                 unreadable[i] = result
         return images, unreadable

@@ -176,7 +176,9 @@ def integers_below(
             raise UserError(
                 f"{source}: got a {type(values).__name__} that is no array of integers"
             ) from None
-        if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
+        if array.size == 0:
+            raise UserError(f"{source}: holds no {what}s")
+        if array.ndim != 1 or array.dtype.kind not in "iu":
             raise UserError(
                 f"{source}: got {array.dtype} of shape {array.shape}, valid: integers of shape (N,)"
             )
@@ -256,6 +258,11 @@ def _read_csv(path: Path) -> tuple[dict[str, Any], _Place]:
         header = ["index", "label"][-len(header) :]
     else:
         rows = rows[1:]
+        if not rows:
+            raise UserError(
+                f"{path}: has the line {', '.join(header)} and no other; expected columns index, label or "
+                "label alone, with or without a header"
+            )
         # pandas writes its index without a name
         header = [name or "index" for name in header]
     if len(set(header)) < len(header):

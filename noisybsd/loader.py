@@ -124,7 +124,10 @@ class Loader:
         samples = len(order(0))
         self.steps_per_epoch = samples // batch_size
         if self.steps_per_epoch == 0:
-            raise UserError(f"batch_size={batch_size}: an epoch has {samples} images per process")
+            raise UserError(
+                f"batch_size={batch_size}: more than the {samples} images that a process sees in an "
+                "epoch, of all or of data.limit, or as data.balanced has it"
+            )
         self.skipped: list[str] = []  # unreadable files with the reason; others take their place
 
     @property
@@ -341,7 +344,7 @@ class _NumberedBatches(Dataset):
                     images.append(self.images.decode(i))
                 except ImageError as error:
                     if self.on_error == "stop":
-                        return error
+                        return error.stopping()
                     errors.append(error)
                 else:
                     index[slot] = i
@@ -579,7 +582,7 @@ def _decoded(
             images.append(result)
             kept.append(i)
         elif on_error == "stop":
-            raise result
+            raise result.stopping()
         else:
             _note_skipped(skipped, [result])
         if images and (len(images) == batch_size or i == len(files) - 1):

@@ -196,6 +196,10 @@ def _preact_resnet(
     channels: int, *, depths: tuple[int, ...], width: int = 64
 ) -> tuple[nn.Module, int]:
     """PreAct-ResNet for small images: 3x3 stem, no max-pool, BN-ReLU after the last unit."""
+    if (
+        width < 8
+    ):  # torch 2.15 on a CPU crashes in the backward pass of channels_last 1x1 convolutions
+        raise UserError(f"network.width={width}: a PreAct-ResNet needs at least 8")
     layers: list[nn.Module] = [_conv(channels, width)]
     in_width = width
     for stage, depth in enumerate(depths):
@@ -282,8 +286,8 @@ class _ViT(models.VisionTransformer):
         size = self.image_size
         if x.shape[-2:] != (size, size):
             raise UserError(
-                f"this vision transformer (network.name) takes images of {size} x {size} pixels, "
-                f"got {x.shape[-2]} x {x.shape[-1]}"
+                f"network.name=vit_small takes images of {size} x {size} pixels, got {x.shape[-2]} x "
+                f"{x.shape[-1]}; small_cnn and the residual networks take any"
             )
         return super().forward(x)
 

@@ -101,7 +101,8 @@ def _latest(checkpoint: Path) -> tuple[Path, dict[str, Any]] | None:
     found = load_latest(checkpoint, log.warning)
     if found is None and (checkpoint.exists() or previous(checkpoint).exists()):
         raise UserError(
-            f"{checkpoint}: no usable checkpoint (see above); run.resume=none starts a new run"
+            f"{checkpoint}: no usable checkpoint (see above); training again with run.resume=none starts "
+            "a new run"
         )
     if found is not None and found[0] != checkpoint:
         log.warning("using the checkpoint before it, %s", found[0])
@@ -152,7 +153,8 @@ def _check_same(place: str, there: dict[str, Any], config: Config) -> None:
     if changed:
         lines = "\n".join(changed)
         raise UserError(
-            f"{place} holds a run of another configuration; use another run.dir\n{lines}"
+            f"{place} holds a run of another configuration; leave these settings as they are there, or "
+            f"train in a new directory\n{lines}"
         )
 
 

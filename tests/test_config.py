@@ -132,6 +132,22 @@ def test_arguments_that_are_not_settings(argument: str) -> None:
     assert repr(argument) in mistakes("recipe=digits_sym40", argument)[0]
 
 
+def test_all_conflicts_are_told_at_once() -> None:
+    settings = ("augment.views=[weak]", "noise.name=none", "options.foo=1", "neighbours.weight=1")
+    found = mistakes("recipe=digits_sym40", *settings, "posterior.top_k=3")
+    keys = ["contrastive.name=supcon", "neighbours.weight=1.0", "noise.rate=0.4", "options.foo=1.0"]
+    assert [line.split()[0].rstrip(":") for line in found] == keys
+
+
+def test_a_recipe_that_is_called_config_is_no_record(tmp_path: Path) -> None:
+    text = "data: {name: digits}\nposterior: {prior_strength: 3}\n"
+    posteriors = []
+    for name in ("mine.yaml", "config.yaml"):
+        (tmp_path / name).write_text(text)
+        posteriors.append(load_config([f"recipe={tmp_path / name}"]).posterior)
+    assert posteriors[0] == posteriors[1] and posteriors[0].align
+
+
 @pytest.mark.parametrize("views", ["[strong,weak]", "[weak,weak]"])
 def test_the_second_view_is_the_strong_one(views: str) -> None:
     (line,) = mistakes("recipe=digits_sym40", f"augment.views={views}")

@@ -244,7 +244,7 @@ def alive(pids: list[int]) -> list[int]:
 
 
 def test_too_large_a_batch(split: Split) -> None:
-    with pytest.raises(UserError, match="batch_size=64: an epoch has 50 images"):
+    with pytest.raises(UserError, match="batch_size=64: more than the 50 images"):
         build_loader(split, 64, 0, "cpu")
 
 

@@ -146,6 +146,15 @@ def test_identity_projection_normalises_the_features() -> None:
     torch.testing.assert_close(z, features / features.norm(dim=1, keepdim=True))
 
 
+def test_a_width_that_crashes_torch_is_refused() -> None:
+    with pytest.raises(UserError, match=r"network\.width=4: a PreAct-ResNet needs at least 8"):
+        build_network("preact_resnet18", num_classes=3, width=4)
+    network = build_network("preact_resnet18", num_classes=3, width=8)
+    network = network.to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    network(images)[0].sum().backward()  # below 8, on some machines, the process ends here
+
+
 @pytest.mark.parametrize("projection", ["mlp", "identity"])
 def test_bf16_autocast_returns_float32(projection: str) -> None:
     network = build_network("small_cnn", num_classes=3, projection=projection)
@@ -201,12 +210,12 @@ def test_preact_unit_at_a_stage_start_shares_the_activation(width: int, stride: 
 
 
 def test_preact_resnet_ends_with_batch_norm_and_relu() -> None:
-    encoder = build_network("preact_resnet18", num_classes=3, width=4).encoder.eval()
+    encoder = build_network("preact_resnet18", num_classes=3, width=8).encoder.eval()
     assert encoder(torch.randn(8, 3, 8, 8)).min() >= 0
 
 
 def test_preact_resnet_stages() -> None:
-    encoder = build_network("preact_resnet18", num_classes=3, width=4).encoder.eval()
+    encoder = build_network("preact_resnet18", num_classes=3, width=8).encoder.eval()
     shared, shapes = [], []
     x = torch.randn(1, 3, 32, 32)
     for layer in encoder:
@@ -215,7 +224,7 @@ def test_preact_resnet_stages() -> None:
             shared.append(layer.shared)
             shapes.append(tuple(x.shape[1:3]))
     assert shared == [True, False] * 4
-    assert shapes[1::2] == shapes[::2] == [(4, 32), (8, 16), (16, 8), (32, 4)]
+    assert shapes[1::2] == shapes[::2] == [(8, 32), (16, 16), (32, 8), (64, 4)]
 
 
 # --- ImageNet weights ---
