@@ -397,7 +397,24 @@ def load_config(arguments: Sequence[str]) -> Config:
         except UserError as more:
             raise UserError(f"{error}\n{more}") from None
         raise
-    return build_config(recipe, overrides)
+    try:
+        return build_config(recipe, overrides)
+    except UserError as error:
+        in_file = set(_mistakes(recipe))
+        raise UserError(
+            "\n".join(
+                f"{line} (in the recipe {name})" if line in in_file else line
+                for line in str(error).splitlines()
+            )
+        ) from None
+
+
+def _mistakes(recipe: Mapping[str, Any]) -> list[str]:
+    try:
+        build_config(recipe)
+    except UserError as error:
+        return str(error).splitlines()
+    return []
 
 
 def build_config(*layers: Mapping[str, Any]) -> Config:

@@ -142,7 +142,9 @@ def _evaluation_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, s
 
 def _split_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
     read, _ = read_splits(card, data)
-    yield from ((False, problem) for problem in read.problems)
+    packed = read.images_sha256 is not None  # what was left out then is as it should be
+    told = "left out when packed: " * packed
+    yield from ((packed, f"{told}{problem}") for problem in read.problems)
     yield _counted("training", len(read.train), card.train_images)
     if read.test is None:
         yield (
@@ -368,6 +370,7 @@ def noise(config: Config, out: Path | None) -> int:
     )
     print(summary(noisy, clean, read.class_names))
     print(f"{out}: train on these labels with data.name={data.name} data.labels={out}")
+    print("and, where the recipe has noise of its own, noise.name=none noise.rate=0")
     return 0
 
 

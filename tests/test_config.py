@@ -132,6 +132,16 @@ def test_arguments_that_are_not_settings(argument: str) -> None:
     assert repr(argument) in mistakes("recipe=digits_sym40", argument)[0]
 
 
+def test_mistakes_in_a_recipe_file_are_told_apart_from_those_of_the_command_line(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.yaml").write_text("methd: ce\ndata: {name: digits}\n")
+    first, second = mistakes(f"recipe={tmp_path / 'mine.yaml'}", "epohcs=3")
+    assert first.startswith("methd: unknown key")
+    assert first.endswith(f"(in the recipe {tmp_path / 'mine.yaml'})")
+    assert second.startswith("epohcs: unknown key") and "in the recipe" not in second
+
+
 def test_all_conflicts_are_told_at_once() -> None:
     settings = ("augment.views=[weak]", "noise.name=none", "options.foo=1", "neighbours.weight=1")
     found = mistakes("recipe=digits_sym40", *settings, "posterior.top_k=3")

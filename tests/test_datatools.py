@@ -297,6 +297,8 @@ def test_pack_leaves_nothing_behind_when_it_fails(
     ):
         assert trees.number_of(image) == int(path[4:7]) + 10 * label
     assert main(arguments) == 2 and "is there already" in capsys.readouterr().err
+    assert main(["check", "own", f"root={out}"]) == 0  # as it was asked to be
+    assert "ok     left out when packed: " in capsys.readouterr().out
 
 
 def test_pack_with_clean_labels(tmp_path: Path) -> None:
