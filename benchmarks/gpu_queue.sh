@@ -37,6 +37,8 @@ queue() {
 25 cifar10n_random1 bsd_supcon 0
 25 cifar10n_worst bsd_supcon 0 posterior.align=false
 25 cifar10n_worst bsd_supcon 0 posterior.label_evidence=false
+25 cifar10n_worst bsd_supcon 0 posterior.evidence_share=0.9
+25 cifar10n_worst bsd_supcon 0 posterior.evidence_share=0
 25 cifar10n_worst bsd_supcon 0 posterior.sharp_until=null
 25 cifar10n_worst bsd_supcon 0 posterior.temperature=1
 25 cifar10n_worst bsd_supcon 0 posterior.prior_strength=25
