@@ -71,6 +71,7 @@ def number(text: str) -> str:
 
 if __name__ == "__main__":
     if {"-h", "--help"} & {*sys.argv[1:]}:
-        sys.exit(__doc__)
+        print(__doc__)
+        sys.exit()
     for document in map(Path, sys.argv[1:]):
         document.write_text(with_tables(document.read_text("utf-8")), "utf-8")

@@ -410,7 +410,7 @@ def read_run(path: Path) -> Run:
             raise UserError(f"{path / 'config.yaml'}: damaged: {key} is {settings[key]!r}")
     results = _read_results(path / "results.json")
     if settings["precision"] == "auto":  # where a run was made is no setting, but bits are
-        settings["precision"] = "bf16" if results.get("device") == "cuda" else "fp32"
+        settings["precision"] = "auto: " + ("bf16" if results.get("device") == "cuda" else "fp32")
     run = Run(path, settings, results)
     if run.method in AVERAGED:
         run = Run(path, settings, results | _of_average(run))
@@ -597,7 +597,8 @@ def has_effect(key: str, settings: dict[str, Any]) -> bool:
     part, _, name = key.partition(".")
     if part == "posterior":
         rule = TARGET_RULES.get(settings["targets"])  # None: an idea of somebody's own, not here
-        return rule is None or rule.uses_posterior
+        used = key != "posterior.evidence_share" or settings.get("posterior.label_evidence", True)
+        return used and (rule is None or rule.uses_posterior)
     return part != "contrastive" or name == "name" or settings["contrastive.name"] != "none"
 
 

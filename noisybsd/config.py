@@ -140,7 +140,10 @@ class AugmentConfig(Section):
         "cifar", description="family of weak and strong views"
     )
     views: tuple[Literal["weak", "strong"], ...] = Field(
-        ("weak",), min_length=1, max_length=2, description="the views of an image in a step"
+        ("weak",),
+        min_length=1,
+        max_length=2,
+        description="the views of an image in a step; beliefs and neighbours see the first",
     )
     mixup: float = Field(
         0.0, ge=0, description="mix pairs of images, by Beta(mixup, mixup); 0: do not"
@@ -312,11 +315,6 @@ class Config(Section):
             yield (
                 f"contrastive.name={self.contrastive.name} needs two views; "
                 f"augment.views has {len(views)}: use augment.views=[weak,strong]"
-            )
-        if views not in (("weak",), ("strong",), ("weak", "strong")):
-            yield (
-                f"augment.views=[{','.join(views)}]: the first view observes and the second is "
-                "the strong one; valid: [weak], [strong], [weak,strong]"
             )
         if self.method in AVERAGED and self.ema.decay == 0:
             yield (
@@ -495,7 +493,7 @@ _BEFORE: dict[str, dict[str, Any]] = {
         "agreement_temperature": None,
         "align": False,
         "label_evidence": False,
-        "evidence_share": 0.9,
+        "evidence_share": 0.0,  # 0.9 in the last runs before, which cannot be told from the others
         "target_temperature": 1.0,
         "sharp_until": None,
     }

@@ -86,14 +86,13 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     else:
         test, _ = leave_out_missing(test, data, problems)
     known = "known" if train.clean_labels is not None else None
-    given = train.labels  # as they come: in the order of the images, where these are sorted
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
     if known is None and train.clean_labels is not None:
         known = "the given ones, before noise"
     if data.limit is not None:
-        train = train.take(_first(given, data.limit))
+        train = train.take(_first(len(train), data.limit, _in_order(read.train.labels)))
     if data.test_limit is not None:
-        test = test.take(_first(test.labels, data.test_limit))
+        test = test.take(_first(len(test), data.test_limit, _in_order(test.labels)))
     clean = train.clean_labels
     for line in _first_of(problems):
         log.warning("left out: %s", line)
@@ -349,10 +348,15 @@ def _features(train: Split) -> np.ndarray:
     return train.images.flatten(1).numpy()
 
 
-def _first(labels: Labels, limit: int) -> np.ndarray:
-    """The first `limit` images; where their labels (N,) are in order, evenly spaced ones."""
-    n = len(labels)
-    if (np.diff(labels) >= 0).all():
+def _in_order(labels: Labels) -> bool:
+    """Whether images come class by class, by the labels (N,) they come with, before other label sets and
+    noise."""
+    return bool((np.diff(labels) >= 0).all())
+
+
+def _first(n: int, limit: int, in_order: bool) -> np.ndarray:
+    """The first `limit` of n images; where they come class by class, evenly spaced ones."""
+    if in_order:
         return np.linspace(0, n - 1, min(limit, n)).astype(np.int64)
     return np.arange(min(limit, n))
 

@@ -143,16 +143,16 @@ def _evaluation_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, s
 def _split_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
     read, _ = read_splits(card, data)
     packed = read.images_sha256 is not None  # what was left out then is as it should be
-    told = "left out when packed: " * packed
+    told, left_out = "left out when packed: " * packed, packed * len(read.problems)
     yield from ((packed, f"{told}{problem}") for problem in read.problems)
-    yield _counted("training", len(read.train), card.train_images)
+    yield _counted("training", len(read.train), card.train_images, left_out)
     if read.test is None:
         yield (
             True,
             f"no test split: {data.test_fraction:.0%} of the training images will be held out",
         )
     else:
-        yield _counted("test", len(read.test), card.test_images)
+        yield _counted("test", len(read.test), card.test_images, left_out)
     per_class = np.bincount(read.train.labels, minlength=len(read.class_names))
     least, most = int(per_class.argmin()), int(per_class.argmax())
     counts = f"{per_class[least]:,} training images"
@@ -168,9 +168,11 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
             yield from _unreadable(name, split)
 
 
-def _counted(name: str, count: int, expected: int | None) -> tuple[bool, str]:
+def _counted(name: str, count: int, expected: int | None, left_out: int = 0) -> tuple[bool, str]:
     if expected is None or count == expected:
         return True, f"{count:,} {name} images"
+    if count < expected <= count + left_out:
+        return True, f"{count:,} {name} images, {expected:,} with those left out"
     return False, f"{count:,} {name} images, there should be {expected:,}"
 
 

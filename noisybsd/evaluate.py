@@ -35,8 +35,8 @@ log-likelihood, Brier score and k-NN accuracy, of the raw weights and of their m
 table and writes DIR/evaluation.json.
 
 keys that may differ from the run's own:
-  data.root=PATH, data.download=true|false, data.workers=N, device=auto|cpu|cuda,
-  precision=auto|fp32|bf16, neighbours.k=N
+  data.root=PATH, data.download=true|false, data.workers=N, data.on_error=stop|skip,
+  device=auto|cpu|cuda, precision=auto|fp32|bf16, neighbours.k=N
 
 data.name=NAME measures them on other test images of the same classes too: corrupted ones (cifar10c,
 cifar100c), ImageNet's of mini-WebVision's classes (webvision_imagenet), or the test split of any dataset.
@@ -53,7 +53,10 @@ The severities are not those of cifar10c: compare networks with each other, not 
   python -m noisybsd.evaluate run=runs/cifar10n_worst/… data.name=cifar10c data.root=data
 """
 
-MAY_DIFFER = ("data.root", "data.download", "data.workers", "device", "precision", "neighbours.k")
+MAY_DIFFER = (
+    *("data.root", "data.download", "data.workers", "data.on_error"),
+    *("device", "precision", "neighbours.k"),
+)
 OF_OTHER_DATA = (
     *("data.name", "data.root", "data.download", "data.verify", "data.manifest"),
     *("data.on_error", "data.size", "data.workers"),
@@ -85,14 +88,7 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
         key = override.split("=", 1)[0]
         if key not in MAY_DIFFER:
             raise UserError(f"{key}: cannot differ from the run's; valid: {', '.join(MAY_DIFFER)}")
-    recorded = read_record(record)
-    config = build_config(recorded, parse_overrides(overrides))
-    if config.neighbours.k > 0 and build_config(recorded).neighbours.k == 0:
-        raise UserError(
-            f"neighbours.k={config.neighbours.k}: this run kept no embeddings to search among, "
-            "its neighbours.k is 0"
-        )
-    return config
+    return build_config(read_record(record), parse_overrides(overrides))
 
 
 def load_trainer(directory: Path, config: Config) -> Trainer | None:
@@ -107,6 +103,11 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
     state = load_run_state(directory)
     if state is None:
         return None
+    if config.neighbours.k > 0 and "bank" not in state["modules"]:
+        raise UserError(
+            f"neighbours.k={config.neighbours.k}: this run kept no embeddings to search among, "
+            "its neighbours.k is 0"
+        )
     dataset = load_dataset(config.data, config.noise, config.seed)
     trainer = Trainer(config, dataset, pick_device(config))
     trainer.load_state(state)

@@ -177,7 +177,7 @@ def integers_below(
                 f"{source}: got a {type(values).__name__} that is no array of integers"
             ) from None
         if array.size == 0:
-            raise UserError(f"{source}: holds no {what}s")
+            raise UserError(f"{source}: holds no numbers")
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise UserError(
                 f"{source}: got {array.dtype} of shape {array.shape}, valid: integers of shape (N,)"

@@ -24,7 +24,6 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from noisybsd import __version__, distributed
 from noisybsd.bank import FeatureBank, vote
@@ -160,7 +159,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     train, classes = dataset.train, len(dataset.class_names)
     one_hot = F.one_hot(trainer.labels, classes).float()  # (N,K)
 
-    network, index, z = _look_at_training_images(trainer)
+    network, bank = _look_at_training_images(trainer)
     held = trainer.rule.belief()
     belief = network if held is None else held.float().cpu().numpy()
     visits = monitor.visits.cpu().numpy()
@@ -169,10 +168,6 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     belief /= belief.sum(axis=1, keepdims=True)
 
     k = min(config.neighbours.k or NEIGHBOURS, len(train) - 1)
-    bank = trainer.bank
-    if bank is None:
-        bank = FeatureBank(len(train), z.shape[1]).to(z.device)
-        bank.write(index, z)
     found = bank.search(k, engine=config.neighbours.engine)
     near = [[j for j in row if j >= 0] for row in found.index.tolist()]
     votes = vote(one_hot, found, float("inf")).cpu().numpy()
@@ -215,12 +210,12 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     )
 
 
-def _look_at_training_images(trainer: Trainer) -> tuple[Floats, Tensor, Tensor]:
+def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank]:
     """The network on the training images as they are: each process on its share, for all to know.
 
     Returns:
-        Its predictions (N,K), NaN where an image is unreadable; index (R,) of those that are not, and
-        their embeddings (R,D).
+        Its predictions (N,K), NaN where an image is unreadable; and the run's bank of embeddings, or, where
+        the run keeps none, one of what the network makes of the images now.
     """
     train, loader = trainer.dataset.train, trainer.loader
     own = slice(distributed.rank(), None, distributed.world_size())
@@ -230,14 +225,19 @@ def _look_at_training_images(trainer: Trainer) -> tuple[Floats, Tensor, Tensor]:
         images, unreadable = loader.images, list(loader.unreadable)
     # the labels here say which rows could be read
     outputs = trainer.predict(trainer.network, replace(train, images=images, labels=rows))
-    logits, z, kept = map(distributed.gather_rows, outputs)
-    read = torch.ones_like(kept, dtype=torch.bool)
+    logits, kept = distributed.gather_rows(outputs[0]), distributed.gather_rows(outputs[2])
+    bank = trainer.bank
+    if bank is None:
+        z = distributed.gather_rows(outputs[1])
+        bank = FeatureBank(len(train), z.shape[1]).to(z.device)
+        bank.write(kept, z)
     probabilities = np.full((len(train), trainer.num_classes), np.nan, np.float32)
     probabilities[kept.cpu().numpy()] = logits.softmax(dim=1).cpu().numpy()
     for missing in distributed.each(unreadable):
         probabilities[missing] = np.nan
-        read &= ~torch.isin(kept, torch.tensor(missing, device=kept.device))
-    return probabilities, kept[read], z[read]
+        if trainer.bank is None and missing:
+            bank.filled[missing] = False
+    return probabilities, bank
 
 
 def label_table(

@@ -42,11 +42,11 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._from_now_on(signal.SIG_IGN)
+        self._from_now_on(lambda *_: None)
         self._announce(signal.Signals(number).name)
         time.sleep(0.5)
         self._from_now_on(signal.SIG_DFL)  # by the kernel, whatever the process is busy with
 
-    def _from_now_on(self, action: signal.Handlers) -> None:
+    def _from_now_on(self, action: signal.Handlers | Callable[..., None]) -> None:
         for each in self._before:
             signal.signal(each, action)

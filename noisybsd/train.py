@@ -59,8 +59,11 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
             trainer.begin_epoch_anew()
     if run is not None:
         run.state = None
+    total_steps = (
+        trainer.total_steps
+    )  # decodes what stays in memory, while Ctrl-C still ends it at once
     with (
-        _open_tracker(trainer, run) as tracker,
+        _open_tracker(trainer, run, total_steps) as tracker,
         StopSignal(tracker.stopping) as stop,
     ):
         if run is not None:
@@ -84,14 +87,14 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     return results
 
 
-def _open_tracker(trainer: Trainer, run: RunDirectory | None) -> Tracker:
+def _open_tracker(trainer: Trainer, run: RunDirectory | None, total_steps: int) -> Tracker:
     if run is None:
         return NoTracker()
     return Tracker(
         trainer.config,
         run.path,
         wandb_id=trainer.wandb_id,
-        total_steps=trainer.total_steps,
+        total_steps=total_steps,
         first_step=trainer.step_number,
     )
 

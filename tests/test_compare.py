@@ -339,8 +339,8 @@ def test_runs_of_another_precision_are_another_row(tmp_path: Path) -> None:
         make_run(tmp_path / str(seed), f"seed={seed}", results={"device": device})
     (section,) = load(tmp_path)
     assert {row.label: row.seeds for row in section.rows} == {
-        "ce precision=fp32": [0, 1],
-        "ce precision=bf16": [2],
+        "ce precision=auto: fp32": [0, 1],
+        "ce precision=auto: bf16": [2],
     }
 
 

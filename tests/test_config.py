@@ -158,12 +158,6 @@ def test_a_recipe_that_is_called_config_is_no_record(tmp_path: Path) -> None:
     assert posteriors[0] == posteriors[1] and posteriors[0].align
 
 
-@pytest.mark.parametrize("views", ["[strong,weak]", "[weak,weak]"])
-def test_the_second_view_is_the_strong_one(views: str) -> None:
-    (line,) = mistakes("recipe=digits_sym40", f"augment.views={views}")
-    assert f"augment.views={views}" in line and "valid: [weak], [strong], [weak,strong]" in line
-
-
 def test_ce_ema_needs_an_average() -> None:
     (line,) = mistakes("recipe=digits_sym40", "method=ce_ema", "ema.decay=0")
     assert "method=ce_ema" in line and "ema.decay=0" in line

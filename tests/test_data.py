@@ -118,6 +118,11 @@ def test_limit_of_sorted_folders_takes_some_of_every_class(tmp_path: Path) -> No
     assert np.bincount(load("own", tmp_path, limit=8).train.labels).tolist() == [2, 2, 2, 2]
     noisy = load("own", tmp_path, SYMMETRIC, limit=8).train
     assert np.bincount(noisy.clean_labels).tolist() == [2, 2, 2, 2]
+    labels = tmp_path / "noisy.csv"
+    labels.write_text("label\n" + "0\n1\n2\n3\n" * 10)  # no longer in order: the images are
+    other = load("own", tmp_path, limit=8, labels=str(labels)).train
+    assert other.paths is not None
+    assert [path[0] for path in other.paths] == [*"aabbccdd"]
 
 
 def test_clean_labels_have_no_part_in_the_limit(tmp_path: Path) -> None:

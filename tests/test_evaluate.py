@@ -345,7 +345,7 @@ def test_a_run_from_before_a_setting_existed_is_read_as_what_it_did(
         "align": "false",
         "agreement_temperature": "null",
         "label_evidence": "false",
-        "evidence_share": "0.9",
+        "evidence_share": "0",
         "target_temperature": "1",
         "sharp_until": "null",
     }

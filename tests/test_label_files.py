@@ -211,7 +211,7 @@ def test_csv_forms(tmp_path: Path, text: str, expected: list[int], clean: list[i
         ("l.txt", "0\n\n1\n", r"l\.txt: line 2: got '', valid: an integer"),
         ("l.txt", "0\n1\n5\n", r"l\.txt: line 3: label 5 is out of range"),
         ("l.txt", "0\n1\nx\n", r"l\.txt: line 3: got 'x'"),
-        ("l.txt", "\n", r"l\.txt: holds no labels"),
+        ("l.txt", "\n", r"l\.txt: holds no numbers"),
         (
             "l.json",
             "[0, 1, 2]",
