@@ -59,9 +59,8 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
             trainer.begin_epoch_anew()
     if run is not None:
         run.state = None
-    total_steps = (
-        trainer.total_steps
-    )  # decodes what stays in memory, while Ctrl-C still ends it at once
+    # on every process now, for this decodes what stays in memory, and Ctrl-C still ends it at once
+    total_steps = trainer.total_steps
     with (
         _open_tracker(trainer, run, total_steps) as tracker,
         StopSignal(tracker.stopping) as stop,
