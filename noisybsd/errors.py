@@ -22,6 +22,13 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
     return f"got {value!r}{nearest} valid: {', '.join(known)}"
 
 
+def is_out_of_gpu_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had no room: for a tensor, or for what CUDA and its libraries need themselves."""
+    # torch's class by its name, for torch is not imported for this
+    signs = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
+
+
 def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
     """Make a command of a function of its arguments, that ends without a traceback.
 
@@ -40,7 +47,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's; it is not imported for this
+            if not is_out_of_gpu_memory(error):
                 raise
             print(
                 f"error: the GPU is out of memory: {str(error).splitlines()[0]}\n"

@@ -162,7 +162,7 @@ class ResidentLoader(Loader):
         world_size: int = 1,
     ):
         super().__init__(order, batch_size, device)
-        self.images = images.to(self.device)
+        self.images = _moved(images, self.device)
         self.world_size = world_size
         self.unreadable = dict(unreadable or {})
         _note_skipped(self.skipped, self.unreadable.values())
@@ -465,6 +465,23 @@ def _is_resident(
     return resident
 
 
+def _moved(images: Tensor, device: torch.device) -> Tensor:
+    """The images on `device`.
+
+    Raises:
+        UserError: the device has no room for them.
+    """
+    try:
+        return images.to(device)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"data.storage: no room on {device} for {len(images)} images of "
+            f"{'×'.join(map(str, images.shape[1:]))}, {images.nbytes / 1e9:.3g} GB; "
+            f"{free_memory(device) / 1e9:.3g} GB are free there. Use data.storage=stream or a smaller "
+            "data.size, or end what else runs on this GPU (nvidia-smi shows it)"
+        ) from None
+
+
 def build_loader(
     split: Split,
     batch_size: int,
@@ -520,7 +537,7 @@ def keep_resident(
     if not _is_resident(split.images, device, storage, 1, "evaluation"):
         return split
     if isinstance(split.images, Tensor):
-        return replace(split, images=split.images.to(device))
+        return replace(split, images=_moved(split.images, device))
     images, unreadable = split.images.load_all(on_error)
     _note_skipped(split.skipped, unreadable.values())
     kept = np.setdiff1d(np.arange(len(images)), list(unreadable))
@@ -528,7 +545,7 @@ def keep_resident(
         images = images[torch.from_numpy(kept)]
     return replace(
         split,
-        images=images.to(device),
+        images=_moved(images, device),
         labels=split.labels[kept],
         clean_labels=None if split.clean_labels is None else split.clean_labels[kept],
         paths=None if split.paths is None else [split.paths[i] for i in kept],

@@ -21,7 +21,7 @@ from noisybsd.checkpoint import save_checkpoint
 from noisybsd.config import Config, describe_keys, describe_methods, describe_recipes, load_config
 from noisybsd.data import Dataset, load_dataset
 from noisybsd.environment import pick_device
-from noisybsd.errors import UserError, command
+from noisybsd.errors import UserError, command, is_out_of_gpu_memory
 from noisybsd.labels import record
 from noisybsd.rundir import (
     RunDirectory,
@@ -44,7 +44,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     Args:
         run: where all is written; None on all processes but the first.
     """
-    device = distributed.own_device(pick_device(config))
+    device = pick_device(config)
     if config.compile:
         _check_compiler(device)
     with distributed.one_first("data"):
@@ -254,6 +254,8 @@ key=value changes any of its settings, e.g.
   python -m noisybsd.train recipe=digits_sym40
   python -m noisybsd.train recipe=cifar10n_worst data.root=data seed=1 method=ce
   torchrun --nproc-per-node 8 -m noisybsd.train recipe=clothing1m    (on 8 GPUs)
+
+results.json names the commit that trained. In a copy of a checkout without .git, set NOISYBSD_COMMIT to it.
 """
 
 
@@ -287,7 +289,9 @@ def _run(config: Config) -> int:
             good = run.checkpoint if run.checkpoint.exists() else "none yet"
             print(f"error: {error}\nlast good checkpoint: {good}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_gpu_memory(error):
+            raise
         raise UserError(
             f"the GPU is out of memory: {str(error).splitlines()[0]}\n"
             f"Lower batch_size (got {config.batch_size}) or data.size, or use data.storage=stream (got "

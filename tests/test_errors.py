@@ -3,8 +3,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from noisybsd.errors import UserError, command, did_you_mean
+from noisybsd.errors import UserError, command, did_you_mean, is_out_of_gpu_memory
 
 
 def test_did_you_mean_names_the_value_the_nearest_and_all_options() -> None:
@@ -28,6 +29,19 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
 
     with pytest.raises(ValueError, match="a bug"):
         main([])
+
+
+def test_a_gpu_without_room_is_told_from_other_errors() -> None:
+    full = [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.AcceleratorError(
+            "CUDA error: out of memory\nCUDA kernel errors might be reported later"
+        ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ]
+    assert all(map(is_out_of_gpu_memory, full))
+    assert not is_out_of_gpu_memory(RuntimeError("CUDA error: an illegal memory access"))
 
 
 def test_an_interrupt_before_there_is_anything_to_save(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -428,6 +428,23 @@ def test_storage_is_chosen_by_size_and_logged(
     first = caplog.records[0].getMessage()
     assert "50 of 3×8×8" in first and "resident on cpu (data.storage=auto" in first
     assert "streamed" in caplog.records[3].getMessage()
+
+
+@pytest.mark.parametrize("put", [build_loader, keep_resident])
+def test_no_room_for_the_images_is_a_sentence(
+    split: Split, monkeypatch: pytest.MonkeyPatch, put: Callable[..., object]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.60 GiB.")
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    monkeypatch.setattr(loader_module, "free_memory", lambda device: 5e6)
+    arguments = (split, 8, 0, "cpu") if put is build_loader else (split, "cpu")
+    with pytest.raises(
+        UserError, match=r"no room on cpu for 50 images of 3×8×8, 9.6e-06 GB; 0.005 GB"
+    ) as e:
+        put(*arguments, storage="resident")
+    assert "data.storage=stream" in str(e.value)
 
 
 def test_free_memory_is_plausible() -> None:

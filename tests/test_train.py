@@ -750,6 +750,22 @@ def test_compile_without_a_compiler(
     assert "compile=true: torch cannot compile for cpu" in error and "(no g++ here)" in error
 
 
+def test_compile_without_triton(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch._inductor.exc import TritonMissing
+    from torch._inductor.scheduler import Scheduler
+
+    def missing(*_: object) -> None:
+        raise TritonMissing(None)
+
+    monkeypatch.setattr(Scheduler, "create_backend", missing)  # where torch looks for it
+    assert main(tiny("compile=true", "run.dir=run")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Use compile=false" in error
+    assert "(Cannot find a working triton installation." in error
+
+
 @pytest.mark.slow
 def test_a_compiled_network_trains_as_an_eager_one(tiny: Tiny) -> None:
     try:
