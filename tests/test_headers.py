@@ -1,11 +1,8 @@
-"""The queue of accuracy runs, and how their results get into the headers of the recipes."""
+"""How the results of runs get into the headers of the recipes."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,7 @@ import yaml
 from test_compare import make_run
 from test_train import benchmark
 
-from noisybsd.config import load_config, resource_dir
-
-CHECKOUT = Path(__file__).parent.parent
+from noisybsd.config import resource_dir
 
 
 @pytest.fixture
@@ -63,52 +58,3 @@ def test_runs_of_another_budget_do_not_get_into_a_header(tmp_path: Path, recipes
     before = (recipes / "digits_sym40.yaml").read_text()
     assert benchmark("headers").main([str(tmp_path / "runs"), "t.csv", str(recipes)]) == 0
     assert (recipes / "digits_sym40.yaml").read_text() == before
-
-
-def test_every_line_of_the_queue_is_a_run() -> None:
-    """Recipes and methods exist, and limits are numbers."""
-    text = (CHECKOUT / "benchmarks/gpu_queue.sh").read_text()
-    functions = text[text.index("queue() {") : text.index("failed=0")]
-    lines = subprocess.run(
-        ["bash", "-c", f"{functions}\nqueue"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    runs = [line.split() for line in lines if not line.startswith("#")]
-    assert len(runs) > 50 and len({tuple(run[1:]) for run in runs}) == len(runs)
-    for minutes, recipe, method, seed, *settings in runs:
-        assert int(minutes) > 0
-        load_config([f"recipe={recipe}", f"method={method}", f"seed={seed}", *settings])
-
-
-@pytest.mark.slow
-def test_the_queue_trains_skips_and_compares(tmp_path: Path, recipes: Path) -> None:
-    listed = tmp_path / "queue"
-    listed.write_text("5 digits_sym40 ce 0\n# a comment\n5 digits_sym40 bsd 0 neighbours.k=0\n")
-    settings = [
-        f"data.root={tmp_path}",
-        *("epochs=1", "data.limit=128", "network.width=4", "tracking.wandb=disabled"),
-    ]
-    environment = {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "QUEUE": str(listed),
-        "RUNS": str(tmp_path / "runs"),
-        "OUT": str(tmp_path / "accuracy"),
-        "RECIPES": str(recipes),
-    }
-
-    def start() -> str:
-        return subprocess.run(
-            [CHECKOUT / "benchmarks/gpu_queue.sh", str(tmp_path), *settings],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-
-    said = start()
-    assert "== digits_sym40-ce-s0, at most 5 minutes" in said
-    made = sorted(path.parent.name for path in tmp_path.glob("runs/*/results.json"))
-    assert made == ["digits_sym40-bsd-s0-neighbours.k=0", "digits_sym40-ce-s0"]
-    table = (tmp_path / "accuracy.csv").read_text()
-    assert "measured,digits_sym40,digits,symmetric 0.4,ce" in table
-    assert start() == ""  # all is there
