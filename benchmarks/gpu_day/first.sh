@@ -6,6 +6,7 @@
 #   QUEUE_SECONDS   560: when the queue stops, counted from its start
 #   LIST            list.txt beside this file
 #   WORKERS         3: runs side by side
+#   SMOKE_SECONDS   120: what the smoke may take
 #   TEST_SECONDS    60: what the GPU tests may take
 #   DEVICE          cuda; cpu is for a rehearsal
 #   SETTINGS        none: further settings of all runs, e.g. for a rehearsal
@@ -39,7 +40,8 @@ say "installed"
 settings=(data.root="$state/data" data.verify=false device="$device" tracking.wandb=disabled)
 read -ra more <<<"${SETTINGS:-}"
 settings+=("${more[@]}")
-if ! "$python" "$here/runs.py" "$here/smoke.txt" "$state/smoke" 120 --strict "${settings[@]}"; then
+if ! "$python" "$here/runs.py" "$here/smoke.txt" "$state/smoke" "${SMOKE_SECONDS:-120}" --strict \
+  "${settings[@]}"; then
   say "the smoke failed, so nothing else is tried; its records are in smoke.tar.gz"
   cp "$state/smoke/out/records.tar.gz" "$OUT/smoke.tar.gz"
   exit 1

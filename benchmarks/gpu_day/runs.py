@@ -49,6 +49,8 @@ METRICS = (
     "images_per_second",
     "seconds",
 )
+# exit codes of a run that was asked to stop
+STOPPED = (128 + signal.SIGINT, -signal.SIGINT, -signal.SIGKILL)
 EVERY = 15.0  # seconds from one writing of the records to the next
 
 
@@ -120,16 +122,8 @@ class Queue:
 
     def notice_ends(self) -> None:
         for name, process in list(self.training.items()):
-            if process.poll() is None:
-                continue
-            del self.training[name]
-            if self.is_finished(name):
-                say(f"{name}: finished")
-            else:
-                self.failed.add(name)
-                console = (self.path(name) / "console.txt").read_text("utf-8", errors="replace")
-                say(f"{name}: failed, exit code {process.returncode}; its last lines:")
-                print("\n".join(f"    {line}" for line in console.splitlines()[-15:]), flush=True)
+            if process.poll() is not None:
+                self.note_end(name)
 
     def stop(self, grace: float) -> None:
         """Let the runs that still train save and end; kill those that do not within `grace` seconds."""
@@ -137,15 +131,25 @@ class Queue:
         for process in self.training.values():
             process.send_signal(signal.SIGINT)
         end = time.monotonic() + grace
-        for name, process in self.training.items():
+        for name, process in list(self.training.items()):
             try:
                 process.wait(max(0.0, end - time.monotonic()))
-                say(f"{name}: {'finished' if self.is_finished(name) else 'stopped, saved'}")
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                say(f"{name}: killed, for it did not stop within {grace:g} s")
-        self.training.clear()
+            self.note_end(name, asked_to=True)
+
+    def note_end(self, name: str, asked_to: bool = False) -> None:
+        code = self.training.pop(name).returncode
+        if self.is_finished(name):
+            say(f"{name}: finished")
+        elif asked_to and code in STOPPED:
+            say(f"{name}: stopped, exit code {code}")
+        else:
+            self.failed.add(name)
+            console = (self.path(name) / "console.txt").read_text("utf-8", errors="replace")
+            say(f"{name}: failed, exit code {code}; its last lines:")
+            print("\n".join(f"    {line}" for line in console.splitlines()[-15:]), flush=True)
 
     def status(self, name: str) -> dict[str, Any]:
         """What became of a run: a row of status.csv."""

@@ -70,8 +70,8 @@ def speed(rows: list[Row]) -> Iterator[str]:
     )
     yield ""
     yield (
-        "Aimed at: 65,000 image-views/s on an H200. Published speeds: docs/performance.md. Two views of each image; an "
-        "epoch of 50,000 images, without evaluation; the peak that the share is of: benchmarks/step.py --help."
+        "Aimed at: 65,000 image-views/s on an H200. Published speeds: docs/performance.md. Two views of "
+        "each image; an epoch of 50,000 images, without evaluation; the peak: benchmarks/step.py --help."
     )
 
 
@@ -115,8 +115,8 @@ def runs(rows: list[Row]) -> Iterator[str]:
     )
     yield ""
     yield (
-        "Of the last epoch that was trained. A partial run was cut off by the deadline, before its learning rate came "
-        "down: its numbers are not a result of the recipe. Images/s and seconds with other runs beside it."
+        "Of the last epoch that was trained. A partial run was cut off before its learning rate came down: "
+        "its numbers are not a result of the recipe. Images/s and s are those with other runs beside it."
     )
 
 
