@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_day/write_up.py FOLDER results/gpu.md
 
-FOLDER holds step.csv, gpu_tests.txt, status.csv and records.tar.gz, the last two of second.sh. The runs are
-compared by `python -m noisybsd.compare`; a run that was cut off is called partial and is not compared.
+FOLDER holds status.csv and records.tar.gz, and step.csv and gpu_tests.txt if the day came so far. The runs
+are compared by `python -m noisybsd.compare`; a run that was cut off is called partial and is not compared.
 """
 
 from __future__ import annotations
@@ -41,10 +41,14 @@ def number(value: str, digits: int = 0) -> str:
     return f"{float(value):,.{digits}f}" if value else ""
 
 
-def speed(rows: list[Row]) -> Iterator[str]:
+def speed(file: Path) -> Iterator[str]:
     """Of whole training steps, from step.csv."""
     yield "## Speed of a training step"
     yield ""
+    if not file.exists():
+        yield "Not measured."
+        return
+    rows = read_csv(file)
     yield from table(
         (
             "method",
@@ -69,18 +73,20 @@ def speed(rows: list[Row]) -> Iterator[str]:
         ],
     )
     yield ""
+    yield f"{rows[0]['hardware']}; {rows[0]['versions']}; commit {rows[0]['git_commit']}"
+    yield ""
     yield (
         "Aimed at: 65,000 image-views/s on an H200. Published speeds: docs/performance.md. Two views of "
         "each image; an epoch of 50,000 images, without evaluation; the peak: benchmarks/step.py --help."
     )
 
 
-def tests(output: str) -> Iterator[str]:
+def tests(file: Path) -> Iterator[str]:
     """What pytest said of the GPU tests."""
-    lines = output.splitlines()
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
     yield "## GPU tests"
     yield ""
-    yield f"`{lines[-1].strip('= ')}`" if lines else "not measured"
+    yield f"`{lines[-1].strip('= ')}`" if lines else "Not measured."
     yield from (f"- `{line}`" for line in lines if line.startswith(("FAILED", "ERROR")))
 
 
@@ -148,15 +154,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    steps = read_csv(args.folder / "step.csv")
-    made_by = f"{steps[0]['hardware']}; {steps[0]['versions']}; commit {steps[0]['git_commit']}"
     parts = [
-        speed(steps),
-        tests((args.folder / "gpu_tests.txt").read_text("utf-8")),
+        speed(args.folder / "step.csv"),
+        tests(args.folder / "gpu_tests.txt"),
         runs(read_csv(args.folder / "status.csv")),
         comparison(args.folder / "records.tar.gz"),
     ]
-    lines = ["# One GPU, a quarter of an hour", "", made_by, ""]
+    lines = ["# One GPU, a quarter of an hour", ""]
     for part in parts:
         lines += [*part, ""]
     args.out.write_text("\n".join(lines), encoding="utf-8")
