@@ -26,13 +26,15 @@ import torch
 from common import Row, rounded, write_csv
 from torch import Tensor
 
-from noisybsd import objectives, sweep, train, trainer
-from noisybsd.compare import paired_difference
+from noisybsd import sweep, train
+from noisybsd.compare.sections import paired_difference
 from noisybsd.config import load_config
-from noisybsd.networks import Network
-from noisybsd.objectives import CrossEntropy, PosteriorTargets
-from noisybsd.parts import Batch, Task, cross_entropy
-from noisybsd.posterior import Posterior
+from noisybsd.engine import trainer
+from noisybsd.methods import bsd as objectives
+from noisybsd.methods.bsd import CrossEntropy, PosteriorTargets
+from noisybsd.methods.parts import Batch, Task, cross_entropy
+from noisybsd.methods.posterior import Posterior
+from noisybsd.models.networks import Network
 
 ALWAYS = ("tracking.wandb=disabled", "device=cpu")
 DIGITS = "recipe=digits_sym40"

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from noisybsd.config import DataConfig, NoiseConfig
-from noisybsd.data import load_dataset
+from noisybsd.data.dataset import load_dataset
 
 
 def kept(labels: np.ndarray, ratio: float) -> np.ndarray:

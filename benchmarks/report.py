@@ -38,18 +38,18 @@ import numpy as np
 import torch
 from common import Row, write_csv
 
-from noisybsd import report
 from noisybsd.config import load_config, save_config
-from noisybsd.data import Dataset
-from noisybsd.estimates import (
+from noisybsd.data.dataset import Dataset
+from noisybsd.data.noise import draw
+from noisybsd.data.splits import Split
+from noisybsd.report import write as report
+from noisybsd.report.estimates import (
     accuracy_on_clean_labels,
     accuracy_on_noisy_labels,
     detection_metrics,
     estimates,
 )
-from noisybsd.labels import Findings, label_table
-from noisybsd.noise import draw
-from noisybsd.splits import Split
+from noisybsd.report.findings import Findings, label_table
 
 # --- what is found ------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from pydantic.fields import FieldInfo
 from yaml import YAMLError
 
 from noisybsd.errors import UserError, did_you_mean
-from noisybsd.methods import AVERAGED, METHODS
+from noisybsd.methods.presets import AVERAGED, METHODS
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -118,7 +118,7 @@ class DataConfig(Section):
 
 
 class NoiseConfig(Section):
-    name: _named("noisybsd.noise:NOISE_MODELS", "none") = Field(  # type: ignore[valid-type]
+    name: _named("noisybsd.data.noise:NOISE_MODELS", "none") = Field(  # type: ignore[valid-type]
         "none", description="synthetic label noise to inject into the training labels"
     )
     rate: float = Field(0.0, ge=0, le=1, description="noise rate of the synthetic noise")
@@ -127,7 +127,7 @@ class NoiseConfig(Section):
 
 
 class NetworkConfig(Section):
-    name: _named("noisybsd.networks:NETWORKS") = Field(  # type: ignore[valid-type]
+    name: _named("noisybsd.models.networks:NETWORKS") = Field(  # type: ignore[valid-type]
         "preact_resnet18", description="architecture"
     )
     width: int | None = Field(None, ge=1, description="base width; default: the architecture's own")
@@ -136,7 +136,7 @@ class NetworkConfig(Section):
 
 
 class AugmentConfig(Section):
-    name: _named("noisybsd.augment:VIEWS") = Field(  # type: ignore[valid-type]
+    name: _named("noisybsd.data.augment:VIEWS") = Field(  # type: ignore[valid-type]
         "cifar", description="family of weak and strong views"
     )
     views: tuple[Literal["weak", "strong"], ...] = Field(
@@ -228,7 +228,7 @@ class PosteriorConfig(Section):
 
 
 class ContrastiveConfig(Section):
-    name: _named("noisybsd.contrastive:CONTRASTIVE", "none") = Field(  # type: ignore[valid-type]
+    name: _named("noisybsd.methods.contrastive:CONTRASTIVE", "none") = Field(  # type: ignore[valid-type]
         "none", description="contrastive term; a method's preset chooses it"
     )
     weight: float = Field(1.0, ge=0, description="weight of the contrastive term in the loss")
@@ -244,7 +244,7 @@ class NeighboursConfig(Section):
     start_epoch: int = Field(
         5, ge=0, description="epochs before the first whose steps use that evidence; at least 1"
     )
-    engine: _named("noisybsd.bank:ENGINES") = Field(  # type: ignore[valid-type]
+    engine: _named("noisybsd.models.bank:ENGINES") = Field(  # type: ignore[valid-type]
         "auto", description="how neighbours are searched"
     )
 
@@ -266,7 +266,7 @@ class Config(Section):
     """One run, whole. `load_config` builds it; `config.yaml` in a run directory is its record."""
 
     recipe: str = Field(description="recipe: a name in recipes/ or a path to a YAML")
-    method: _named("noisybsd.methods:METHODS") = Field(  # type: ignore[valid-type]
+    method: _named("noisybsd.methods.presets:METHODS") = Field(  # type: ignore[valid-type]
         "bsd_supcon", description="method: a preset of target rule, loss and contrastive term"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, order, views, noise")
@@ -280,10 +280,10 @@ class Config(Section):
         256, ge=2, description="images per step, of all processes together where there are many"
     )
     compile: bool = Field(False, description="compile the network (torch.compile) for speed")
-    targets: _named("noisybsd.objectives:TARGET_RULES") = Field(  # type: ignore[valid-type]
+    targets: _named("noisybsd.methods.bsd:TARGET_RULES") = Field(  # type: ignore[valid-type]
         "labels", description="target rule; a method's preset chooses it"
     )
-    loss: _named("noisybsd.objectives:LOSSES") = Field(  # type: ignore[valid-type]
+    loss: _named("noisybsd.methods.bsd:LOSSES") = Field(  # type: ignore[valid-type]
         "cross_entropy", description="classification loss; a method's preset chooses it"
     )
     options: dict[str, float] = Field(
@@ -336,8 +336,8 @@ class Config(Section):
 
     def _conflicts_of_parts(self) -> Iterator[str]:
         """Views, mixup and neighbours that the target rule and the loss cannot do with."""
-        from noisybsd.objectives import LOSSES, TARGET_RULES
-        from noisybsd.parts import TargetRule
+        from noisybsd.methods.bsd import LOSSES, TARGET_RULES
+        from noisybsd.methods.parts import TargetRule
 
         rule, loss = TARGET_RULES[self.targets], LOSSES[self.loss]
         views, mixup, near = self.augment.views, self.augment.mixup, self.neighbours
@@ -371,7 +371,7 @@ class Config(Section):
 
 def method_options(targets: str, loss: str) -> dict[str, float]:
     """What `options.*` a target rule and a loss take together, with the defaults."""
-    from noisybsd.objectives import LOSSES, TARGET_RULES, options
+    from noisybsd.methods.bsd import LOSSES, TARGET_RULES, options
 
     return {p.name: p.default for p in (*options(TARGET_RULES[targets]), *options(LOSSES[loss]))}
 

@@ -15,15 +15,15 @@ from rich.progress import track
 from rich.table import Table
 
 from noisybsd.config import Config, DataConfig, build_config, parse_overrides, read_record
-from noisybsd.corruptions import CORRUPTIONS, choose, corrupted_sets, possible
-from noisybsd.data import Evaluation, load_dataset, load_evaluation
-from noisybsd.environment import describe_environment, pick_device
+from noisybsd.data.corruptions import CORRUPTIONS, choose, corrupted_sets, possible
+from noisybsd.data.dataset import Evaluation, load_dataset, load_evaluation
+from noisybsd.data.loader import keep_resident
+from noisybsd.data.splits import Split
+from noisybsd.engine.metrics import prediction_metrics
+from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError, command
-from noisybsd.loader import keep_resident
-from noisybsd.metrics import prediction_metrics
-from noisybsd.rundir import load_run_state, write_json
-from noisybsd.splits import Split
-from noisybsd.trainer import Trainer
+from noisybsd.runs.directory import load_run_state, write_json
+from noisybsd.runs.environment import describe_environment, pick_device
 
 CORRUPTION_NAMES = textwrap.indent(textwrap.fill(", ".join(CORRUPTIONS), width=98), "  ")
 
@@ -161,7 +161,7 @@ def corrupted_test_set(trainer: Trainer, names: Sequence[str]) -> Evaluation:
     """The run's own test images as its network sees them, corrupted.
 
     Args:
-        names: keys of `noisybsd.corruptions.CORRUPTIONS`; those that need colour are left out where
+        names: keys of `noisybsd.data.corruptions.CORRUPTIONS`; those that need colour are left out where
             there is none.
     """
     run, split = trainer.dataset, trainer.test

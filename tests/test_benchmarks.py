@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noisybsd.objectives import LOSSES, TARGET_RULES
+from noisybsd.methods.bsd import LOSSES, TARGET_RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,7 +172,7 @@ def test_ideas_that_are_not_in_the_product_differ_from_it(
     from ablations import BASE, EmaSensorTrainer, ablation
 
     from noisybsd import train
-    from noisybsd.checkpoint import load_checkpoint
+    from noisybsd.runs.checkpoint import load_checkpoint
 
     if name == "the weight average observes":
         monkeypatch.setattr(train, "Trainer", EmaSensorTrainer)

@@ -13,7 +13,7 @@ from noisybsd.config import (
     save_config,
 )
 from noisybsd.errors import UserError
-from noisybsd.methods import METHODS
+from noisybsd.methods.presets import METHODS
 from noisybsd.train import main
 
 

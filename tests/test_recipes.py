@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from noisybsd.compare import condition
+from noisybsd.compare.sections import condition
 from noisybsd.config import PACKAGE, load_config, recipe_names, resource_dir
-from noisybsd.rundir import flatten
+from noisybsd.runs.directory import flatten
 from noisybsd.sweep import combinations
 
 NOISE = ("sym20", "sym50", "sym80", "sym90", "asym40")
@@ -111,7 +111,7 @@ def test_published_numbers_are_those_of_the_list(name: str) -> None:
     numbers = set(re.findall(r"\b\d\d\.\d+\b", text))
     assert not numbers - set(published(name))
     if numbers:
-        assert "Test accuracy in %; see noisybsd/published.csv" in text
+        assert "Test accuracy in %; see noisybsd/compare/published.csv" in text
         assert re.search(r"best|last|epoch not (stated|known)", text)
         assert re.search(r"ResNet|DenseNet", text)
 

@@ -22,19 +22,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compared import assert_same, modules, outcome, rows, strict
 from conftest import TINY
+from helpers.compared import assert_same, modules, outcome, rows, strict
 from test_augment import NoReadback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from noisybsd import train as training
-from noisybsd.checkpoint import load_checkpoint
 from noisybsd.config import load_config
-from noisybsd.data import Dataset, load_dataset
-from noisybsd.methods import METHODS
+from noisybsd.data.dataset import Dataset, load_dataset
+from noisybsd.engine.trainer import Trainer
+from noisybsd.methods.presets import METHODS
+from noisybsd.runs.checkpoint import load_checkpoint
 from noisybsd.train import main
-from noisybsd.trainer import Trainer
 
 Tiny = Callable[..., list[str]]
 

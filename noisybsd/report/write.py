@@ -1,0 +1,183 @@
+"""Which labels are wrong: `python -m noisybsd.report run=DIR` writes the label table and a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from noisybsd.config import Config
+from noisybsd.data.cards import load_card
+from noisybsd.data.dataset import load_dataset
+from noisybsd.data.images import ImageFiles
+from noisybsd.data.splits import image_size
+from noisybsd.errors import UserError, command
+from noisybsd.evaluate import MAY_DIFFER, load_run_config, load_trainer, run_argument
+from noisybsd.report.estimates import caution, detection_metrics, estimates
+from noisybsd.report.findings import Findings, collect
+from noisybsd.report.page import Run, build_page
+from noisybsd.runs.checkpoint import write_atomically
+from noisybsd.runs.directory import write_json
+
+USAGE = f"""\
+usage: python -m noisybsd.report run=DIR [top=2000] [key=value …]
+
+Say which training labels are wrong, from a run, finished or not. Writes into DIR:
+  report.html          summary, plots, and the `top` most suspicious samples to go through; works offline
+  labels.parquet       every sample, in the dataset's order; labels.csv: the same, most suspicious first
+  pred_probs.npz       probabilities (N,K), as cleanlab takes them: belief, network, neighbours
+  labels_metrics.json  the estimates and, with clean labels, how well each ranking finds wrong labels
+
+keys that may differ from the run's own: {", ".join(MAY_DIFFER)}.
+All but data.* matter only where training has left no labels.parquet of the run's last epoch.
+"""
+
+
+def load_run(directory: Path, overrides: list[str]) -> Run:
+    """The findings of a run: those that training wrote, else made anew from its checkpoint.
+
+    Raises:
+        UserError: not a run directory, or it holds neither findings nor a checkpoint; or findings
+            have to be made and the data are not there.
+    """
+    config = load_run_config(directory, overrides)
+    history = _history(directory / "metrics.jsonl")
+    findings = Findings.read(directory)
+    dataset, problem, notices = None, None, []
+    if findings is None or findings.about["epoch"] != len(history):
+        trainer = load_trainer(directory, config)
+        if trainer is not None:
+            dataset, findings = trainer.dataset, collect(trainer, directory)
+            findings.write(directory)
+        elif findings is None:
+            raise UserError(f"run={directory}: has neither a checkpoint nor labels.parquet yet")
+        else:
+            notices.append(
+                f"The run went on to epoch {len(history)}, but it has no checkpoint any more: this is "
+                f"what was found after epoch {findings.about['epoch']}."
+            )
+    if dataset is None:
+        try:
+            dataset = load_dataset(config.data, config.noise, config.seed)
+        except UserError as error:
+            problem = error
+    if dataset is not None and dataset.sha256 == findings.about["data_sha256"]:
+        return Run(findings, history, dataset.train.images, notices)
+    reason = (
+        str(problem).splitlines()[0]
+        if problem
+        else "they are not those the run was trained on any more"
+    )
+    images = _files(findings, config)
+    shown = "no pictures are shown" if images is None else "pictures are shown where there are any"
+    return Run(findings, history, images, [*notices, f"The images: {reason}; {shown}."])
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path}: not readable: {error}") from None
+
+
+def _files(findings: Findings, config: Config) -> ImageFiles | None:
+    """The image files that the table names, whether or not they are there."""
+    paths = findings.table["path"].to_pylist()
+    if None in paths:
+        return None
+    card = load_card(config.data.name)
+    return ImageFiles(paths, config.data.root, image_size(card, config.data)[1], card.channels)
+
+
+def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, Any]:
+    """Write the label table, the page and labels_metrics.json of the run in `directory`.
+
+    Returns:
+        what labels_metrics.json holds: about, estimates, detection.
+    """
+    run = load_run(directory, overrides)
+    said, detection = estimates(run.findings), detection_metrics(run.findings)
+    page = build_page(run, said, detection, top)
+    write_atomically(directory / "report.html", lambda file: file.write(page.encode()))
+    metrics = {
+        "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
+        "estimates": _json(said),
+        "detection": detection,
+    }
+    write_json(directory / "labels_metrics.json", metrics)
+    return metrics
+
+
+def _json(value: Any) -> Any:
+    """With lists for arrays and null for NaN."""
+    if isinstance(value, dict):
+        return {key: _json(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_json(each) for each in value.tolist()]
+    if isinstance(value, list):
+        return [_json(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _print(directory: Path, metrics: dict[str, Any]) -> None:
+    said, detection = metrics["estimates"], metrics["detection"]
+    rate, console = said["noise_rate"], Console()
+    print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
+    truth = said.get("noise_rate_true")
+    known = "" if truth is None else f"; in truth {truth:.2%}"
+    if rate["estimate"] is not None:
+        print(
+            f"estimated wrong: {rate['estimate']:.2%} "
+            f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}, if the belief is honest){known}"
+        )
+    if doubt := caution(said):
+        print(doubt)
+    if detection:
+        table = Table(title="finding wrong labels: which ranking to trust")
+        for column in ("ranking", "AUROC", "average precision", "precision"):
+            table.add_column(column, justify="left" if column == "ranking" else "right")
+        for name, row in detection.items():
+            values = [row.get(key) for key in ("auroc", "average_precision", "precision")]
+            told = (
+                [row["unavailable"], "", ""]
+                if "unavailable" in row
+                else [f"{v:.4f}" for v in values]
+            )
+            table.add_row(name, *told)
+        console.print(table)
+    print(f"written to {directory}: report.html, labels.csv, labels.parquet, pred_probs.npz,")
+    print("  labels_metrics.json")
+
+
+@command
+def main(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    directory, others = run_argument(arguments)
+    top, overrides = 2000, []
+    for argument in others:
+        if argument.startswith("top="):
+            top = _count(argument.removeprefix("top="))
+        else:
+            overrides.append(argument)
+    _print(directory, report(directory, overrides, top))
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"top={text}: expected how many samples to show, an integer from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
