@@ -15,10 +15,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-from noisybsd.compare.sections import METRICS, Row, Run, compare, find_runs, has_effect
+from noisybsd.compare.runs import METRICS, Run, find_runs
+from noisybsd.compare.sections import Row, compare, has_effect
 from noisybsd.config import load_config, read_record
 from noisybsd.errors import UserError
-from noisybsd.runs.checkpoint import write_atomically
+from noisybsd.files import write_atomically
 from noisybsd.runs.directory import differences
 
 BY_NAME = {metric.key: metric for metric in METRICS}

@@ -27,8 +27,8 @@ from torch import Tensor
 from noisybsd.config import Config, load_config
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.engine.trainer import Trainer
-from noisybsd.methods.bsd import LOSSES
 from noisybsd.methods.presets import METHODS
+from noisybsd.methods.registry import LOSSES
 
 
 def count(config: Config, dataset: Dataset) -> Row:

@@ -42,7 +42,7 @@ from noisybsd.config import load_config, save_config
 from noisybsd.data.dataset import Dataset
 from noisybsd.data.noise import draw
 from noisybsd.data.splits import Split
-from noisybsd.report import write as report
+from noisybsd.report import write
 from noisybsd.report.estimates import (
     accuracy_on_clean_labels,
     accuracy_on_noisy_labels,
@@ -221,9 +221,9 @@ def scale(samples: int, top: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         dataset = made_up(directory, samples)
-        report.load_dataset = lambda *_: dataset  # type: ignore[attr-defined]
+        write.load_dataset = lambda *_: dataset  # type: ignore[attr-defined]
         wall, work = time.perf_counter(), time.process_time()
-        report.report(directory, [], top)
+        write.report(directory, [], top)
         row: Row = {
             "samples": samples,
             "top": top,

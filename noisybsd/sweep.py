@@ -456,7 +456,7 @@ def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
     failed = [run for run in runs if not run.finished and run.failure.exists()]
     compared = 0
     if done:
-        from noisybsd.compare.sections import main as compare
+        from noisybsd.compare.__main__ import main as compare
 
         compared = compare([str(run.directory) for run in done])
     print(f"{len(done)} of {_count(len(runs), 'run')} done, {len(failed)} failed")

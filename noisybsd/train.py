@@ -21,16 +21,10 @@ from noisybsd.config import Config, describe_keys, describe_methods, describe_re
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.errors import UserError, command
-from noisybsd.report.findings import record
+from noisybsd.files import append_jsonl, write_json, write_jsonl
+from noisybsd.report.collect import record
 from noisybsd.runs.checkpoint import save_checkpoint
-from noisybsd.runs.directory import (
-    RunDirectory,
-    append_jsonl,
-    differences,
-    open_run,
-    write_json,
-    write_jsonl,
-)
+from noisybsd.runs.directory import RunDirectory, differences, open_run
 from noisybsd.runs.environment import pick_device
 from noisybsd.runs.signals import Stopped, StopSignal
 from noisybsd.runs.tracking import NoTracker, Tracker

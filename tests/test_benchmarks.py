@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor, nn
 
-from noisybsd.methods.bsd import LOSSES, TARGET_RULES
-
-ROOT = Path(__file__).resolve().parent.parent
+from noisybsd.methods.registry import LOSSES, TARGET_RULES
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -22,7 +22,7 @@ import pytest
 import torch
 from helpers.compared import assert_same, outcome, rows, strict
 from helpers.ranks import Ended, on_ranks, results
-from test_methods import SOONER, NoTracker
+from helpers.training import SOONER, NoTracker
 from torch import Tensor
 
 from noisybsd import distributed

@@ -16,21 +16,16 @@ import torch
 from helpers import trees
 from helpers.compared import rows, strict
 
-from noisybsd.compare.sections import read_run
+from noisybsd.compare.runs import read_run
 from noisybsd.config import load_config
 from noisybsd.data.corruptions import corrupt
 from noisybsd.data.dataset import load_dataset
 from noisybsd.data.images import ImageFiles, decode_image
 from noisybsd.engine.predict import predict
+from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
-from noisybsd.evaluate import (
-    corrupted_test_set,
-    evaluate_run,
-    load_run_config,
-    load_trainer,
-    main,
-)
+from noisybsd.evaluate import corrupted_test_set, evaluate_run, main
 from noisybsd.runs.checkpoint import load_checkpoint, previous, save_checkpoint
 from noisybsd.train import main as train
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_compare import make_run
-from test_train import benchmark
+from helpers import ROOT
+from helpers.benchmarks import benchmark
+from helpers.finished import make_run
 
-from noisybsd.config import load_config, resource_dir
-
-CHECKOUT = Path(__file__).parent.parent
+from noisybsd.config import load_config
+from noisybsd.files import resource_dir
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_runs_of_another_budget_do_not_get_into_a_header(tmp_path: Path, recipes
 
 def test_every_line_of_the_queue_is_a_run() -> None:
     """Recipes and methods exist, and limits are numbers."""
-    text = (CHECKOUT / "benchmarks/gpu_queue.sh").read_text()
+    text = (ROOT / "benchmarks/gpu_queue.sh").read_text()
     functions = text[text.index("queue() {") : text.index("failed=0")]
     lines = subprocess.run(
         ["bash", "-c", f"{functions}\nqueue"], capture_output=True, text=True, check=True
@@ -98,7 +98,7 @@ def test_the_queue_trains_skips_and_compares(tmp_path: Path, recipes: Path) -> N
 
     def start() -> str:
         return subprocess.run(
-            [CHECKOUT / "benchmarks/gpu_queue.sh", str(tmp_path), *settings],
+            [ROOT / "benchmarks/gpu_queue.sh", str(tmp_path), *settings],
             env=environment,
             capture_output=True,
             text=True,

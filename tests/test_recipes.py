@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from noisybsd.compare.sections import condition
-from noisybsd.config import PACKAGE, load_config, recipe_names, resource_dir
+from noisybsd.compare.sections import PUBLISHED, condition
+from noisybsd.config import load_config, recipe_names
+from noisybsd.files import resource_dir
 from noisybsd.runs.directory import flatten
 from noisybsd.sweep import combinations
 
@@ -99,7 +100,7 @@ def published(name: str) -> Iterator[str]:
     wanted = {condition(config)}
     if config["noise.name"] == "superclass_next":
         wanted = {f"{other} {config['noise.rate']:g}" for other in ("block5", "plus_one")}
-    with (PACKAGE / "published.csv").open(encoding="utf-8", newline="") as file:
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
         for entry in csv.DictReader(line for line in file if not line.startswith("#")):
             if entry["dataset"] == config["data.name"] and entry["labels_or_noise"] in wanted:
                 yield entry["value"]

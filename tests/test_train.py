@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import multiprocessing
 import os
@@ -16,15 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from helpers.benchmarks import benchmark
 from helpers.compared import assert_same, modules, outcome, rows, strict
-from test_augment import NoReadback
+from helpers.training import TINY, NoReadback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -726,13 +724,6 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
 def test_twenty_kills_of_the_command(tmp_path: Path) -> None:
     kills = benchmark("kill").run([*TINY, "epochs=200"], tmp_path, kills=20, seed=0)
     assert len(kills) == 20 and kills[-1]["identical"] == "yes"
-
-
-def benchmark(name: str) -> ModuleType:
-    """The program benchmarks/NAME.py, which imports others of that folder, as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-        return importlib.import_module(name)
 
 
 # --- compiled -------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisybsd.compare.sections import METRICS, MUST_AGREE, Row, Section, condition, describe, group
+from noisybsd.compare.runs import METRICS
+from noisybsd.compare.sections import MUST_AGREE, Row, Section, condition, describe, group
 from noisybsd.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]

@@ -22,19 +22,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from noisybsd.compare.sections import (
-    METRICS,
-    SPREAD,
-    Comparison,
-    Difference,
-    Metric,
-    Row,
-    Section,
-    condition,
-    describe,
-)
+from noisybsd.compare.runs import METRICS, SPREAD, Metric
+from noisybsd.compare.sections import Comparison, Difference, Row, Section, condition, describe
 from noisybsd.errors import UserError
-from noisybsd.runs.checkpoint import write_atomically
+from noisybsd.files import write_atomically
 
 UNKNOWN = "–"
 WORDS = ("network", "networks", "source")  # columns at a table's end

@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from noisybsd.config import read_yaml, resource_dir
 from noisybsd.errors import UserError, did_you_mean
+from noisybsd.files import read_yaml, resource_dir
 
 _CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
 

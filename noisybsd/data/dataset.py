@@ -12,7 +12,6 @@ import hashlib
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from noisybsd.config import DataConfig, NoiseConfig
 from noisybsd.data.cards import Card, load_card
 from noisybsd.data.download import checksum, fetch
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.label_files import labels_sha256, read_description, read_labels, read_matrix
 from noisybsd.data.noise import NoisyLabels, inject
-from noisybsd.data.readers.lists import EVALUATIONS, LAYOUTS, PACK, read_packed
+from noisybsd.data.readers.packed import PACK, read_packed
+from noisybsd.data.readers.registry import EVALUATIONS, LAYOUTS
 from noisybsd.data.splits import Labels, Read, Split, hold_out, image_size, need
-from noisybsd.errors import UserError, command, did_you_mean
+from noisybsd.errors import UserError, did_you_mean
+from noisybsd.settings import DataConfig, NoiseConfig
 
 __all__ = ["Dataset", "Evaluation", "Split", "load_dataset", "load_evaluation"]
 
@@ -410,15 +410,3 @@ def _pixels_sha256(split: Split) -> str:
 
 def _fingerprint(images_sha256: str, labels: Labels) -> str:
     return hashlib.sha256(f"{images_sha256} {labels_sha256(labels)}".encode()).hexdigest()
-
-
-@command
-def main(arguments: list[str]) -> int:
-    """The command line; datatools.py does the work."""
-    from noisybsd.data.__main__ import run
-
-    return run(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

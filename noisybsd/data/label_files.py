@@ -14,7 +14,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,7 @@ import torch
 
 from noisybsd import __version__
 from noisybsd.errors import UserError, did_you_mean
-from noisybsd.runs.checkpoint import write_atomically
-
-if TYPE_CHECKING:
-    from noisybsd.data.noise import NoisyLabels
+from noisybsd.files import write_atomically
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -329,19 +326,19 @@ def text_lines(path: Path) -> list[str]:
 
 def write_labels(
     path: str | Path,
-    noisy: NoisyLabels,
+    labels: IntArray,
+    notes: Mapping[str, Any],
     *,
     clean: IntArray | None = None,
-    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write noisy labels for others to use, and beside them `PATH.json`, which says what they are.
+    """Write labels (N,) for others to use, and beside them `PATH.json`, which says what they are.
 
     Each of the two files is written whole or not at all.
 
     Args:
         path: .csv (columns index, label and, if given, clean_label), .npy or .txt (labels only).
+        notes: what the description says of them beside count, hash and version; JSON-able.
         clean: (N,) true classes.
-        about: further entries of the description, such as dataset and class names.
 
     Raises:
         UserError: another suffix, or a place that cannot be written.
@@ -350,10 +347,9 @@ def write_labels(
     if path.suffix not in LABEL_WRITERS:
         raise UserError(f"{path}: got suffix {path.suffix!r}, valid: {', '.join(LABEL_WRITERS)}")
     description = {
-        **(about or {}),
-        **noisy.notes,
-        "count": len(noisy.labels),
-        "transition": None if noisy.transition is None else noisy.transition.tolist(),
+        **notes,
+        "count": len(labels),
+        "labels_sha256": labels_sha256(labels),
         "noisybsd": __version__,
     }
     # a line per entry, so that the matrix does not take K² of them
@@ -363,7 +359,7 @@ def write_labels(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write = LABEL_WRITERS[path.suffix]
-        write_atomically(path, lambda file: write(file, noisy.labels, clean))
+        write_atomically(path, lambda file: write(file, labels, clean))
         write_atomically(_description(path), lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None

@@ -35,7 +35,7 @@ from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.errors import UserError
 
 if TYPE_CHECKING:
-    from noisybsd.data.dataset import Split
+    from noisybsd.data.splits import Split
 
 log = logging.getLogger("noisybsd")
 

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from noisybsd.config import DataConfig
 from noisybsd.data.cards import Card
 from noisybsd.data.images import ImageFiles
 from noisybsd.errors import UserError
+from noisybsd.settings import DataConfig
 
 Labels = npt.NDArray[np.int64]
 

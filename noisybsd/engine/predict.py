@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisybsd.data.augment import Views
 from noisybsd.data.dataset import Split
 from noisybsd.data.loader import eval_batches
+from noisybsd.data.views import Views
 from noisybsd.models.networks import Network
 
 

@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 
 from noisybsd import distributed
-from noisybsd.config import Config, DataConfig
-from noisybsd.data.augment import Views
+from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset, Split
 from noisybsd.data.loader import Loader, build_loader, keep_resident
+from noisybsd.data.views import Views
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
 from noisybsd.engine.predict import predict
 from noisybsd.errors import UserError
-from noisybsd.methods.bsd import LOSSES, build_loss, build_rule
 from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup, Task
+from noisybsd.methods.registry import LOSSES, build_loss, build_rule
 from noisybsd.models.bank import FeatureBank, knn_accuracy, vote
 from noisybsd.models.networks import Network, build_network
 from noisybsd.models.optim import WeightEma, build_optimizer, learning_rate
@@ -41,6 +41,7 @@ from noisybsd.runs.directory import RESULTS_SCHEMA
 from noisybsd.runs.environment import describe_environment
 from noisybsd.runs.signals import Stopped, StopSignal
 from noisybsd.runs.tracking import Tracker
+from noisybsd.settings import DataConfig
 
 # steps between looks at whether the loss is finite; each look waits for the device
 CHECK_EVERY = 50
@@ -74,9 +75,9 @@ class Trainer:
             forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
         self.forward = distributed.parallel(forward)
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
-        task = Task(self.labels, self.num_classes, config)
-        self.rule = build_rule(task).to(device)
-        self.loss = build_loss(task).to(device)
+        task = build_task(config, self.labels, self.num_classes)
+        self.rule = build_rule(config.targets, task, config.options).to(device)
+        self.loss = build_loss(config.loss, task, config.options).to(device)
         self.parameters = [*self.network.parameters(), *self.loss.parameters()]
         self.optimizer = build_optimizer(self.parameters, config.optimizer)
         self.contrastive = CONTRASTIVE.get(config.contrastive.name)
@@ -484,6 +485,20 @@ def joint_batch(
 def step_seed(seed: int, rank: int, step: int) -> int:
     """A well-mixed 63-bit seed from (seed, rank, step)."""
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
+    """What the configuration's target rule and loss are told, with the given labels (N,)."""
+    return Task(
+        labels,
+        num_classes,
+        epochs=config.epochs,
+        views=len(config.augment.views),
+        embedding_dim=config.network.embedding_dim,
+        balanced=config.data.balanced,
+        posterior=config.posterior,
+        neighbours=config.neighbours,
+    )
 
 
 def build_run_network(config: Config, dataset: Dataset) -> Network:

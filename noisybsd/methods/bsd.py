@@ -1,39 +1,15 @@
-"""Target rules (what a sample should be called) and classification losses (how that is learned), by name.
-
-Here are those of plain supervision and of Bayesian self-distillation; baselines.py holds the others,
-and parts.py says what a rule and a loss are. A new one is a class and an entry in TARGET_RULES or
-LOSSES, here or there; a preset in methods.py gives the pair a name.
+"""The target rule of Bayesian self-distillation: what of a visit is evidence, and what the belief teaches.
 
 Dimensions: N training samples, K classes, B batch.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from noisybsd.methods import memories as baselines
-from noisybsd.methods.parts import Batch, Loss, Part, TargetRule, Task, cross_entropy, one_hot
+from noisybsd.methods.parts import TargetRule, Task, one_hot
 from noisybsd.methods.posterior import Posterior, SparsePosterior
-
-
-class LabelTargets(TargetRule):
-    """The given labels, one-hot: ordinary supervised learning."""
-
-    mixup = "instead"
-    labels: Tensor
-
-    def __init__(self, task: Task):
-        super().__init__()
-        self.num_classes = task.num_classes
-        self.register_buffer("labels", task.labels, persistent=False)
-
-    def targets(self, index: Tensor) -> Tensor:
-        return one_hot(self.labels[index], self.num_classes)
 
 
 def class_shares(labels: Tensor, num_classes: int, balanced: int | None) -> tuple[Tensor, int]:
@@ -148,7 +124,7 @@ class PosteriorTargets(TargetRule):
 
     def __init__(self, task: Task):
         super().__init__()
-        self.prior, self.epochs = task.config.posterior, task.config.epochs
+        self.prior, self.epochs = task.posterior, task.epochs
         prior = self.prior
         constants = {
             "prior_strength": prior.prior_strength,
@@ -162,13 +138,13 @@ class PosteriorTargets(TargetRule):
             )
         else:
             self.posterior = Posterior(task.labels, task.num_classes, **constants)
-        shares = class_shares(task.labels, task.num_classes, task.config.data.balanced)
+        shares = class_shares(task.labels, task.num_classes, task.balanced)
         self.alignment = Alignment(*shares) if prior.align else None
         self.label_noise = LabelNoise(task.labels, *shares) if prior.label_evidence else None
         self.observe_mean = prior.observe == "mean"
         self.start_epoch(0)
         self.agreement_temperature = prior.agreement_temperature
-        self.neighbour_weight = task.config.neighbours.weight
+        self.neighbour_weight = task.neighbours.weight
         if self.neighbour_weight > 0:
             votes = torch.zeros(len(task.labels), task.num_classes, device=task.labels.device)
             self.register_buffer("votes", votes)
@@ -226,46 +202,3 @@ def sharpened(probs: Tensor, temperature: float) -> Tensor:
         return probs
     powers = (probs / probs.amax(dim=-1, keepdim=True)).pow(1 / temperature)  # the largest is 1
     return powers / powers.sum(dim=-1, keepdim=True)
-
-
-class CrossEntropy(Loss):
-    """Cross-entropy to the targets, mean over views and samples: -sum_k y_k log p_k."""
-
-    mixup = "instead"
-
-    def __init__(self, task: Task):
-        super().__init__()
-
-    def forward(self, batch: Batch) -> Tensor:
-        return cross_entropy(batch.logits, batch.targets)
-
-
-TARGET_RULES: dict[str, type[TargetRule]] = {
-    "labels": LabelTargets,
-    "posterior": PosteriorTargets,
-    **baselines.TARGET_RULES,
-}
-
-LOSSES: dict[str, type[Loss]] = {
-    "cross_entropy": CrossEntropy,
-    **baselines.LOSSES,
-}
-
-
-def options(part: type[Part]) -> Iterator[inspect.Parameter]:
-    """The keyword arguments of a rule's or loss's constructor: its `options.*`."""
-    parameters = inspect.signature(part).parameters.values()
-    return (p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-
-
-def build_rule(task: Task) -> TargetRule:
-    return _build(TARGET_RULES[task.config.targets], task)
-
-
-def build_loss(task: Task) -> Loss:
-    return _build(LOSSES[task.config.loss], task)
-
-
-def _build(part: Any, task: Task) -> Any:
-    mine = {p.name for p in options(part)}
-    return part(task, **{k: v for k, v in task.config.options.items() if k in mine})

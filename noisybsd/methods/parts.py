@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from noisybsd.config import Config
 from noisybsd.errors import UserError
+from noisybsd.settings import NeighboursConfig, PosteriorConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,14 @@ class Task:
 
     labels: Tensor  # (N,) int64, the given labels
     num_classes: int  # K
-    config: Config
+    epochs: int  # of the whole run
+    views: int  # of an image in a step
+    embedding_dim: int  # D
+    balanced: (
+        int | None
+    )  # at most so many samples of a given class are visited in an epoch; None: all
+    posterior: PosteriorConfig
+    neighbours: NeighboursConfig
 
 
 @dataclass(frozen=True)
@@ -146,3 +153,13 @@ def check_option(name: str, value: float, valid: bool, expected: str) -> None:
     """Raise UserError, with the key, the value and what is `expected`, unless it is `valid`."""
     if not valid:
         raise UserError(f"options.{name}={value}: expected {expected}")
+
+
+def zeros(task: Task, width: int) -> Tensor:
+    """(N,width) float32 on the labels' device."""
+    return torch.zeros(len(task.labels), width, device=task.labels.device)
+
+
+def inside(x: Tensor) -> Tensor:
+    """`x`, kept within [1e-4, 1 - 1e-4]."""
+    return x.clamp(1e-4, 1 - 1e-4)

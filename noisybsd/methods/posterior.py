@@ -4,7 +4,7 @@ The given label is the prior. From then on the network is a noisy sensor: each o
 fractional evidence, older evidence fades, and the posterior mean is what the network learns. Source:
 "Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The values of
 `prior_strength`, `prior_floor` and `discount` are not published; the defaults are ours. How a prediction
-becomes evidence is the business of objectives.py.
+becomes evidence is the business of bsd.py.
 
 `SparsePosterior` holds the same belief for many classes in a few numbers a sample.
 

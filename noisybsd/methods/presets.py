@@ -2,7 +2,7 @@
 
 A preset says all that makes a method, so that `method=NAME` over any recipe leaves nothing of the
 recipe's own method behind. Its `options` are the numbers its paper prescribes, for CIFAR-10 where they
-differ by dataset; schedules are shares of the run (baselines.py). Optimiser, schedule and budget stay
+differ by dataset; schedules are shares of the run. Optimiser, schedule and budget stay
 the recipe's.
 
 Beside each preset stands where its numbers were read. Where papers tune by dataset or noise rate, the

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from noisybsd.config import OptimizerConfig
 from noisybsd.models.networks import Network
+from noisybsd.settings import OptimizerConfig
 
 
 def build_optimizer(

@@ -67,7 +67,7 @@ def build_page(run: Run, said: dict[str, Any], detection: Any, top: int) -> str:
         "pictures": sprite_sheets(run.images, order, PICTURE),
         "neighbours": sprite_sheets(run.images, neighbours, NEIGHBOUR),
     }
-    environment = Environment(loader=PackageLoader("noisybsd"), autoescape=True)
+    environment = Environment(loader=PackageLoader("noisybsd.report"), autoescape=True)
     measured = [row for row in (detection or {}).values() if "auroc" in row]
     keys = ("auroc", "average_precision", "precision")
     return environment.get_template("report.html").render(
@@ -96,7 +96,7 @@ def build_page(run: Run, said: dict[str, Any], detection: Any, top: int) -> str:
 
 
 def _asset(name: str) -> Markup:
-    return Markup((files("noisybsd") / "templates" / name).read_text("utf-8"))
+    return Markup((files("noisybsd.report") / "templates" / name).read_text("utf-8"))
 
 
 def _wrong(findings: Findings) -> int:

@@ -17,11 +17,10 @@ import numpy as np
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
 from noisybsd.data.dataset import load_dataset, read_splits, with_labels, with_noise
-from noisybsd.data.label_files import labels_sha256, write_labels
-from noisybsd.data.noise import NoisyLabels
+from noisybsd.data.label_files import write_labels
 from noisybsd.data.splits import Split
+from noisybsd.engine.saved import MAY_DIFFER, load_run_config
 from noisybsd.errors import UserError, command
-from noisybsd.evaluate import MAY_DIFFER, load_run_config
 from noisybsd.report.findings import Ints
 
 DECISIONS = ("wrong", "right", "unsure")
@@ -125,21 +124,17 @@ def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
     labels[rows[review.index]] = review.label
     counts = Counter(review.decision)
     changed = int((review.label != review.given).sum())
-    noisy = NoisyLabels(
-        labels=labels,
-        transition=None,
-        name="review",
-        rate=None,
-        real_rate=None if clean is None else float((labels != clean).mean()),  # type: ignore[arg-type]
-        seed=config.seed,
-        sha256=labels_sha256(labels),
-    )
-    about = {
+    notes = {
         "dataset": dataset.name,
         "classes": list(dataset.class_names),
         "review": {"data_sha256": review.data_sha256, "changed": changed, **counts},
+        "name": "review",
+        "rate": None,
+        "real_rate": None if clean is None else float((labels != clean).mean()),
+        "seed": config.seed,
+        "transition": None,
     }
-    write_labels(out, noisy, clean=clean, about=about)
+    write_labels(out, labels, notes, clean=clean)
     return {**{name: counts[name] for name in DECISIONS}, "changed": changed}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from noisybsd.errors import UserError
+from noisybsd.files import write_atomically
 
 SCHEMA = 1
 _MARK = "noisybsd-checkpoint"
@@ -24,65 +23,6 @@ class CheckpointError(UserError):
 def previous(path: Path) -> Path:
     """Where the checkpoint before `path` is kept."""
     return path.with_suffix(".previous.pt")
-
-
-def write_atomically(
-    path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None
-) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place: whole or not at all.
-
-    Args:
-        keep: where the file that is replaced stays, if there is one.
-
-    Raises:
-        UserError: the disk is full, or not writable; what was at `path` is still there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            _keep(path, keep)
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch.save hides the system's error behind one of its own
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(f"{path}: cannot be written: {cause.strerror or cause}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _keep(path: Path, keep: Path) -> None:
-    """Give the file at `path` the name `keep` too, so that `path` exists at every moment."""
-    link = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without hard links: for a moment, only `keep` exists
-        path.replace(keep)
-    else:
-        link.replace(keep)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in `directory` last."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_temporaries(directory: Path) -> None:
-    """Remove what processes that were killed while writing left in `directory`."""
-    for temporary in directory.glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:

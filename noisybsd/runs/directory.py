@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -13,13 +12,8 @@ from typing import Any, TextIO
 
 from noisybsd.config import Config, completed, read_record, save_config
 from noisybsd.errors import UserError
-from noisybsd.runs.checkpoint import (
-    load_checkpoint,
-    load_latest,
-    previous,
-    remove_temporaries,
-    write_atomically,
-)
+from noisybsd.files import remove_temporaries, write_atomically
+from noisybsd.runs.checkpoint import load_checkpoint, load_latest, previous
 
 log = logging.getLogger("noisybsd")
 
@@ -211,28 +205,3 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` whole or not at all. NaN is not JSON: it raises ValueError."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object a line, whole or not at all."""
-    text = "".join(_line(row) for row in rows)
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Add one JSON object as a line."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"

@@ -14,6 +14,7 @@ import torch
 import noisybsd
 from noisybsd.config import Config
 from noisybsd.errors import UserError
+from noisybsd.files import PACKAGE
 
 _PACKAGES = ("torch", "torchvision", "kornia", "faiss-gpu", "faiss-cpu", "numpy", "scikit-learn")
 
@@ -57,7 +58,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the checkout noisybsd runs from, `-dirty` if changed; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
     try:

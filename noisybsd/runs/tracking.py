@@ -21,7 +21,8 @@ from urllib.parse import urlparse
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from noisybsd.config import Config, TrackingConfig
+from noisybsd.config import Config
+from noisybsd.settings import TrackingConfig
 
 log = logging.getLogger("noisybsd")
 

@@ -16,78 +16,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.finished import EPOCHS, make_run
 from rich.console import Console
 from scipy import stats
 
 from noisybsd import train
-from noisybsd.compare import plots as compare_plots
-from noisybsd.compare import sections as compare
-from noisybsd.compare import tables as compare_tables
+from noisybsd.compare import plots, tables
+from noisybsd.compare.__main__ import _KEYS, main
+from noisybsd.compare.runs import METRICS, Run, find_runs
 from noisybsd.compare.sections import (
-    METRICS,
     MUST_AGREE,
+    PUBLISHED,
     Comparison,
     Row,
-    Run,
     Section,
-    find_runs,
-    main,
+    compare,
+    has_effect,
+    notes,
     paired_difference,
+    provenance,
 )
-from noisybsd.config import PACKAGE, load_config, save_config
 from noisybsd.data.cards import load_card
 from noisybsd.data.noise import NOISE_MODELS
 from noisybsd.errors import UserError
-from noisybsd.methods.bsd import TARGET_RULES
 from noisybsd.methods.presets import METHODS
+from noisybsd.methods.registry import TARGET_RULES
 
 LAST, AUROC = METRICS[0], next(metric for metric in METRICS if metric.key == "auroc")
-EPOCHS = 12
-
-
-def make_run(
-    directory: Path, *arguments: str, accuracy: float = 0.9, results: dict[str, Any] | None = None
-) -> Path:
-    """A finished run of `EPOCHS` epochs whose accuracy rises by 0.01 an epoch up to `accuracy`."""
-    directory.mkdir(parents=True)
-    config = load_config(["recipe=digits_sym40", "method=ce", f"epochs={EPOCHS}", *arguments])
-    save_config(config, directory / "config.yaml", "made by a test")
-    accuracies = [accuracy - 0.01 * (config.epochs - 1 - i) for i in range(config.epochs)]
-    accuracies[2] = accuracy + 0.02  # the best epoch is not the last
-    rows = [
-        {
-            "epoch": i + 1,
-            "test_accuracy": value,
-            "test_accuracy_ema": value + 0.005,
-            "memorised_fraction": 0.02 * i,
-        }
-        for i, value in enumerate(accuracies)
-    ]
-    (directory / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    found: dict[str, Any] = {
-        "schema": 1,
-        "test_accuracy_last": accuracies[-1],
-        "test_accuracy_last10_mean": float(np.mean(accuracies[-10:])),
-        "test_accuracy_best": max(accuracies),
-        "test_accuracy_ema_last": accuracies[-1] + 0.005,
-        "test_ece_last": 0.05 + (1 - accuracy) / 10,
-        "test_ece_ema_last": 0.04,
-        "label_correction_accuracy": accuracy - 0.1,
-        "noise_detection_auroc": accuracy + 0.05,
-        "memorised_fraction": 0.22,
-        "reliability": {"confidence": [None, 0.8], "accuracy": [None, 0.7], "count": [0, 100]},
-        "reliability_ema": {"confidence": [0.3, 0.9], "accuracy": [0.2, 0.9], "count": [50, 50]},
-        "network_passes": 3.0,
-        "seconds": 100.0 + config.seed,
-        "noise_rate": 0.36 + 0.01 * config.seed,
-        "data_sha256": f"{config.seed:x}" * 64,
-        "data": {"pixels_verified": None},
-        "hardware": "a machine, 2 cores",
-        "versions": {"noisybsd": "0.1.0", "torch": "2.15.0"},
-        "git_commit": "0123abc-dirty",
-    }
-    (directory / "results.json").write_text(json.dumps(found | (results or {})))
-    return directory
 
 
 # accuracies of the last epoch, by seed; seed 3 has no partner
@@ -107,7 +62,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(*paths: Path, **options: Any) -> tuple[Section, ...]:
-    return compare.compare(find_runs([str(path) for path in paths])[0], **options)
+    return compare(find_runs([str(path) for path in paths])[0], **options)
 
 
 def labels(section: Section) -> list[str]:
@@ -260,7 +215,7 @@ def test_values_that_are_not_known(runs: Path) -> None:
     summary, difference = ce.summary(AUROC), bsd.difference(ce, AUROC)
     assert summary is not None and summary.n == 2
     assert difference is not None and difference.n == 2
-    (table, _) = compare_tables.section_tables(section)
+    (table, _) = tables.section_tables(section)
     assert table.rows[0][table.headings.index("AUROC")] == "0.8650 ± 0.0071 (n=2)"
 
 
@@ -269,7 +224,7 @@ def test_a_column_nobody_knows_is_left_out(tmp_path: Path) -> None:
         tmp_path / "a", results={"label_correction_accuracy": None, "memorised_fraction": None}
     )
     (section,) = load(tmp_path)
-    (table,) = compare_tables.section_tables(section)
+    (table,) = tables.section_tables(section)
     assert "corrected %" not in table.headings
     assert "AUROC" in table.headings
 
@@ -286,7 +241,7 @@ def test_the_weight_average_is_the_network_of_ce_ema(tmp_path: Path) -> None:
     assert (ema.results["test_ece_last"], ema.results["reliability"]["count"]) == (0.04, [50, 50])
     assert ema.curve("test_accuracy")[-1] == pytest.approx(0.805)
     assert ema.curve("memorised_fraction") == ce.curve("memorised_fraction")
-    assert any(n.startswith("ce_ema: accuracies and ECE") for n in compare.notes([section], []))
+    assert any(n.startswith("ce_ema: accuracies and ECE") for n in notes([section], []))
 
 
 def test_ce_ema_without_an_average(tmp_path: Path) -> None:
@@ -333,7 +288,7 @@ def test_the_posterior_alone_uses_its_settings() -> None:
     assert [name for name, rule in TARGET_RULES.items() if rule.uses_posterior] == ["posterior"]
     settings = {"contrastive.name": "none"}
     for name in TARGET_RULES:
-        used = compare.has_effect("posterior.discount", {"targets": name, **settings})
+        used = has_effect("posterior.discount", {"targets": name, **settings})
         assert used == (name == "posterior")
 
 
@@ -515,7 +470,7 @@ def test_without_ce_there_are_no_differences(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "method=bsd")
     make_run(tmp_path / "b", "method=elr")
     (section,) = load(tmp_path)
-    assert len(list(compare_tables.section_tables(section))) == 1
+    assert len(list(tables.section_tables(section))) == 1
 
 
 # every number in every format
@@ -597,13 +552,13 @@ def test_main_columns_without_a_baseline_or_with_several(tmp_path: Path) -> None
         for method in ("ce", "bsd"):
             make_run(tmp_path / f"{method}{lr}", f"optimizer.lr={lr}", f"method={method}")
     make_run(tmp_path / "odd", "method=elr", "optimizer.lr=0.2")
-    (table,) = compare_tables.main_tables(load(tmp_path)[0])
+    (table,) = tables.main_tables(load(tmp_path)[0])
     found = {row[0]: row[table.headings.index("difference")] for row in table.rows}
     assert found["ce optimizer.lr=0.1"] == "baseline"
     assert found["bsd optimizer.lr=0.1"] == "+0.00"
     assert found["elr optimizer.lr=0.2"] == "–"
     (section,) = load(tmp_path / "odd")
-    (table,) = compare_tables.main_tables(section)
+    (table,) = tables.main_tables(section)
     assert "difference" not in table.headings and "difference" not in table.caption
 
 
@@ -620,7 +575,7 @@ def test_a_narrow_terminal_loses_nothing(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(
-        compare_tables,
+        tables,
         "Console",
         lambda **_: Console(width=60, force_terminal=True, color_system=None),
     )
@@ -645,12 +600,12 @@ def test_all_methods_fit_a_terminal(
     by_seed = tuple(replace(run, settings=run.settings | {"seed": s}) for s in range(3))
     rows = tuple(Row(method, (), by_seed) for method in METHODS)
     monkeypatch.setattr(
-        compare_tables,
+        tables,
         "Console",
         lambda **_: Console(width=width, force_terminal=True, color_system=None),
     )
     sections = (replace(section, rows=rows),)
-    compare_tables.show(Comparison(sections, tuple(compare.notes(sections, []))))
+    tables.show(Comparison(sections, tuple(notes(sections, []))))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     shown = [line.split()[0] for line in lines if line.startswith(" ") and " ± " in line]
@@ -660,11 +615,11 @@ def test_all_methods_fit_a_terminal(
 
 def test_parts_of_a_wide_table_are_about_as_wide_as_each_other() -> None:
     cells = ("x" * 8,) * 7
-    table = compare_tables.Table("", ("m", *cells), (("method", *cells),))
+    table = tables.Table("", ("m", *cells), (("method", *cells),))
     # 9 + 11 each: six fit into 75, seven do not
-    assert [len(part) for part in compare_tables._parts(table, 86)] == [8]
-    assert [len(part) for part in compare_tables._parts(table, 75)] == [5, 4]
-    assert [len(part) for part in compare_tables._parts(table, 5)] == [2] * 7
+    assert [len(part) for part in tables._parts(table, 86)] == [8]
+    assert [len(part) for part in tables._parts(table, 75)] == [5, 4]
+    assert [len(part) for part in tables._parts(table, 5)] == [2] * 7
 
 
 def test_markdown(runs: Path) -> None:
@@ -695,7 +650,7 @@ def test_latex(runs: Path) -> None:
 
 def test_latex_escapes() -> None:
     assert (
-        compare_tables.latex_escape(r"a_b 5% $x$ #1 {y} ~z^2 \w & <i> ± −1 –")
+        tables.latex_escape(r"a_b 5% $x$ #1 {y} ~z^2 \w & <i> ± −1 –")
         == r"a\_b 5\% \$x\$ \#1 \{y\} \textasciitilde{}z\textasciicircum{}2 \textbackslash{}w \& "
         r"$<$i$>$ $\pm$ $-$1 --"
     )
@@ -759,24 +714,24 @@ def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
     make_run(tmp_path / "a", accuracy=0.5)
     make_run(tmp_path / "b", "method=bsd", accuracy=0.6)
     (section,) = load(tmp_path)
-    means, differences = compare_tables.section_tables(section)
+    means, differences = tables.section_tables(section)
     assert means.rows[0][2] == "50.00"
     assert differences.rows[0][:3] == ("bsd", "1", "+10.00")
-    _, (ce, bsd) = read_csv(compare_tables.csv_text(Comparison((section,), ())))
+    _, (ce, bsd) = read_csv(tables.csv_text(Comparison((section,), ())))
     assert (ce["accuracy_last_std"], bsd["accuracy_last_difference_low"]) == ("", "")
 
 
 def test_labels_survive_every_format(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "augment.views=[weak,strong]")
     comparison = Comparison(load(tmp_path), ())
-    assert "| ce augment.views=[weak,strong] |" in compare_tables.markdown(comparison)
-    assert r"ce augment.views=[weak,strong] &" in compare_tables.latex(comparison)
+    assert "| ce augment.views=[weak,strong] |" in tables.markdown(comparison)
+    assert r"ce augment.views=[weak,strong] &" in tables.latex(comparison)
     with (console := Console(width=200)).capture() as captured:
-        compare_tables.Console = lambda **_: console  # type: ignore[misc,assignment]
+        tables.Console = lambda **_: console  # type: ignore[misc,assignment]
         try:
-            compare_tables.show(comparison)
+            tables.show(comparison)
         finally:
-            compare_tables.Console = Console  # type: ignore[misc]
+            tables.Console = Console  # type: ignore[misc]
     assert "ce augment.views=[weak,strong]" in captured.get()
 
 
@@ -790,26 +745,26 @@ def test_labels_survive_every_format(tmp_path: Path) -> None:
 )
 def test_what_is_known_of_the_pixels(verified: bool | None, text: str, tmp_path: Path) -> None:
     make_run(tmp_path / "a", results={"data": {"pixels_verified": verified}})
-    assert any(text in line for line in compare.provenance(load(tmp_path)))
+    assert any(text in line for line in provenance(load(tmp_path)))
 
 
 def test_several_machines_and_commits_are_all_named(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "seed=0")
     make_run(tmp_path / "b", "seed=1", results={"git_commit": "fff", "hardware": "another"})
-    lines = list(compare.provenance(load(tmp_path)))
+    lines = list(provenance(load(tmp_path)))
     assert "commit: 0123abc-dirty; fff" in lines
     assert "hardware: a machine, 2 cores; another" in lines
 
 
 def test_rows_of_different_numbers_of_seeds_are_noted(runs: Path) -> None:
-    assert any("different numbers of seeds, 3 to 4" in n for n in compare.notes(load(runs), []))
+    assert any("different numbers of seeds, 3 to 4" in n for n in notes(load(runs), []))
 
 
 # published numbers
 
 
 def published_entries() -> list[dict[str, str]]:
-    lines = (PACKAGE / "published.csv").read_text("utf-8").splitlines()
+    lines = PUBLISHED.read_text("utf-8").splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
@@ -871,7 +826,7 @@ def test_published_numbers_stay_in_one_table_where_it_is_narrow(
     """A method has several: split, nobody could tell which network belongs to which number."""
     make_run(tmp_path / "a", "recipe=cifar10n_worst", "method=ce")
     monkeypatch.setattr(
-        compare_tables,
+        tables,
         "Console",
         lambda **_: Console(width=80, force_terminal=True, color_system=None),
     )
@@ -912,7 +867,7 @@ def test_published_numbers_only_of_the_same_data_and_noise(tmp_path: Path) -> No
     (section,) = load(tmp_path / "sym")
     assert section.published == ()
     (section,) = load(tmp_path / "excl", published=True)
-    assert any("no published numbers" in note for note in compare.notes([section], [], True))
+    assert any("no published numbers" in note for note in notes([section], [], True))
 
 
 def test_what_makes_ours_differ_from_published_numbers_is_said(tmp_path: Path) -> None:
@@ -924,7 +879,7 @@ def test_what_makes_ours_differ_from_published_numbers_is_said(tmp_path: Path) -
         results={"data": {"pixels_verified": False}},
     )
     (section,) = load(tmp_path, published=True)
-    *_, table = compare_tables.section_tables(section)
+    *_, table = tables.section_tables(section)
     (ours,) = (row for row in table.rows if row[0] == "ce")
     assert ours[-1] == (
         "measured here, n=1, on the first 5000 training images, not the official pixels"
@@ -960,7 +915,7 @@ def test_options_mistakes_at_once(capsys: Any) -> None:
 def test_help(capsys: Any) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"{key}=" in text for key in compare._KEYS)
+    assert all(f"{key}=" in text for key in _KEYS)
     assert main([]) == 2
 
 
@@ -990,7 +945,7 @@ def test_a_table_is_replaced_whole_or_not_at_all(
 
 def test_curves(runs: Path) -> None:
     (section,) = load(runs)
-    line = compare_plots._curve(section.rows[1], "test_accuracy", section)
+    line = plots._curve(section.rows[1], "test_accuracy", section)
     assert line is not None
     values = 100 * np.array([run.curve("test_accuracy") for run in section.rows[1].runs])
     assert values.shape == (4, EPOCHS)
@@ -1007,8 +962,8 @@ def test_curves_that_are_not_known(tmp_path: Path) -> None:
     text = re.sub(r'"memorised_fraction": [\d.]+', '"memorised_fraction": null', _history(path))
     (path / "metrics.jsonl").write_text(text)
     (section,) = load(tmp_path)
-    assert compare_plots._curve(section.rows[0], "memorised_fraction", section) is None
-    names = [name for name, _ in compare_plots._figures([section])]
+    assert plots._curve(section.rows[0], "memorised_fraction", section) is None
+    names = [name for name, _ in plots._figures([section])]
     assert names == ["digits_sym40-accuracy", "digits_sym40-reliability"]
 
 
@@ -1029,7 +984,7 @@ def test_reliability_is_pooled_by_count() -> None:
         {"confidence": [None, 0.7, 0.8], "accuracy": [None, 0.8, 0.7], "count": [0, 30, 10]},
     ]
     runs = tuple(Run(Path(str(i)), {}, {"reliability": d}) for i, d in enumerate(diagrams))
-    count, confidence, accuracy = compare_plots.pooled_reliability(Row("ce", (), runs))
+    count, confidence, accuracy = plots.pooled_reliability(Row("ce", (), runs))
     np.testing.assert_array_equal(count, [0, 40, 100])
     np.testing.assert_allclose(confidence, [np.nan, (6 + 21) / 40, (81 + 8) / 100])
     np.testing.assert_allclose(accuracy, [np.nan, (5 + 24) / 40, (90 + 7) / 100])
@@ -1050,8 +1005,8 @@ def at_rates(folder: Path, *more: str) -> None:
 
 def test_accuracy_against_noise_rate(tmp_path: Path) -> None:
     at_rates(tmp_path)
-    (family,) = compare_plots._families(load(tmp_path))
-    (line,) = compare_plots._rate_lines(family)
+    (family,) = plots._families(load(tmp_path))
+    (line,) = plots._rate_lines(family)
     np.testing.assert_allclose(line.x, [20, 40, 60])
     np.testing.assert_allclose(line.mean, [91, 81, 61])
     assert line.std is not None
@@ -1064,8 +1019,8 @@ def test_one_seed_has_no_bar(tmp_path: Path) -> None:
         for seed in seeds:
             settings = ("method=ce", f"noise.rate={rate}", f"seed={seed}")
             make_run(tmp_path / f"{rate}-{seed}", *settings, accuracy=0.9 + seed / 100)
-    (family,) = compare_plots._families(load(tmp_path))
-    (line,) = compare_plots._rate_lines(family)
+    (family,) = plots._families(load(tmp_path))
+    (line,) = plots._rate_lines(family)
     assert line.std is not None
     np.testing.assert_allclose(line.std, np.array([0.5**0.5, np.nan]))
 
@@ -1086,7 +1041,7 @@ def test_recipes_that_differ_in_the_noise_rate_alone_are_one_line(tmp_path: Path
         config = tmp_path / name / "config.yaml"
         text = config.read_text().replace("recipe: cifar10_sym50", f"recipe: cifar10_{name}")
         config.write_text(text)
-    (family,) = compare_plots._families(load(tmp_path))
+    (family,) = plots._families(load(tmp_path))
     assert [section.recipe for section in family] == ["cifar10_sym50", "cifar10_sym80"]
 
 
@@ -1102,7 +1057,7 @@ def test_pictures_are_written_as_png_and_svg(runs: Path) -> None:
 
 def test_there_is_a_picture_of_the_noise_rates(tmp_path: Path) -> None:
     at_rates(tmp_path)
-    names = [name for name, _ in compare_plots._figures(load(tmp_path))]
+    names = [name for name, _ in plots._figures(load(tmp_path))]
     assert names[-1] == "digits_sym40-noise_rate"
     assert len(names) == 3 * 3 + 1
 
@@ -1111,23 +1066,19 @@ def test_there_is_a_picture_of_the_noise_rates(tmp_path: Path) -> None:
 def test_the_same_picture_is_the_same_file(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a")
     sections = load(tmp_path / "runs")
-    first, second = (compare_plots.draw(sections, tmp_path / name) for name in ("p", "q"))
+    first, second = (plots.draw(sections, tmp_path / name) for name in ("p", "q"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 @pytest.mark.parametrize(("count", "panels"), [(7, 1), (8, 8), (18, 18)])
 def test_many_rows_get_a_panel_each(count: int, panels: int) -> None:
     x = np.arange(3.0)
-    lines = [
-        compare_plots.Line(f"method{i}", x, x + i, None, is_baseline=i == 0) for i in range(count)
-    ]
-    figure = compare_plots._line_figure(lines, "x", "y", "")
+    lines = [plots.Line(f"method{i}", x, x + i, None, is_baseline=i == 0) for i in range(count)]
+    figure = plots._line_figure(lines, "x", "y", "")
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert len(shown) == panels
     # each line is drawn somewhere other than as grey background
-    coloured = [
-        line for axes in shown for line in axes.lines if line.get_color() != compare_plots.GREY
-    ]
+    coloured = [line for axes in shown for line in axes.lines if line.get_color() != plots.GREY]
     assert len({line.get_label() for line in coloured}) == count
     styles = {line.get_label(): line.get_linestyle() for line in coloured}
     assert styles["method0"] == "--"

@@ -12,12 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
+from helpers.training import NoReadback
 from kornia.geometry.bbox import bbox_generator
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisybsd.data.augment import (
-    VIEWS,
     Operator,
     RandAugment,
     RandomColorJitter,
@@ -26,9 +25,9 @@ from noisybsd.data.augment import (
     RandomGrayscale,
     RandomResizedCropFlip,
     RandomWarp,
-    Views,
     shift_hue_,
 )
+from noisybsd.data.views import VIEWS, Views
 
 OPERATORS = {
     "crop": lambda: RandomCropFlip(16, padding=4),
@@ -405,20 +404,6 @@ def test_bfloat16_autocast_changes_nothing(name: str) -> None:
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module.strong(photographs()), expected)
-
-
-class NoReadback(TorchDispatchMode):
-    """Fails on what waits for the device or makes a shape depend on values."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in self.FORBIDDEN, f"{func} reads back"
-        if name in ("index", "index_put", "index_put_"):
-            masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
-            assert not masks, f"{func} by a mask reads back"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -9,7 +9,7 @@ import pytest
 from helpers import trees
 
 from noisybsd.data.cards import card_names, load_card
-from noisybsd.data.readers.lists import EVALUATIONS, LAYOUTS
+from noisybsd.data.readers.registry import EVALUATIONS, LAYOUTS
 from noisybsd.errors import UserError
 
 

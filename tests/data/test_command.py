@@ -15,8 +15,8 @@ from helpers import trees
 from helpers.local_server import serving
 from helpers.trees import load
 
-from noisybsd.data import label_files
-from noisybsd.data.dataset import main
+from noisybsd.data.__main__ import main
+from noisybsd.data.label_files import LABEL_READERS, read_description
 from noisybsd.data.noise import inject
 from noisybsd.errors import UserError
 
@@ -134,7 +134,7 @@ def test_check_of_bytes_and_label_order(capsys: pytest.CaptureFixture[str], tmp_
     code, text = check(capsys, card, f"root={root}", "verify=false")
     assert code == 0 and "data_batch_2: not the official bytes, accepted by verify=false" in text
 
-    labels = label_files.LABEL_READERS[".pt"](root / "CIFAR-10_human.pt")[0]["worse_label"]
+    labels = LABEL_READERS[".pt"](root / "CIFAR-10_human.pt")[0]["worse_label"]
     np.save(tmp_path / "worse.npy", labels)
     arguments = (card, f"root={root}", "verify=false", f"labels={tmp_path / 'worse.npy'}")
     assert (
@@ -353,6 +353,9 @@ def test_noise_writes_labels_that_training_reads(
     assert (data.train.labels == expected.labels).all() and (data.train.clean_labels == clean).all()
     assert data.notes["label_file"] == {"name": "symmetric", "rate": 0.3, "seed": 4}
     assert data.notes["noise"]["real_rate"] == expected.real_rate
+    description = read_description(out)
+    assert description is not None
+    np.testing.assert_array_equal(description["transition"], expected.transition)
     assert load("digits", Path(), {"name": "symmetric", "rate": 0.3}, seed=4).sha256 == data.sha256
 
 

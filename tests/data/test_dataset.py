@@ -13,11 +13,11 @@ import torch
 from helpers import trees
 from helpers.trees import load
 
-from noisybsd.config import DataConfig
 from noisybsd.data.cards import load_card
 from noisybsd.data.dataset import load_evaluation
 from noisybsd.data.noise import inject, labels_sha256
 from noisybsd.errors import UserError
+from noisybsd.settings import DataConfig
 
 SYMMETRIC = {"name": "symmetric", "rate": 0.4}
 

@@ -15,13 +15,13 @@ import torch
 from helpers import trees
 from helpers.trees import load
 
-from noisybsd.config import DataConfig
 from noisybsd.data.cards import load_card
 from noisybsd.data.dataset import load_evaluation
 from noisybsd.data.images import ImageFiles
-from noisybsd.data.readers.lists import load_pickle
+from noisybsd.data.readers.arrays import load_pickle
 from noisybsd.data.splits import Split, stratified_holdout
 from noisybsd.errors import UserError
+from noisybsd.settings import DataConfig
 
 
 def numbers(split: Split) -> list[int]:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from noisybsd.data.splits import Split
+from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
-from noisybsd.evaluate import load_run_config, load_trainer
 from noisybsd.report.findings import Findings, label_table
 from noisybsd.train import main as train
 

@@ -12,8 +12,9 @@ import torch
 import yaml
 from PIL import Image
 
-from noisybsd.config import DataConfig, NoiseConfig, resource_dir
 from noisybsd.data.dataset import Dataset, load_dataset
+from noisybsd.files import resource_dir
+from noisybsd.settings import DataConfig, NoiseConfig
 
 
 def load(name: str | Path, root: Path, noise: Any = None, seed: int = 0, **data: Any) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ import torch.nn.functional as F
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from noisybsd.config import build_config
+from noisybsd.config import Config, build_config
+from noisybsd.engine.trainer import build_task
 from noisybsd.errors import UserError
-from noisybsd.methods import memories as baselines
-from noisybsd.methods.bsd import CrossEntropy, LabelTargets, build_loss, build_rule
 from noisybsd.methods.parts import Batch, Loss, Mixup, Part, TargetRule, Task
+from noisybsd.methods.plain import CrossEntropy, LabelTargets
+from noisybsd.methods.registry import LOSSES, TARGET_RULES, build_loss, build_rule
+from noisybsd.methods.sop import SparseOverparameterization
+from noisybsd.methods.tcl import TwinContrastive
 
 N, K, B, D = 8, 4, 5, 6
 LABELS = torch.tensor([0, 1, 2, 3, 1, 2, 0, 3])
@@ -23,19 +27,25 @@ INDEX = torch.tensor([6, 0, 3, 5, 1])
 Row = list[float]
 
 
-def task(method: str, **settings: object) -> Task:
+def configuration(method: str, **settings: object) -> Config:
     network = {"embedding_dim": D}
     layer = {"recipe": "test", "method": method, "epochs": 20, "network": network, **settings}
-    return Task(LABELS, K, build_config(layer))
+    return build_config(layer)
+
+
+def task(method: str) -> Task:
+    return build_task(configuration(method), LABELS, K)
 
 
 def make_loss(method: str, **options: float) -> Loss:
     torch.manual_seed(0)
-    return build_loss(task(method, options=options))
+    config = configuration(method, options=options)
+    return build_loss(config.loss, build_task(config, LABELS, K), config.options)
 
 
 def make_rule(method: str, **options: float) -> TargetRule:
-    return build_rule(task(method, options=options))
+    config = configuration(method, options=options)
+    return build_rule(config.targets, build_task(config, LABELS, K), config.options)
 
 
 def batch(num_views: int = 1, targets: Tensor | None = None, mixup: Mixup | None = None) -> Batch:
@@ -320,7 +330,7 @@ def derivative(f: Callable[[float], float], x: float, h: float = 1e-5) -> float:
 
 def sop_state(loss: Loss) -> tuple[list[float], list[Row]]:
     random = torch.Generator().manual_seed(2)
-    assert isinstance(loss, baselines.SparseOverparameterization)
+    assert isinstance(loss, SparseOverparameterization)
     loss.u.copy_(0.5 * torch.rand(N, 1, generator=random))
     loss.v.copy_(0.5 * torch.rand(N, K, generator=random))
     return loss.u.squeeze(1).tolist(), loss.v.tolist()
@@ -464,7 +474,7 @@ def test_twin_contrastive(warming_up: bool) -> None:
     """Huang et al. 2023: cross-supervision, mixup, alignment, contrast and entropy; see the class."""
     temperature = 0.4
     loss, one = make_loss("tcl", temperature=temperature, warmup=0.1), mixed_batch()
-    assert isinstance(loss, baselines.TwinContrastive) and one.mixup is not None
+    assert isinstance(loss, TwinContrastive) and one.mixup is not None
     random = torch.Generator().manual_seed(5)
     loss.clean.copy_(torch.rand(N, 1, generator=random))
     loss.clean_share.fill_(0.6)
@@ -502,7 +512,7 @@ def test_twin_contrastive(warming_up: bool) -> None:
 def test_twin_contrastive_remembers_the_weak_view() -> None:
     loss, one = make_loss("tcl"), mixed_batch()
     loss(one).backward()
-    assert isinstance(loss, baselines.TwinContrastive)
+    assert isinstance(loss, TwinContrastive)
     close(loss.features[INDEX], one.z[:B])
     close(loss.probs[INDEX], one.logits[0].softmax(dim=1))
     assert not loss.features[[2, 4, 7]].any()
@@ -513,9 +523,8 @@ def clusters(n: int = 300, wrong: int = 60) -> tuple[Loss, Tensor]:
     random = torch.Generator().manual_seed(0)
     true = torch.arange(n) % K
     labels = torch.where(torch.arange(n) < wrong, (true + 1) % K, true)
-    config = task("tcl").config
-    loss = build_loss(Task(labels, K, config))
-    assert isinstance(loss, baselines.TwinContrastive)
+    loss = build_loss("tcl", replace(task("tcl"), labels=labels), {})
+    assert isinstance(loss, TwinContrastive)
     centres = F.one_hot(true, D).float()
     loss.features.copy_(F.normalize(centres + 0.3 * torch.randn(n, D, generator=random), dim=1))
     loss.probs.copy_((3 * F.one_hot(true, K) + torch.rand(n, K, generator=random)).softmax(dim=1))
@@ -524,7 +533,7 @@ def clusters(n: int = 300, wrong: int = 60) -> tuple[Loss, Tensor]:
 
 def test_twin_contrastive_fits_prototypes_and_mixture() -> None:
     loss, labels = clusters()
-    assert isinstance(loss, baselines.TwinContrastive)
+    assert isinstance(loss, TwinContrastive)
     loss.features[-3:], loss.probs[-3:] = 0, 0  # never seen
     loss.start_epoch(1)
     n = len(labels) - 3
@@ -551,11 +560,11 @@ def test_twin_contrastive_fits_prototypes_and_mixture() -> None:
 def test_twin_contrastive_fits_once_an_epoch() -> None:
     """Starting an epoch again, after an interruption, leaves what was fitted at its beginning."""
     loss, labels = clusters()
-    assert isinstance(loss, baselines.TwinContrastive)
+    assert isinstance(loss, TwinContrastive)
     loss.start_epoch(1)
     clean = loss.clean.clone()
     loss.features.copy_(loss.features.roll(1, dims=0))
-    again = build_loss(Task(labels, K, task("tcl").config))
+    again = build_loss("tcl", replace(task("tcl"), labels=labels), {})
     again.load_state_dict(loss.state_dict())
     again.start_epoch(1)
     assert torch.equal(again.clean, clean)
@@ -565,7 +574,7 @@ def test_twin_contrastive_fits_once_an_epoch() -> None:
 
 def test_twin_contrastive_survives_embeddings_that_are_all_alike() -> None:
     loss, _ = clusters()
-    assert isinstance(loss, baselines.TwinContrastive)
+    assert isinstance(loss, TwinContrastive)
     loss.features.copy_(F.one_hot(torch.tensor(0), D).expand_as(loss.features))
     loss.probs.fill_(1 / K)
     loss.start_epoch(1)
@@ -575,12 +584,11 @@ def test_twin_contrastive_survives_embeddings_that_are_all_alike() -> None:
 # -- state and mistakes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", [baselines.TARGET_RULES, baselines.LOSSES])
+@pytest.mark.parametrize("parts", [TARGET_RULES, LOSSES])
 def test_all_state_is_in_registered_buffers(parts: dict[str, type[Part]]) -> None:
     """A tensor that is a plain attribute would be neither in the checkpoint nor moved to the device."""
-    config = task("tcl").config
     for part in parts.values():
-        made = part(Task(LABELS, K, config))  # type: ignore[call-arg]
+        made = part(task("tcl"))  # type: ignore[call-arg]
         assert not [name for name, value in vars(made).items() if isinstance(value, Tensor)]
 
 
@@ -610,6 +618,5 @@ def test_what_a_rule_remembers_of_the_labels_is_not_in_the_state() -> None:
     ],
 )
 def test_an_option_out_of_range(method: str, option: str, value: float) -> None:
-    mine = task(method, options={option: value})
     with pytest.raises(UserError, match=rf"options\.{option}={value}: expected"):
-        build_rule(mine), build_loss(mine)
+        make_rule(method, **{option: value}), make_loss(method, **{option: value})

@@ -1,21 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from noisybsd.config import build_config
+from noisybsd.engine.trainer import build_task
 from noisybsd.errors import UserError
 from noisybsd.methods.bsd import (
     Alignment,
-    Batch,
-    CrossEntropy,
     LabelNoise,
-    LabelTargets,
     PosteriorTargets,
-    Task,
     class_shares,
     sharpened,
 )
-from noisybsd.methods.parts import TargetRule
+from noisybsd.methods.parts import Batch, TargetRule, Task
+from noisybsd.methods.plain import CrossEntropy, LabelTargets
 
 N, K, B, V = 8, 3, 4, 2
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -23,7 +23,8 @@ INDEX = torch.tensor([5, 0, 7, 2])
 
 
 def task(**settings: object) -> Task:
-    return Task(LABELS, K, build_config({"recipe": "test", "method": "bsd", **settings}))
+    config = build_config({"recipe": "test", "method": "bsd", **settings})
+    return build_task(config, LABELS, K)
 
 
 def batch(targets: torch.Tensor, seed: int = 0) -> Batch:
@@ -192,7 +193,7 @@ def test_a_network_that_errs_does_not_take_all_its_errors_for_the_labels() -> No
     settings = {**PAPER, "label_evidence": True}
     found = []
     for share in ({"evidence_share": 0.0}, {}, {"evidence_share": 1.0}):
-        rule = PosteriorTargets(Task(labels, K, task(posterior=settings | share).config))
+        rule = PosteriorTargets(replace(task(posterior=settings | share), labels=labels))
         for index in torch.randperm(len(labels), generator=generator).repeat(8).split(100):
             rule.observe(index, predictions[index][None])
         assert rule.label_noise is not None
@@ -213,7 +214,7 @@ def test_the_label_is_evidence_for_as_much_as_it_is_worth() -> None:
     """q_k ~ p_k P(g | k): an undecided prediction follows the label, a decided one does not."""
     settings = {**PAPER, "prior_strength": 0.01, "label_evidence": True}
     labels = torch.arange(K).repeat(100)
-    rule = PosteriorTargets(Task(labels, K, task(posterior=settings).config))
+    rule = PosteriorTargets(replace(task(posterior=settings), labels=labels))
     assert rule.label_noise is not None
     mostly = 0.7 * torch.eye(K) + 0.1  # 80 % of the labels are right
     rule.label_noise.joint.copy_(mostly / K)
@@ -305,7 +306,7 @@ def test_means_survive_classes_that_are_not_labelled_and_not_predicted() -> None
         assert torch.equal(aligned, certain)  # nothing else has any probability
     # a batch as large as the window leaves nothing of what was before
     everything = torch.arange(K).repeat(1000)
-    rule = PosteriorTargets(Task(everything, K, task().config))
+    rule = PosteriorTargets(replace(task(), labels=everything))
     index = torch.arange(len(everything))
     never_of_class_2 = torch.eye(K)[index % 2]
     for _ in range(2):
@@ -318,7 +319,7 @@ def test_means_survive_classes_that_are_not_labelled_and_not_predicted() -> None
 def test_the_default_posterior_against_a_slow_loop() -> None:
     """Align, then sharpen, then multiply by the likelihood, learned from evidence and prediction, 9 : 1."""
     rule = PosteriorTargets(task())
-    prior = task().config.posterior
+    prior = task().posterior
     generator = torch.Generator().manual_seed(5)
     h = [3 / 8, 3 / 8, 2 / 8]
     m = list(h)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_augment import NoReadback
+from helpers import ROOT
+from helpers.training import SOONER, NoReadback, NoTracker
 from torch import Tensor
 
 from noisybsd.config import build_config, load_config
 from noisybsd.data.dataset import load_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
-from noisybsd.methods import bsd as objectives
-from noisybsd.methods import parts
-from noisybsd.methods.bsd import LOSSES, TARGET_RULES, PosteriorTargets, options
+from noisybsd.methods import parts, registry
+from noisybsd.methods.bsd import PosteriorTargets
 from noisybsd.methods.presets import METHODS
+from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
 from noisybsd.runs.signals import Stopped
 
 NAMES = (
@@ -36,13 +36,6 @@ SMALL = (
     "neighbours.start_epoch=1",
     "device=cpu",
 )
-# papers' schedules are shares of the run: let them begin in its second epoch
-SOONER = {"selc": ["options.warmup=0.5"], "tcl": ["options.warmup=0.5"]}
-
-
-class NoTracker:
-    def step(self) -> None:
-        pass
 
 
 class StopAfter:
@@ -246,13 +239,13 @@ def test_parts_that_do_not_go_together(settings: list[str], says: str) -> None:
 
 def test_the_readmes_example_of_a_new_method_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """The snippet of README.md is run as it stands, and its method trains and takes its option."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
     (indented,) = re.findall(r"```python\n(.*?class FocalLoss.*?)```", readme, re.DOTALL)
     snippet = re.sub("^  ", "", indented, flags=re.MULTILINE)
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 15
     monkeypatch.setitem(LOSSES, "focal", LOSSES["cross_entropy"])  # taken out again afterwards
     monkeypatch.setitem(METHODS, "focal", METHODS["ce"])
-    names = {**vars(objectives), **vars(parts), "METHODS": METHODS, "Tensor": Tensor}
+    names = {**vars(registry), **vars(parts), "METHODS": METHODS, "Tensor": Tensor}
     exec(compile(snippet, "README.md", "exec"), names)
 
     run = trainer("focal", "options.gamma=3")

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from noisybsd.config import PosteriorConfig
 from noisybsd.methods.posterior import Posterior, SparsePosterior, override_time, reference_targets
+from noisybsd.settings import PosteriorConfig
 
 N, K = 5, 4
 LABELS = torch.tensor([0, 1, 2, 3, 0])

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from noisybsd.config import OptimizerConfig
 from noisybsd.models.optim import WeightEma, build_optimizer, learning_rate
+from noisybsd.settings import OptimizerConfig
 
 CONFIG = OptimizerConfig(lr=0.4, min_lr=0.1)
 

@@ -18,7 +18,8 @@ from helpers.reported import NASTY_FILE, findings, run, trainer_of
 from numpy.testing import assert_allclose
 
 from noisybsd.engine.trainer import Trainer
-from noisybsd.report.findings import Findings, collect, log_to_wandb, pictures, record
+from noisybsd.report.collect import collect, log_to_wandb, record
+from noisybsd.report.findings import Findings, pictures
 
 
 @pytest.fixture(scope="module")

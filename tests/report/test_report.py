@@ -23,11 +23,13 @@ from PIL import Image
 
 from noisybsd.data.images import ImageFiles
 from noisybsd.report import review
-from noisybsd.report import write as report
+from noisybsd.report.__main__ import main
+from noisybsd.report.estimates import detection_metrics, estimates
 from noisybsd.report.findings import Findings
 from noisybsd.report.page import Run, build_page
 from noisybsd.report.plots import curves_plot, reliability_plot, transition_plot
 from noisybsd.report.sprites import SHEET, Sheets, sprite_sheets
+from noisybsd.report.write import report
 
 
 class Parsed(HTMLParser):
@@ -67,7 +69,7 @@ class Parsed(HTMLParser):
 
 
 def page_of(found: Findings, images: Any = None, top: int = 2000) -> Parsed:
-    said, detection = report.estimates(found), report.detection_metrics(found)
+    said, detection = estimates(found), detection_metrics(found)
     return Parsed(build_page(Run(found, [], images, []), said, detection, top))
 
 
@@ -82,7 +84,7 @@ def quick() -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on 300 digits, with its report."""
     directory = run(tmp_path_factory.mktemp("report") / "run")
-    report.report(directory, [])
+    report(directory, [])
     return directory
 
 
@@ -91,7 +93,7 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on image files whose names and classes are hostile, with its report."""
     root = tmp_path_factory.mktemp("nasty")
     directory = run(root / "run", *own_images(root / "data"))
-    report.report(directory, [])
+    report(directory, [])
     return directory
 
 
@@ -133,7 +135,7 @@ def test_paths_and_reasons_are_text_too() -> None:
     found = findings(np.eye(2), [0, 1])
     for key in ("run", "dataset", "method"):
         found.about[key] = f"<b>{key}</b> &amp;"
-    said, notice = report.estimates(found), "<b>notice</b> &lt;"
+    said, notice = estimates(found), "<b>notice</b> &lt;"
     page = Parsed(build_page(Run(found, [], None, [notice]), said, None, 5))
     assert all(tag != "b" for tag, _ in page.elements)
     for text in ("<b>run</b> &amp;", "<b>dataset</b> &amp;", "<b>method</b> &amp;", notice):
@@ -326,7 +328,7 @@ def test_images_that_are_gone_leave_the_rest(nasty: Path, tmp_path: Path) -> Non
     gone = sorted((moved / "images").iterdir())[:40]
     for path in gone:
         path.unlink()
-    report.report(directory, [f"data.root={moved}"])
+    report(directory, [f"data.root={moved}"])
     page = parsed(directory)
     assert "pictures are shown where there are any" in page.said
     rows, missing = page.data["rows"], page.data["sheets"]["pictures"]["missing"]
@@ -335,7 +337,7 @@ def test_images_that_are_gone_leave_the_rest(nasty: Path, tmp_path: Path) -> Non
     assert 0 < len(missing) < len(rows["path"])
 
     shutil.rmtree(moved)
-    report.report(directory, [f"data.root={moved}"])
+    report(directory, [f"data.root={moved}"])
     page = parsed(directory)
     assert len(page.data["sheets"]["pictures"]["missing"]) == len(rows["path"])
 
@@ -346,7 +348,7 @@ def test_other_images_than_the_run_s_are_not_shown(digits: Path, tmp_path: Path)
     found = Findings.read(directory)
     assert found is not None
     Findings(found.table, found.arrays, {**found.about, "data_sha256": "1" * 64}).write(directory)
-    report.report(directory, [])
+    report(directory, [])
     page = parsed(directory)
     assert "not those the run was trained on any more; no pictures are shown" in page.said
     assert len(page.data["sheets"]["pictures"]["missing"]) == 300
@@ -358,11 +360,11 @@ def test_a_run_without_checkpoint_has_what_training_wrote(digits: Path, tmp_path
     for path in directory.glob("checkpoint*"):
         path.unlink()
     before = (directory / "labels.parquet").read_bytes()
-    report.report(directory, [])
+    report(directory, [])
     assert (directory / "labels.parquet").read_bytes() == before
     (directory / "pred_probs.npz").unlink()
     with pytest.raises(ValueError, match="has neither a checkpoint nor labels"):
-        report.report(directory, [])
+        report(directory, [])
 
 
 def test_findings_of_an_earlier_epoch_are_made_anew(digits: Path, tmp_path: Path) -> None:
@@ -371,7 +373,7 @@ def test_findings_of_an_earlier_epoch_are_made_anew(digits: Path, tmp_path: Path
     found = Findings.read(directory)
     assert found is not None
     Findings(found.table, found.arrays, {**found.about, "epoch": 1}).write(directory)
-    metrics = report.report(directory, [])
+    metrics = report(directory, [])
     assert metrics["about"]["epoch"] == 3
     again = Findings.read(directory)
     assert again is not None and again.table.equals(found.table)
@@ -397,7 +399,7 @@ def test_command_writes_all_files(
     shutil.copytree(digits, directory)
     for name in ("report.html", "labels.csv", "labels.parquet", "pred_probs.npz"):
         (directory / name).unlink()
-    assert report.main([f"run={directory}", "top=12"]) == 0
+    assert main([f"run={directory}", "top=12"]) == 0
     assert len(parsed(directory).data["rows"]["index"]) == 12
     assert (directory / "labels.csv").exists() and (directory / "pred_probs.npz").exists()
     told = capsys.readouterr().out
@@ -420,7 +422,7 @@ def test_command_writes_all_files(
 def test_mistakes_are_answered(
     arguments: list[str], message: str, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report.main([a.format(digits=digits) for a in arguments]) == 2
+    assert main([a.format(digits=digits) for a in arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -603,7 +605,7 @@ def test_only_cards_in_view_exist_and_pictures_are_right(browser: Any, digits: P
         "return [...c.getContext('2d').getImageData(0, 0, 8, 8).data].filter((_, i) => i % 4 == 0)"
     )
     from noisybsd.data.dataset import load_dataset
-    from noisybsd.evaluate import load_run_config
+    from noisybsd.engine.saved import load_run_config
 
     config = load_run_config(digits, [])
     images = load_dataset(config.data, config.noise, config.seed).train.images

@@ -9,9 +9,9 @@ import pytest
 from helpers.reported import NASTY_CLASSES, NASTY_FILE, own_images, run
 
 from noisybsd.config import Config
+from noisybsd.data.__main__ import main as data
 from noisybsd.data.dataset import load_dataset
-from noisybsd.data.dataset import main as data
-from noisybsd.evaluate import load_run_config
+from noisybsd.engine.saved import load_run_config
 from noisybsd.report.review import apply_review, main, read_review
 
 COLUMNS = ("index", "path", "given", "given_name", "decision", "label", "label_name", "data_sha256")

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from noisybsd.errors import UserError
+from noisybsd.files import remove_temporaries, write_atomically
 from noisybsd.runs import checkpoint
 from noisybsd.runs.checkpoint import (
     SCHEMA,
@@ -22,9 +23,7 @@ from noisybsd.runs.checkpoint import (
     load_checkpoint,
     load_latest,
     previous,
-    remove_temporaries,
     save_checkpoint,
-    write_atomically,
 )
 
 

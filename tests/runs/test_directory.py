@@ -12,15 +12,9 @@ import pytest
 
 from noisybsd.config import Config, load_config
 from noisybsd.errors import UserError
+from noisybsd.files import append_jsonl, write_json, write_jsonl
 from noisybsd.runs.checkpoint import load_checkpoint, previous, save_checkpoint
-from noisybsd.runs.directory import (
-    RunDirectory,
-    append_jsonl,
-    load_run_state,
-    open_run,
-    write_json,
-    write_jsonl,
-)
+from noisybsd.runs.directory import RunDirectory, load_run_state, open_run
 
 Tiny = Callable[..., list[str]]
 

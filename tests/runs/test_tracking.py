@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import TINY
 from helpers.compared import assert_same, outcome, rows
+from helpers.training import TINY
 from helpers.wandb_server import WandbServer
 
 from noisybsd.config import load_config

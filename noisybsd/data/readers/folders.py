@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from noisybsd.config import DataConfig
 from noisybsd.data.cards import Card
 from noisybsd.data.splits import Labels, Read, Split, file_split, find_images, need, refuse_repeated
 from noisybsd.errors import UserError, did_you_mean
+from noisybsd.settings import DataConfig
 
 
 def read_own(card: Card, data: DataConfig) -> Read:
