@@ -26,13 +26,16 @@ import torch
 from common import Row, rounded, write_csv
 from torch import Tensor
 
-from noisybsd import objectives, sweep, train, trainer
-from noisybsd.compare import paired_difference
+from noisybsd import sweep, train
+from noisybsd.compare.sections import paired_difference
 from noisybsd.config import load_config
-from noisybsd.networks import Network
-from noisybsd.objectives import CrossEntropy, PosteriorTargets
-from noisybsd.parts import Batch, Task, cross_entropy
-from noisybsd.posterior import Posterior
+from noisybsd.engine import trainer
+from noisybsd.methods.bsd import PosteriorTargets
+from noisybsd.methods.parts import Batch, Task, cross_entropy
+from noisybsd.methods.plain import CrossEntropy
+from noisybsd.methods.posterior import Posterior
+from noisybsd.methods.registry import LOSSES, TARGET_RULES
+from noisybsd.models.networks import Network
 
 ALWAYS = ("tracking.wandb=disabled", "device=cpu")
 DIGITS = "recipe=digits_sym40"
@@ -165,13 +168,13 @@ class MatchedPrior(CrossEntropy):
         return super().forward(batch) + self.weight * divergence
 
 
-objectives.TARGET_RULES |= {
+TARGET_RULES |= {
     "automatic_c": AutomaticC,
     "ema_sensor": EmaSensor,
     "after_the_loss": AfterTheLoss,
     "delayed": Delayed,
 }
-objectives.LOSSES |= {
+LOSSES |= {
     "matched_prior": MatchedPrior,
     "mixup_beside": MixupBeside,
     "strong_view": StrongView,

@@ -32,7 +32,7 @@ from common import Row, quartiles, take_turns, write_csv
 from PIL import Image
 from torch import Tensor, nn
 
-from noisybsd.augment import Views
+from noisybsd.data.views import Views
 
 SIZE, MEAN, STD = 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 JITTER = (0.4, 0.4, 0.4, 0.1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from noisybsd.environment import describe_environment
+from noisybsd.runs.environment import describe_environment
 
 Row = dict[str, Any]
 

@@ -15,11 +15,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-from noisybsd.checkpoint import write_atomically
-from noisybsd.compare import METRICS, Row, Run, compare, find_runs, has_effect
+from noisybsd.compare.runs import METRICS, Run, find_runs
+from noisybsd.compare.sections import Row, compare, has_effect
 from noisybsd.config import load_config, read_record
 from noisybsd.errors import UserError
-from noisybsd.rundir import differences
+from noisybsd.files import write_atomically
+from noisybsd.runs.directory import differences
 
 BY_NAME = {metric.key: metric for metric in METRICS}
 # other pixels are named in the text; a path is not the recipe's name

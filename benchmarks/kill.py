@@ -23,10 +23,10 @@ from typing import Any
 
 from common import write_csv
 
-from noisybsd.checkpoint import load_checkpoint
+from noisybsd.runs.checkpoint import load_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from compared import assert_same, outcome
+from helpers.compared import assert_same, outcome
 
 
 def start(settings: list[str], run: Path) -> subprocess.Popen[bytes]:

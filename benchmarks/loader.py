@@ -45,9 +45,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from noisybsd import images as noisybsd_images
-from noisybsd.images import ImageFiles
-from noisybsd.loader import StreamingLoader, epoch_order
+from noisybsd.data import images as noisybsd_images
+from noisybsd.data.images import ImageFiles
+from noisybsd.data.loader import StreamingLoader, epoch_order
 
 SIZE, CROP = 256, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from noisybsd.config import DataConfig, NoiseConfig
-from noisybsd.data import load_dataset
+from noisybsd.data.dataset import load_dataset
+from noisybsd.settings import DataConfig, NoiseConfig
 
 
 def kept(labels: np.ndarray, ratio: float) -> np.ndarray:

@@ -21,13 +21,13 @@ from common import write_csv
 from matplotlib.figure import Figure
 
 from noisybsd.config import Config, load_config
-from noisybsd.data import load_dataset
-from noisybsd.environment import pick_device
-from noisybsd.objectives import PosteriorTargets
-from noisybsd.posterior import Posterior, override_time
-from noisybsd.stopping import StopSignal
-from noisybsd.tracking import NoTracker
-from noisybsd.trainer import Trainer
+from noisybsd.data.dataset import load_dataset
+from noisybsd.engine.trainer import Trainer
+from noisybsd.methods.bsd import PosteriorTargets
+from noisybsd.methods.posterior import Posterior, override_time
+from noisybsd.runs.environment import pick_device
+from noisybsd.runs.signals import StopSignal
+from noisybsd.runs.tracking import NoTracker
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#808080"
 

@@ -25,10 +25,10 @@ from common import Row, write_csv
 from torch import Tensor
 
 from noisybsd.config import Config, load_config
-from noisybsd.data import Dataset, load_dataset
-from noisybsd.methods import METHODS
-from noisybsd.objectives import LOSSES
-from noisybsd.trainer import Trainer
+from noisybsd.data.dataset import Dataset, load_dataset
+from noisybsd.engine.trainer import Trainer
+from noisybsd.methods.presets import METHODS
+from noisybsd.methods.registry import LOSSES
 
 
 def count(config: Config, dataset: Dataset) -> Row:

@@ -38,18 +38,18 @@ import numpy as np
 import torch
 from common import Row, write_csv
 
-from noisybsd import report
 from noisybsd.config import load_config, save_config
-from noisybsd.data import Dataset
-from noisybsd.estimates import (
+from noisybsd.data.dataset import Dataset
+from noisybsd.data.noise import draw
+from noisybsd.data.splits import Split
+from noisybsd.report import write
+from noisybsd.report.estimates import (
     accuracy_on_clean_labels,
     accuracy_on_noisy_labels,
     detection_metrics,
     estimates,
 )
-from noisybsd.labels import Findings, label_table
-from noisybsd.noise import draw
-from noisybsd.splits import Split
+from noisybsd.report.findings import Findings, label_table
 
 # --- what is found ------------------------------------------------------------------------------
 
@@ -221,9 +221,9 @@ def scale(samples: int, top: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         dataset = made_up(directory, samples)
-        report.load_dataset = lambda *_: dataset  # type: ignore[attr-defined]
+        write.load_dataset = lambda *_: dataset  # type: ignore[attr-defined]
         wall, work = time.perf_counter(), time.process_time()
-        report.report(directory, [], top)
+        write.report(directory, [], top)
         row: Row = {
             "samples": samples,
             "top": top,

@@ -48,10 +48,10 @@ import torch.nn.functional as F
 from common import Row, quartiles, rounded, take_turns, write_csv
 from torch import Tensor, nn
 
-from noisybsd.bank import FeatureBank, Neighbours, search
-from noisybsd.config import PosteriorConfig
-from noisybsd.objectives import sharpened
-from noisybsd.posterior import Posterior, SparsePosterior
+from noisybsd.methods.bsd import sharpened
+from noisybsd.methods.posterior import Posterior, SparsePosterior
+from noisybsd.models.bank import FeatureBank, Neighbours, search
+from noisybsd.settings import PosteriorConfig
 
 BATCH, DIM, NEIGHBOURS, KEPT = 256, 128, 50, 16
 SIZES = ((50_000, 10), (1_000_000, 14), (100_000, 1000))

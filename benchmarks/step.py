@@ -50,12 +50,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from noisybsd.config import load_config
-from noisybsd.data import Dataset
-from noisybsd.environment import pick_device
-from noisybsd.networks import Network
-from noisybsd.parts import cross_entropy, one_hot
-from noisybsd.splits import Split
-from noisybsd.trainer import Trainer
+from noisybsd.data.dataset import Dataset
+from noisybsd.data.splits import Split
+from noisybsd.engine.trainer import Trainer
+from noisybsd.methods.parts import cross_entropy, one_hot
+from noisybsd.models.networks import Network
+from noisybsd.runs.environment import pick_device
 
 EPOCH = 50_000  # images of CIFAR
 

@@ -1,26 +1,23 @@
 """The configuration: what a recipe may say, how it is read, and what is answered to a mistake.
 
 A configuration is built in layers, later ones over earlier ones:
-defaults (this file) < recipe (recipes/NAME.yaml or a path) < `key=value` from the command line.
-A layer that names a `method` first applies that method's preset (methods.py), so `method=ce` on the
+defaults (here and in settings.py) < recipe (recipes/NAME.yaml or a path) < `key=value` from the command line.
+A layer that names a `method` first applies that method's preset (methods/presets.py), so `method=ce` on the
 command line swaps the method and keeps the recipe's data, network, schedule and budget.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
@@ -29,244 +26,33 @@ from pydantic.fields import FieldInfo
 from yaml import YAMLError
 
 from noisybsd.errors import UserError, did_you_mean
-from noisybsd.methods import AVERAGED, METHODS
-
-PACKAGE = Path(__file__).resolve().parent
-
-
-def resource_dir(name: str) -> Path:
-    """`recipes` or `datasets`: inside the package in a wheel, beside it in a checkout."""
-    inside = PACKAGE / name
-    return inside if inside.is_dir() else PACKAGE.parent / name
-
-
-class Registry:
-    """Marks a field whose choices are the keys of a literal dict elsewhere, imported when asked."""
-
-    def __init__(self, path: str, *more: str):
-        self.path, self.more = path, more
-
-    def keys(self) -> list[str]:
-        module, attribute = self.path.split(":")
-        return [*self.more, *getattr(importlib.import_module(module), attribute)]
-
-    def check(self, value: str) -> str:
-        if value not in self.keys():
-            raise ValueError(did_you_mean(value, self.keys()))
-        return value
-
-
-def _named(registry: str, *more: str) -> Any:
-    """The type of a string field that names an entry of `registry` ("module:DICT"), or one of `more`."""
-    entry = Registry(registry, *more)
-    return Annotated[str, entry, AfterValidator(entry.check)]
-
-
-class Section(BaseModel):
-    """A part of the configuration. Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class RunConfig(Section):
-    dir: str | None = Field(None, description="run directory; default runs/<recipe>/<time>-<seed>")
-    resume: str = Field(
-        "auto",
-        description="auto: continue the unfinished run of the same configuration, if there is one; "
-        "none: start anew; or the path of a run directory or checkpoint",
-    )
-    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
-
-
-class DataConfig(Section):
-    name: str = Field("digits", description="dataset card: a name in datasets/ or a path to a YAML")
-    root: str = Field("data", description="folder that holds the data")
-    labels: str = Field(
-        "default", description="which of the card's label sets to train on, or a label file's path"
-    )
-    manifest: str | None = Field(
-        None, description="own data: CSV or Parquet with columns path, label[, clean_label, split]"
-    )
-    limit: int | None = Field(
-        None,
-        ge=1,
-        description="use the first n training images only; n of all classes where sorted",
-    )
-    test_limit: int | None = Field(
-        None, ge=1, description="likewise of the test images: cheaper epochs, a coarser estimate"
-    )
-    verify: bool = Field(
-        True, description="require the official bytes; false accepts others and says so in results"
-    )
-    download: bool = Field(True, description="download what is missing and may be downloaded")
-    on_error: Literal["stop", "skip"] = Field(
-        "stop", description="what to do about an unreadable image: stop, or skip and count it"
-    )
-    storage: Literal["auto", "resident", "stream"] = Field(
-        "auto", description="keep images on the device, or stream them; auto: resident if they fit"
-    )
-    workers: int = Field(2, ge=0, description="decoding processes when streaming")
-    test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="own data without a test split: the share held out"
-    )
-    size: int | None = Field(
-        None, ge=4, description="image files: side of the network's input; default: the card's"
-    )
-    balanced: int | None = Field(
-        None, ge=1, description="at most so many images of each given class in an epoch, drawn anew"
-    )
-
-
-class NoiseConfig(Section):
-    name: _named("noisybsd.noise:NOISE_MODELS", "none") = Field(  # type: ignore[valid-type]
-        "none", description="synthetic label noise to inject into the training labels"
-    )
-    rate: float = Field(0.0, ge=0, le=1, description="noise rate of the synthetic noise")
-    seed: int | None = Field(None, ge=0, description="seed of the noise; default: the run's seed")
-    file: str | None = Field(None, description="transition matrix, for noise.name=matrix")
-
-
-class NetworkConfig(Section):
-    name: _named("noisybsd.networks:NETWORKS") = Field(  # type: ignore[valid-type]
-        "preact_resnet18", description="architecture"
-    )
-    width: int | None = Field(None, ge=1, description="base width; default: the architecture's own")
-    pretrained: bool = Field(False, description="start from torchvision's ImageNet weights")
-    embedding_dim: int = Field(128, ge=2, description="width of the projection head's output")
-
-
-class AugmentConfig(Section):
-    name: _named("noisybsd.augment:VIEWS") = Field(  # type: ignore[valid-type]
-        "cifar", description="family of weak and strong views"
-    )
-    views: tuple[Literal["weak", "strong"], ...] = Field(
-        ("weak",),
-        min_length=1,
-        max_length=2,
-        description="the views of an image in a step; beliefs and neighbours see the first",
-    )
-    mixup: float = Field(
-        0.0, ge=0, description="mix pairs of images, by Beta(mixup, mixup); 0: do not"
-    )
-
-
-class OptimizerConfig(Section):
-    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
-    lr: float = Field(0.05, gt=0, description="peak learning rate")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
-    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
-    clip_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
-
-
-class EmaConfig(Section):
-    decay: float = Field(
-        0.999, ge=0, lt=1, description="weight EMA, evaluated beside the raw weights; 0: none"
-    )
-
-
-class PosteriorConfig(Section):
-    prior_strength: float = Field(
-        8.0, ge=0, description="c: pseudo-count of the given label in the prior"
-    )
-    prior_floor: float = Field(
-        1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
-    )
-    discount: float = Field(0.8, gt=0, le=1, description="gamma: what stays of old evidence")
-    top_k: int | None = Field(
-        None,
-        ge=2,
-        description="keep so many classes of each sample apart and the others together, for many "
-        "classes; null: all",
-    )
-    temperature: float = Field(
-        0.7,
-        ge=0.1,
-        le=1,
-        description="T sharpens the prediction that is evidence: p^(1/T), normalised; 1: the paper's",
-    )
-    target_temperature: float = Field(
-        0.25,
-        ge=0.1,
-        le=1,
-        description="sharpens the belief likewise where it is the target; 1: the paper's",
-    )
-    sharp_until: float | None = Field(
-        0.5,
-        ge=0,
-        lt=0.9,
-        description="share of the run after which these two temperatures rise, to 1 at nine tenths of it; "
-        "null: never",
-    )
-    agreement_temperature: float | None = Field(
-        0.25,
-        ge=0.1,
-        le=1,
-        description="a visit counts as much as two views' predictions, sharpened to this temperature, "
-        "agree; null: fully, the paper's",
-    )
-    align: bool = Field(
-        True,
-        description="scale predictions so that classes are as frequent in them as in the given labels; "
-        "false: the paper's",
-    )
-    label_evidence: bool = Field(
-        True,
-        description="at every visit the given label is evidence too, for as much as it has shown "
-        "itself to be worth; false: only in the prior, the paper's",
-    )
-    evidence_share: float = Field(
-        0.75,
-        ge=0,
-        le=1,
-        description="what labels are worth is learned from so much evidence, the rest predictions",
-    )
-    observe: Literal["weak", "mean"] = Field(
-        "weak", description="evidence: the first view's prediction, or the mean over all views"
-    )
-
-
-class ContrastiveConfig(Section):
-    name: _named("noisybsd.contrastive:CONTRASTIVE", "none") = Field(  # type: ignore[valid-type]
-        "none", description="contrastive term; a method's preset chooses it"
-    )
-    weight: float = Field(1.0, ge=0, description="weight of the contrastive term in the loss")
-    temperature: float = Field(0.3, gt=0, description="temperature of the contrastive term")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the weight rises from 0")
-
-
-class NeighboursConfig(Section):
-    k: int = Field(20, ge=0, description="nearest neighbours searched once an epoch; 0: no search")
-    weight: float = Field(
-        0.0, ge=0, description="kappa: weight of the neighbours' mean belief as evidence; 0: none"
-    )
-    start_epoch: int = Field(
-        5, ge=0, description="epochs before the first whose steps use that evidence; at least 1"
-    )
-    engine: _named("noisybsd.bank:ENGINES") = Field(  # type: ignore[valid-type]
-        "auto", description="how neighbours are searched"
-    )
-
-
-class TrackingConfig(Section):
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="Weights & Biases; auto: online where a key is configured, else off"
-    )
-    project: str = Field("noisybsd", description="W&B project")
-    entity: str | None = Field(None, description="W&B entity")
-    group: str | None = Field(None, description="W&B group; default: recipe and method")
-    tags: tuple[str, ...] = Field((), description="W&B tags")
-    console: Literal["auto", "rich", "plain"] = Field(
-        "auto", description="progress display; auto: rich in a terminal, plain lines elsewhere"
-    )
+from noisybsd.files import read_yaml, resource_dir
+from noisybsd.methods.parts import TargetRule
+from noisybsd.methods.presets import AVERAGED, METHODS
+from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
+from noisybsd.settings import (
+    AugmentConfig,
+    ContrastiveConfig,
+    DataConfig,
+    EmaConfig,
+    NeighboursConfig,
+    NetworkConfig,
+    NoiseConfig,
+    OptimizerConfig,
+    PosteriorConfig,
+    Registry,
+    RunConfig,
+    Section,
+    TrackingConfig,
+    named,
+)
 
 
 class Config(Section):
     """One run, whole. `load_config` builds it; `config.yaml` in a run directory is its record."""
 
     recipe: str = Field(description="recipe: a name in recipes/ or a path to a YAML")
-    method: _named("noisybsd.methods:METHODS") = Field(  # type: ignore[valid-type]
+    method: named("noisybsd.methods.presets:METHODS") = Field(  # type: ignore[valid-type]
         "bsd_supcon", description="method: a preset of target rule, loss and contrastive term"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, order, views, noise")
@@ -280,10 +66,10 @@ class Config(Section):
         256, ge=2, description="images per step, of all processes together where there are many"
     )
     compile: bool = Field(False, description="compile the network (torch.compile) for speed")
-    targets: _named("noisybsd.objectives:TARGET_RULES") = Field(  # type: ignore[valid-type]
+    targets: named("noisybsd.methods.registry:TARGET_RULES") = Field(  # type: ignore[valid-type]
         "labels", description="target rule; a method's preset chooses it"
     )
-    loss: _named("noisybsd.objectives:LOSSES") = Field(  # type: ignore[valid-type]
+    loss: named("noisybsd.methods.registry:LOSSES") = Field(  # type: ignore[valid-type]
         "cross_entropy", description="classification loss; a method's preset chooses it"
     )
     options: dict[str, float] = Field(
@@ -336,8 +122,6 @@ class Config(Section):
 
     def _conflicts_of_parts(self) -> Iterator[str]:
         """Views, mixup and neighbours that the target rule and the loss cannot do with."""
-        from noisybsd.objectives import LOSSES, TARGET_RULES
-        from noisybsd.parts import TargetRule
 
         rule, loss = TARGET_RULES[self.targets], LOSSES[self.loss]
         views, mixup, near = self.augment.views, self.augment.mixup, self.neighbours
@@ -371,8 +155,6 @@ class Config(Section):
 
 def method_options(targets: str, loss: str) -> dict[str, float]:
     """What `options.*` a target rule and a loss take together, with the defaults."""
-    from noisybsd.objectives import LOSSES, TARGET_RULES, options
-
     return {p.name: p.default for p in (*options(TARGET_RULES[targets]), *options(LOSSES[loss]))}
 
 
@@ -513,21 +295,6 @@ def completed(record: dict[str, Any]) -> dict[str, Any]:
         if isinstance(record.get(section), dict)
     }
     return record | filled
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Raises:
-        UserError: names the file and, for a syntax error, the line.
-    """
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}, expected a mapping key: value")
-    return {str(key): value for key, value in content.items()}
 
 
 def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

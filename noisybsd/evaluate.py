@@ -14,16 +14,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from noisybsd.config import Config, DataConfig, build_config, parse_overrides, read_record
-from noisybsd.corruptions import CORRUPTIONS, choose, corrupted_sets, possible
-from noisybsd.data import Evaluation, load_dataset, load_evaluation
-from noisybsd.environment import describe_environment, pick_device
+from noisybsd.config import build_config, parse_overrides
+from noisybsd.data.corruptions import CORRUPTIONS, choose, corrupted_sets, possible
+from noisybsd.data.dataset import Evaluation, load_evaluation
+from noisybsd.data.loader import keep_resident
+from noisybsd.data.splits import Split
+from noisybsd.engine.metrics import prediction_metrics
+from noisybsd.engine.saved import load_run_config, load_trainer, run_argument
+from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError, command
-from noisybsd.loader import keep_resident
-from noisybsd.metrics import prediction_metrics
-from noisybsd.rundir import load_run_state, write_json
-from noisybsd.splits import Split
-from noisybsd.trainer import Trainer
+from noisybsd.files import write_json
+from noisybsd.runs.environment import describe_environment
+from noisybsd.settings import DataConfig
 
 CORRUPTION_NAMES = textwrap.indent(textwrap.fill(", ".join(CORRUPTIONS), width=98), "  ")
 
@@ -53,65 +55,10 @@ The severities are not those of cifar10c: compare networks with each other, not 
   python -m noisybsd.evaluate run=runs/cifar10n_worst/… data.name=cifar10c data.root=data
 """
 
-MAY_DIFFER = (
-    *("data.root", "data.download", "data.workers", "data.on_error"),
-    *("device", "precision", "neighbours.k"),
-)
 OF_OTHER_DATA = (
     *("data.name", "data.root", "data.download", "data.verify", "data.manifest"),
     *("data.on_error", "data.size", "data.workers"),
 )
-
-
-def run_argument(arguments: list[str]) -> tuple[Path, list[str]]:
-    """The directory that `run=DIR` names, and the other arguments.
-
-    Raises:
-        UserError: there is not exactly one.
-    """
-    runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
-    if len(runs) != 1:
-        raise UserError(f"give one run=DIR, got {len(runs)}; --help says more")
-    return Path(runs[0]).expanduser(), [a for a in arguments if not a.startswith("run=")]
-
-
-def load_run_config(directory: Path, overrides: list[str]) -> Config:
-    """The configuration of the run in `directory`, with `key=value` overrides of where things are.
-
-    Raises:
-        UserError: not a run directory, or an override of something the run's result depends on.
-    """
-    record = directory / "config.yaml"
-    if not record.is_file():
-        raise UserError(f"run={directory}: not a run directory, it has no config.yaml")
-    for override in overrides:
-        key = override.split("=", 1)[0]
-        if key not in MAY_DIFFER:
-            raise UserError(f"{key}: cannot differ from the run's; valid: {', '.join(MAY_DIFFER)}")
-    return build_config(read_record(record), parse_overrides(overrides))
-
-
-def load_trainer(directory: Path, config: Config) -> Trainer | None:
-    """The run in `directory` as its latest checkpoint has it; None if it has not written one.
-
-    Args:
-        config: the run's, from `load_run_config`.
-
-    Raises:
-        UserError: no checkpoint can be used, or the data are not there, or not those of the run.
-    """
-    state = load_run_state(directory)
-    if state is None:
-        return None
-    if config.neighbours.k > 0 and "bank" not in state["modules"]:
-        raise UserError(
-            f"neighbours.k={config.neighbours.k}: this run kept no embeddings to search among, "
-            "its neighbours.k is 0"
-        )
-    dataset = load_dataset(config.data, config.noise, config.seed)
-    trainer = Trainer(config, dataset, pick_device(config))
-    trainer.load_state(state)
-    return trainer
 
 
 def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
@@ -161,7 +108,7 @@ def corrupted_test_set(trainer: Trainer, names: Sequence[str]) -> Evaluation:
     """The run's own test images as its network sees them, corrupted.
 
     Args:
-        names: keys of `noisybsd.corruptions.CORRUPTIONS`; those that need colour are left out where
+        names: keys of `noisybsd.data.corruptions.CORRUPTIONS`; those that need colour are left out where
             there is none.
     """
     run, split = trainer.dataset, trainer.test

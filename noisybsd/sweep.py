@@ -22,7 +22,7 @@ from typing import Any
 
 from noisybsd.config import Config, load_config, parse_overrides, read_record
 from noisybsd.errors import UserError, command, did_you_mean
-from noisybsd.rundir import InUse, differences, lock_run
+from noisybsd.runs.directory import InUse, differences, lock_run
 
 USAGE = """\
 usage: python -m noisybsd.sweep recipe=A[,B…] [key=value[,value…] …] [sweep settings]
@@ -456,7 +456,7 @@ def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
     failed = [run for run in runs if not run.finished and run.failure.exists()]
     compared = 0
     if done:
-        from noisybsd.compare import main as compare
+        from noisybsd.compare.__main__ import main as compare
 
         compared = compare([str(run.directory) for run in done])
     print(f"{len(done)} of {_count(len(runs), 'run')} done, {len(failed)} failed")

@@ -17,23 +17,17 @@ from typing import Any
 import torch
 
 from noisybsd import distributed
-from noisybsd.checkpoint import save_checkpoint
 from noisybsd.config import Config, describe_keys, describe_methods, describe_recipes, load_config
-from noisybsd.data import Dataset, load_dataset
-from noisybsd.environment import pick_device
+from noisybsd.data.dataset import Dataset, load_dataset
+from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.errors import UserError, command, is_out_of_gpu_memory
-from noisybsd.labels import record
-from noisybsd.rundir import (
-    RunDirectory,
-    append_jsonl,
-    differences,
-    open_run,
-    write_json,
-    write_jsonl,
-)
-from noisybsd.stopping import Stopped, StopSignal
-from noisybsd.tracking import NoTracker, Tracker
-from noisybsd.trainer import NonFiniteLoss, Trainer
+from noisybsd.files import append_jsonl, write_json, write_jsonl
+from noisybsd.report.collect import record
+from noisybsd.runs.checkpoint import save_checkpoint
+from noisybsd.runs.directory import RunDirectory, differences, open_run
+from noisybsd.runs.environment import pick_device
+from noisybsd.runs.signals import Stopped, StopSignal
+from noisybsd.runs.tracking import NoTracker, Tracker
 
 log = logging.getLogger("noisybsd")
 

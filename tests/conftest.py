@@ -16,24 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.training import TINY
 
 torch.set_num_threads(1)
-
-# 4 steps an epoch
-TINY = (
-    "recipe=digits_sym40",
-    "method=bsd_simclr",
-    "device=cpu",
-    "data.limit=128",
-    "batch_size=32",
-    "epochs=3",
-    "network.width=4",
-    "network.embedding_dim=8",
-    "neighbours.k=5",
-    "neighbours.start_epoch=1",
-    "neighbours.engine=torch",
-    "tracking.wandb=disabled",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

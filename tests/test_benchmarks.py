@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor, nn
 
-from noisybsd.objectives import LOSSES, TARGET_RULES
-
-ROOT = Path(__file__).resolve().parent.parent
+from noisybsd.methods.registry import LOSSES, TARGET_RULES
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -172,7 +171,7 @@ def test_ideas_that_are_not_in_the_product_differ_from_it(
     from ablations import BASE, EmaSensorTrainer, ablation
 
     from noisybsd import train
-    from noisybsd.checkpoint import load_checkpoint
+    from noisybsd.runs.checkpoint import load_checkpoint
 
     if name == "the weight average observes":
         monkeypatch.setattr(train, "Trainer", EmaSensorTrainer)

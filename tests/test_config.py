@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from noisybsd.config import (
     build_config,
@@ -13,7 +14,7 @@ from noisybsd.config import (
     save_config,
 )
 from noisybsd.errors import UserError
-from noisybsd.methods import METHODS
+from noisybsd.methods.presets import METHODS
 from noisybsd.train import main
 
 
@@ -38,11 +39,11 @@ def test_every_recipe_takes_every_method(name: str, method: str | None) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_has_a_header_that_says_how_to_run_it(name: str) -> None:
-    text = (Path(__file__).parent.parent / "recipes" / f"{name}.yaml").read_text("utf-8")
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text("utf-8")
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert text.startswith("# ") and len(header) >= 3
     assert any(f"recipe={name}" in line for line in header)
-    root = Path(__file__).parent.parent
+    root = ROOT
     for path in re.findall(r"\b(?:docs|results|noisybsd)/\S+\.\w+", "\n".join(header)):
         assert (root / path).is_file(), path
 

@@ -20,22 +20,22 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from compared import assert_same, outcome, rows, strict
-from ranks import Ended, on_ranks, results
-from test_methods import SOONER, NoTracker
+from helpers.compared import assert_same, outcome, rows, strict
+from helpers.ranks import Ended, on_ranks, results
+from helpers.training import SOONER, NoTracker
 from torch import Tensor
 
 from noisybsd import distributed
 from noisybsd import train as training
-from noisybsd.checkpoint import load_checkpoint
 from noisybsd.config import load_config
-from noisybsd.data import load_dataset
+from noisybsd.data.dataset import load_dataset
+from noisybsd.data.loader import epoch_order
+from noisybsd.engine.trainer import Trainer, step_seed
 from noisybsd.errors import UserError
 from noisybsd.evaluate import evaluate_run
-from noisybsd.loader import epoch_order
-from noisybsd.methods import METHODS
-from noisybsd.parts import Mixup
-from noisybsd.trainer import Trainer, step_seed
+from noisybsd.methods.parts import Mixup
+from noisybsd.methods.presets import METHODS
+from noisybsd.runs.checkpoint import load_checkpoint
 
 N, BATCH = 97, 24  # 4 steps an epoch, and a sample that is left over
 SMALL = (

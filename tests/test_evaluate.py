@@ -13,26 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trees
-from compared import rows, strict
+from helpers import trees
+from helpers.compared import rows, strict
 
-from noisybsd.checkpoint import load_checkpoint, previous, save_checkpoint
-from noisybsd.compare import read_run
+from noisybsd.compare.runs import read_run
 from noisybsd.config import load_config
-from noisybsd.corruptions import corrupt
-from noisybsd.data import load_dataset
+from noisybsd.data.corruptions import corrupt
+from noisybsd.data.dataset import load_dataset
+from noisybsd.data.images import ImageFiles, decode_image
+from noisybsd.engine.predict import predict
+from noisybsd.engine.saved import load_run_config, load_trainer
+from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
-from noisybsd.evaluate import (
-    corrupted_test_set,
-    evaluate_run,
-    load_run_config,
-    load_trainer,
-    main,
-)
-from noisybsd.images import ImageFiles, decode_image
-from noisybsd.predict import predict
+from noisybsd.evaluate import corrupted_test_set, evaluate_run, main
+from noisybsd.runs.checkpoint import load_checkpoint, previous, save_checkpoint
 from noisybsd.train import main as train
-from noisybsd.trainer import Trainer
 
 Tiny = Callable[..., list[str]]
 
@@ -387,7 +382,7 @@ def test_the_test_images_alone_are_read(tiny: Tiny, monkeypatch: pytest.MonkeyPa
         decoded.append(path)
         return decode_image(path, *arguments)
 
-    monkeypatch.setattr("noisybsd.images.decode_image", noted)
+    monkeypatch.setattr("noisybsd.data.images.decode_image", noted)
     assert main(["run=run"]) == 0
     config = load_config(["recipe=run/config.yaml"])
     paths = load_dataset(config.data, config.noise, config.seed).test.paths

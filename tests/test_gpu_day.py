@@ -18,15 +18,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import TINY
-from test_compare import make_run
-from test_train import benchmark
+from helpers import ROOT
+from helpers.benchmarks import benchmark
+from helpers.finished import make_run
+from helpers.training import TINY
 
 from noisybsd.config import load_config
 from noisybsd.errors import UserError
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-DAY = CHECKOUT / "benchmarks" / "gpu_day"
+DAY = ROOT / "benchmarks" / "gpu_day"
 
 # A run that is no training: an epoch is `pace` seconds. It saves at SIGINT, or does not listen to it.
 STUB = """
@@ -137,9 +137,7 @@ def test_a_line_that_is_no_run(runs: ModuleType, tmp_path: Path, line: str, says
 
 def test_the_packages_to_carry_are_the_tested_ones() -> None:
     """pack.sh pins what constraints.txt pins, to the same version."""
-    pins = dict(
-        re.findall(r"^([\w-]+)==([\w.]+)", (CHECKOUT / "constraints.txt").read_text(), re.M)
-    )
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.M))
     pins["faiss-cpu"] = pins["faiss-gpu"]
     carried = dict(re.findall(r"([\w-]+)==(\d[\w.]*)", (DAY / "pack.sh").read_text()))
     common = carried.keys() & pins.keys()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_compare import make_run
-from test_train import benchmark
+from helpers.benchmarks import benchmark
+from helpers.finished import make_run
 
-from noisybsd.config import resource_dir
+from noisybsd.files import resource_dir
 
 
 @pytest.fixture

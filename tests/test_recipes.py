@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from noisybsd.compare import condition
-from noisybsd.config import PACKAGE, load_config, recipe_names, resource_dir
-from noisybsd.rundir import flatten
+from noisybsd.compare.sections import PUBLISHED, condition
+from noisybsd.config import load_config, recipe_names
+from noisybsd.files import resource_dir
+from noisybsd.runs.directory import flatten
 from noisybsd.sweep import combinations
 
 NOISE = ("sym20", "sym50", "sym80", "sym90", "asym40")
@@ -99,7 +100,7 @@ def published(name: str) -> Iterator[str]:
     wanted = {condition(config)}
     if config["noise.name"] == "superclass_next":
         wanted = {f"{other} {config['noise.rate']:g}" for other in ("block5", "plus_one")}
-    with (PACKAGE / "published.csv").open(encoding="utf-8", newline="") as file:
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
         for entry in csv.DictReader(line for line in file if not line.startswith("#")):
             if entry["dataset"] == config["data.name"] and entry["labels_or_noise"] in wanted:
                 yield entry["value"]
@@ -111,7 +112,7 @@ def test_published_numbers_are_those_of_the_list(name: str) -> None:
     numbers = set(re.findall(r"\b\d\d\.\d+\b", text))
     assert not numbers - set(published(name))
     if numbers:
-        assert "Test accuracy in %; see noisybsd/published.csv" in text
+        assert "Test accuracy in %; see noisybsd/compare/published.csv" in text
         assert re.search(r"best|last|epoch not (stated|known)", text)
         assert re.search(r"ResNet|DenseNet", text)
 

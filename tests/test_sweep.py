@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from noisybsd import sweep, train
 from noisybsd.config import Config, load_config, recipe_names
@@ -52,7 +53,7 @@ if seed == 1:
 def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
     """Let processes run `STUB` and then `code` instead of the training."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("noisybsd.compare.main", lambda arguments: 0)
+    monkeypatch.setattr("noisybsd.compare.__main__.main", lambda arguments: 0)
 
     def install(code: str) -> None:
         def command(run: Run) -> list[str]:
@@ -387,7 +388,7 @@ def test_what_is_done_is_compared(
     stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[str] = []
-    monkeypatch.setattr("noisybsd.compare.main", compared.extend)
+    monkeypatch.setattr("noisybsd.compare.__main__.main", compared.extend)
     stub(FAIL_ONE)
     main([DIGITS, "method=ce", "seed=0,1,2", "out=o", "jobs=3"])
     assert compared == ["o/digits_sym40-ce-s0", "o/digits_sym40-ce-s2"]
@@ -396,7 +397,9 @@ def test_what_is_done_is_compared(
 def test_what_cannot_be_compared_is_no_success(
     stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("noisybsd.compare.main", lambda arguments: 2)  # a damaged results.json
+    monkeypatch.setattr(
+        "noisybsd.compare.__main__.main", lambda arguments: 2
+    )  # a damaged results.json
     stub(FINISH)
     assert main([DIGITS, "method=ce", "out=o"]) == 2
 
@@ -469,7 +472,7 @@ def test_slurm_that_is_not_there(
     assert "SLURM is not there" in capsys.readouterr().err
 
 
-DOCS = Path(__file__).parent.parent / "docs" / "sweeps.md"
+DOCS = ROOT / "docs" / "sweeps.md"
 
 FAKE_SLURM = {
     # runs the tasks of a job array one after the other, in the background

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import multiprocessing
 import os
@@ -16,25 +15,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from compared import assert_same, modules, outcome, rows, strict
-from conftest import TINY
-from test_augment import NoReadback
+from helpers.benchmarks import benchmark
+from helpers.compared import assert_same, modules, outcome, rows, strict
+from helpers.training import TINY, NoReadback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from noisybsd import train as training
-from noisybsd.checkpoint import load_checkpoint
 from noisybsd.config import load_config
-from noisybsd.data import Dataset, load_dataset
-from noisybsd.methods import METHODS
+from noisybsd.data.dataset import Dataset, load_dataset
+from noisybsd.data.views import Views
+from noisybsd.engine.trainer import Trainer
+from noisybsd.methods.presets import METHODS
+from noisybsd.runs.checkpoint import load_checkpoint
 from noisybsd.train import main
-from noisybsd.trainer import Trainer
 
 Tiny = Callable[..., list[str]]
 
@@ -199,6 +198,85 @@ def test_every_step_draws_anew(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # --- clean labels and test labels never reach training -----------------------------------------------
+
+
+def test_alternating_flips_mirror_an_image_in_every_second_epoch(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weak view of a sample is mirrored in one of two epochs running, and half of them in the first."""
+    epochs: list[dict[int, bool]] = []
+    plain_step, plain_weak = Trainer.step, Views.weak
+
+    def step(self: Trainer, index: Tensor, images: Tensor) -> None:
+        if self.step_number % self.loader.steps_per_epoch == 0:
+            epochs.append({})
+        indices.append(index.tolist())
+        plain_step(self, index, images)
+
+    def weak(self: Views, images: Tensor, mirror: Tensor | None = None) -> Tensor:
+        assert mirror is not None and self.weak_view.flip == 0
+        epochs[-1] |= dict(zip(indices[-1], mirror.tolist(), strict=True))
+        view = plain_weak(self, images, mirror)  # of "imagenet": a crop as large as the image
+        plain = self.plain(images)
+        assert torch.equal(view, torch.where(mirror[:, None, None, None], plain.flip(-1), plain))
+        return view
+
+    indices: list[list[int]] = []
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Views, "weak", weak)
+    settings = ("method=ce", "augment.name=imagenet", "augment.flip=alternating", "epochs=3")
+    assert main(tiny(*settings)) == 0
+    first, second, third = epochs
+    assert len(first) > 20
+    assert all(second[i] != mirrored for i, mirrored in first.items() if i in second)
+    assert all(third[i] == mirrored for i, mirrored in first.items() if i in third)
+    assert 0.3 < sum(first.values()) / len(first) < 0.7
+
+
+def test_alternating_flips_need_views_that_mirror(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny("augment.name=digits", "augment.flip=alternating")) == 2
+    assert "augment.flip=alternating: the views 'digits' never mirror" in capsys.readouterr().err
+
+
+def enlarged(data: Dataset) -> Dataset:
+    """Digits of 16 x 16 pixels: the fast network is not for 8 x 8."""
+    train, test = (
+        dataclasses.replace(
+            split, images=split.images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        )
+        for split in (data.train, data.test)
+    )
+    return dataclasses.replace(data, train=train, test=test, size=16)
+
+
+def test_the_fast_network_whitens_by_the_training_images_and_resumes_exactly(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("network.name=fast_resnet", "network.width=4", "augment.name=none", "epochs=2")
+    settings = (*settings, "optimizer.norm_bias_lr=64", "optimizer.schedule=linear")
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    with_dataset(monkeypatch, enlarged)
+    assert main(tiny(*settings, f"run.dir={whole}")) == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, send(signal.SIGINT))
+        assert main(tiny(*settings, f"run.dir={parted}")) == 130
+    assert main(tiny(*settings, f"run.dir={parted}")) == 0
+    assert_same(modules(parted), modules(whole))
+    state = load_checkpoint(whole / "checkpoint.pt")["modules"]
+    weight = state["network"]["encoder.0.weight"]
+    torch.testing.assert_close(weight[:4], -weight[4:])  # set by images, and not learned since
+    assert torch.equal(weight, state["ema"]["network.encoder.0.weight"])
+
+
+def test_images_too_small_for_the_fast_network_are_refused(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny("network.name=fast_resnet")) == 2
+    assert (
+        "fast_resnet takes images of at least 16 x 16 pixels, got 8 x 8" in capsys.readouterr().err
+    )
 
 
 def with_dataset(monkeypatch: pytest.MonkeyPatch, change: Callable[[Dataset], Dataset]) -> None:
@@ -726,13 +804,6 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
 def test_twenty_kills_of_the_command(tmp_path: Path) -> None:
     kills = benchmark("kill").run([*TINY, "epochs=200"], tmp_path, kills=20, seed=0)
     assert len(kills) == 20 and kills[-1]["identical"] == "yes"
-
-
-def benchmark(name: str) -> ModuleType:
-    """The program benchmarks/NAME.py, which imports others of that folder, as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-        return importlib.import_module(name)
 
 
 # --- compiled -------------------------------------------------------------------------------------

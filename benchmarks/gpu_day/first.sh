@@ -59,7 +59,7 @@ setsid nohup "$python" "$here/runs.py" "${LIST:-$here/list.txt}" "$state" "${QUE
   --workers "${WORKERS:-3}" "${settings[@]}" >"$state/out/queue.log" 2>&1 </dev/null &
 say "queue started"
 left=$((190 - (SECONDS - began)))
-mapfile -t files < <(grep -l 'mark\.gpu' tests/test_*.py) # the others take long to import
+mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests) # the others take long to import
 timeout -s INT -k 10 "${TEST_SECONDS:-$((left > 10 ? left : 10))}" \
   "$python" -m pytest -q -m gpu -n 4 -p no:cacheprovider "${files[@]}" >"$state/out/gpu_tests.txt" 2>&1
 say "GPU tests: $(tail -n 1 "$state/out/gpu_tests.txt")"

@@ -1,0 +1,326 @@
+"""Finished runs, found and read, and the metrics that are compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from noisybsd.config import Config, read_record
+from noisybsd.errors import UserError
+from noisybsd.files import read_yaml
+from noisybsd.methods.presets import AVERAGED
+from noisybsd.runs.directory import RESULTS_SCHEMA, flatten
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the tables.
+
+    Args:
+        key: its name in CSV files.
+        field: its name in results.json.
+        percent: shown as such; in CSV files all fractions are in [0,1].
+        digits: decimals to show.
+        spread: whether to show the standard deviation.
+        paired: whether to give differences to the baseline.
+        main: whether the terminal shows it unasked.
+    """
+
+    key: str
+    heading: str
+    field: str
+    meaning: str
+    percent: bool = False
+    digits: int = 4
+    spread: bool = True
+    paired: bool = False
+    main: bool = False
+
+
+METRICS = (
+    Metric(
+        "accuracy_last",
+        "last %",
+        "test_accuracy_last",
+        "test accuracy of the last epoch, the headline",
+        percent=True,
+        digits=2,
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        "accuracy_last10",
+        "last 10 epochs %",
+        "test_accuracy_last10_mean",
+        "mean test accuracy of the last ten epochs",
+        percent=True,
+        digits=2,
+    ),
+    Metric(
+        "accuracy_best_oracle",
+        "best (oracle) %",
+        "test_accuracy_best",
+        "test accuracy of the best epoch, chosen on the test set",
+        percent=True,
+        digits=2,
+    ),
+    Metric(
+        "accuracy_ema",
+        "weight average %",
+        "test_accuracy_ema_last",
+        "test accuracy of the last epoch's weight average",
+        percent=True,
+        digits=2,
+        paired=True,
+    ),
+    Metric(
+        "ece",
+        "ECE",
+        "test_ece_last",
+        "expected calibration error of the last epoch, 15 bins",
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        "label_correction",
+        "corrected %",
+        "label_correction_accuracy",
+        "training labels that are right after correction by the belief, or, of a method without one, by the "
+        "network's last prediction",
+        percent=True,
+        digits=2,
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        "auroc",
+        "AUROC",
+        "noise_detection_auroc",
+        "of finding the wrong labels by the belief in them, or, of a method without one, by the network's "
+        "last prediction",
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        "memorised",
+        "memorised %",
+        "memorised_fraction",
+        "wrong training labels that the network predicts",
+        percent=True,
+        digits=2,
+    ),
+    Metric(
+        "network_passes",
+        "passes",
+        "network_passes",
+        "network passes per sample and epoch: forward 1, backward 2",
+        digits=1,
+        spread=False,
+    ),
+    Metric(
+        "seconds",
+        "seconds",
+        "seconds",
+        "training and evaluation, all parts of the run",
+        digits=0,
+    ),
+)
+
+
+_REQUIRED = {
+    "test_accuracy_last",
+    "test_accuracy_last10_mean",
+    "test_accuracy_best",
+    "test_ece_last",
+    "network_passes",
+    "seconds",
+}
+
+
+SPREAD = "mean ± sample standard deviation over the n seeds"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        settings: by dotted key, defaults included.
+        results: of results.json.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    results: dict[str, Any]
+
+    @property
+    def recipe(self) -> str:
+        return str(self.settings["recipe"])
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @property
+    def rate(self) -> float:
+        return float(self.settings["noise.rate"])
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, one an epoch."""
+        return read_history(self.path, int(self.settings["epochs"]))
+
+    def curve(self, name: str) -> list[float | None]:
+        """A metric of metrics.jsonl over the epochs."""
+        name = f"{name}_ema" if self.method in AVERAGED and name.startswith("test_") else name
+        return [row.get(name) for row in self.history]
+
+
+def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Every finished run at or below `paths`, and a line for each that is not finished.
+
+    Raises:
+        UserError: lists paths that do not exist or hold no run, and files that are damaged or of another
+            schema version.
+    """
+    mistakes: list[str] = []
+    directories: dict[Path, str] = {}
+    for path in paths:
+        found = [d.resolve() for d in _run_directories(Path(path).expanduser())]
+        directories |= dict.fromkeys(found, path)
+        if not found:
+            what = "no runs found there" if Path(path).expanduser().is_dir() else "no such folder"
+            mistakes.append(f"{path}: {what}; expected a run directory or a folder that holds some")
+    runs, unfinished = [], []
+    for directory in directories:
+        shown = _shown(directory)
+        try:
+            if (directory / "results.json").exists():
+                runs.append(read_run(shown))
+            else:
+                unfinished.append(_how_far(shown))
+        except UserError as error:
+            mistakes += str(error).splitlines()
+    if not runs and not mistakes:
+        mistakes = ["no finished run to compare", *unfinished]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return runs, unfinished
+
+
+def _run_directories(path: Path) -> Iterator[Path]:
+    """Directories of runs, begun or failed before that, sorted; what lies inside one is its own."""
+    for parent, folders, files in os.walk(path):
+        folders.sort()
+        if {"config.yaml", "failed.txt"} & set(files):
+            folders.clear()
+            yield Path(parent)
+
+
+def _shown(path: Path) -> Path:
+    """As one would type it: relative to the working directory where it lies inside."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _how_far(path: Path) -> str:
+    record, log, failure = (path / n for n in ("config.yaml", "metrics.jsonl", "failed.txt"))
+    epochs = read_yaml(record).get("epochs") if record.exists() else "?"
+    epoch = len(log.read_bytes().splitlines()) if log.exists() else 0
+    failed = f", failed: {failure.read_text('utf-8').strip()}" if failure.exists() else ""
+    return f"{path}: not finished, not used: epoch {epoch} of {epochs}{failed}"
+
+
+def read_run(path: Path) -> Run:
+    """Read the finished run in `path`.
+
+    Raises:
+        UserError: a file is damaged, or of another schema version.
+    """
+    defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
+    recorded = flatten(read_record(path / "config.yaml"))
+    settings = defaults | recorded
+    missing = [key for key in ("recipe", "method", "seed", "epochs") if key not in recorded]
+    if missing:
+        raise UserError(f"{path / 'config.yaml'}: damaged: it has no {missing[0]}")
+    for key, kind in (("seed", int), ("epochs", int), ("noise.rate", int | float)):
+        if not isinstance(settings[key], kind):
+            raise UserError(f"{path / 'config.yaml'}: damaged: {key} is {settings[key]!r}")
+    results = _read_results(path / "results.json")
+    if settings["precision"] == "auto":  # where a run was made is no setting, but bits are
+        settings["precision"] = "auto: " + ("bf16" if results.get("device") == "cuda" else "fp32")
+    run = Run(path, settings, results)
+    if run.method in AVERAGED:
+        run = Run(path, settings, results | _of_average(run))
+    return run
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {error}. {_REMEDY}") from None
+    if not isinstance(results, dict):
+        raise UserError(f"{path}: damaged: it holds no JSON object. {_REMEDY}")
+    if results.get("schema") != RESULTS_SCHEMA:
+        raise UserError(
+            f"{path}: of schema version {results.get('schema')}; this noisybsd reads version "
+            f"{RESULTS_SCHEMA}: compare such runs with the noisybsd that made them"
+        )
+    for metric in METRICS:
+        value = results.get(metric.field)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number and (value is not None or metric.field in _REQUIRED):
+            raise UserError(f"{path}: damaged: {metric.field} is {value!r}. {_REMEDY}")
+    if not isinstance(results.get("data_sha256"), str):
+        raise UserError(f"{path}: damaged: it has no data_sha256. {_REMEDY}")
+    return results
+
+
+_REMEDY = "Delete it and train in that directory again: it is written anew from the checkpoint"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_history(path: Path, epochs: int) -> list[dict[str, Any]]:
+    """The rows of a finished run's metrics.jsonl.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = path / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: damaged: {error}") from None
+    if len(rows) != epochs or any(row.get("test_accuracy") is None for row in rows):
+        raise UserError(
+            f"{file}: damaged: {len(rows)} rows for {epochs} epochs, or some are not whole"
+        )
+    return rows
+
+
+def _of_average(run: Run) -> dict[str, Any]:
+    """The weight average's test numbers by the names of the network's."""
+    accuracies = [value for value in run.curve("test_accuracy") if value is not None]
+    if len(accuracies) < len(run.history):
+        raise UserError(f"{run.path}: method {run.method} without a weight average (ema.decay=0)")
+    return {
+        "test_accuracy_last": accuracies[-1],
+        "test_accuracy_last10_mean": statistics.fmean(accuracies[-10:]),
+        "test_accuracy_best": max(accuracies),
+        "test_ece_last": run.results.get("test_ece_ema_last"),
+        "reliability": run.results.get("reliability_ema"),
+    }

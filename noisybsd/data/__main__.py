@@ -1,0 +1,145 @@
+"""The command `data`: check, prepare and pack datasets, write noisy labels, apply a review."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from noisybsd.config import Config, build_config, parse_overrides
+from noisybsd.data.cards import card_names, load_card
+from noisybsd.data.check import check
+from noisybsd.data.dataset import draw_noise, read_splits, with_labels
+from noisybsd.data.download import fetch
+from noisybsd.data.label_files import write_labels
+from noisybsd.data.noise import summary
+from noisybsd.data.pack import pack
+from noisybsd.data.readers.registry import EVALUATIONS
+from noisybsd.data.splits import Missing
+from noisybsd.errors import UserError, command, did_you_mean
+from noisybsd.settings import DataConfig
+
+HELP = """\
+usage: python -m noisybsd.data check|prepare|pack|noise NAME key=value …
+       python -m noisybsd.data apply-review run=DIR review=FILE out=FILE
+
+NAME is a dataset: {names}; or the path of a card.
+
+  check NAME root=FOLDER       is it there, whole, and in order? Exit code 1 if not, with what to do
+  prepare NAME root=FOLDER     download and unpack what may be downloaded
+  pack NAME root=FOLDER out=F  decode image files once into F, which trains faster and fits mmap:
+                               then data.root=F instead of data.root=FOLDER
+  noise NAME root=FOLDER out=F noise.name=symmetric noise.rate=0.4 noise.seed=0
+                               write noisy labels to F (.csv, .npy or .txt) for others to use:
+                               then data.labels=F
+  apply-review                 correct a run's labels by the decisions made on its report's page;
+                               `apply-review --help` says more
+
+Keys are those of a recipe's sections data and noise (python -m noisybsd.train --help lists them);
+those of data may be written without `data.`: root, labels, manifest, size, verify, on_error, …
+
+examples:
+  python -m noisybsd.data check cifar10n root=data
+  python -m noisybsd.data pack own root=photos size=128 on_error=skip out=photos_packed
+"""
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Carry out `COMMAND NAME key=value …` and return the exit code."""
+    if arguments[:1] == ["apply-review"]:
+        from noisybsd.report import (
+            review,  # the other commands need no trainer, which takes seconds
+        )
+
+        return review.main(arguments[1:])
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HELP.format(names=", ".join(card_names())))
+        return 0
+    chosen, *rest = arguments
+    if chosen not in COMMANDS:
+        valid = [*COMMANDS, "apply-review"]
+        raise UserError(f"command: {did_you_mean(chosen, valid)}; --help explains them")
+    if not rest or "=" in rest[0]:
+        raise UserError(f"{chosen}: which dataset? valid: {', '.join(card_names())}")
+    config, out = _settings(rest[0], rest[1:])
+    return COMMANDS[chosen](config, out)
+
+
+def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
+    """The sections data and noise, typed and checked; and out=."""
+    given = parse_overrides(arguments)
+    out = given.pop("out", None)
+    if "name" in given:
+        raise UserError(f"name={given['name']}: write noise.name=…; the dataset is {name}")
+    short = {key: given.pop(key) for key in list(given) if key in DataConfig.model_fields}
+    layers = ({"recipe": "data", "data": {"name": name, **short}}, given)
+    return build_config(*layers), None if out is None else Path(str(out)).expanduser()
+
+
+def prepare(config: Config, out: Path | None) -> int:
+    """Download and unpack what may be downloaded; 1 if something remains to be got by hand."""
+    card, root = load_card(config.data.name), Path(config.data.root)
+    for item in card.downloads:
+        if (root / item.makes).exists():
+            print(f"{root / item.makes}: there already")
+            continue
+        size = "" if item.bytes is None else f" ({item.bytes / 2**20:,.0f} MiB)"
+        told = "" if item.checksum else "; its publisher gives no checksum"
+        print(f"{item.url}{size}{told}")
+        fetch(item, root)
+        print(f"{root / item.makes}: done")
+    try:
+        if card.layout in EVALUATIONS:
+            next(EVALUATIONS[card.layout](card, config.data))
+        else:
+            read_splits(card, config.data.model_copy(update={"download": False}))
+    except Missing as error:
+        made = [root / item.makes for item in card.downloads]
+        for folder in set(made) & set(error.path.parents):
+            print(f"{error.path}: not there, though {folder} is: remove that and run this again")
+            return 1
+        form = "its owners want a form filled in first; " if card.licence_form else ""
+        print(
+            f"{error.path}: not there, and not to be downloaded by a program: {form}{card.obtain.strip()}"
+        )
+        print(f"  source: {card.source[0]}\n  licence: {card.licence.strip()}")
+        return 1
+    print(f"{card.name}: complete; `check {config.data.name} root={root}` looks at every file")
+    return 0
+
+
+def noise(config: Config, out: Path | None) -> int:
+    """Write noisy labels for all training images, in the order in which they are read."""
+    card, data = load_card(config.data.name), config.data
+    if out is None:
+        raise UserError("noise: out=FILE is missing: a .csv, .npy or .txt file for the labels")
+    if config.noise.name == "none":
+        raise UserError("noise: noise.name is missing, e.g. noise.name=symmetric noise.rate=0.4")
+    read, _ = read_splits(card, data)
+    train, _ = with_labels(card, data, read.train, len(read.class_names))
+    noisy = draw_noise(card, config.noise, config.seed, train, len(read.class_names))
+    clean = train.labels if train.clean_labels is None else train.clean_labels
+    notes = {
+        "dataset": card.name,
+        "classes": list(read.class_names),
+        **noisy.notes,
+        "transition": None if noisy.transition is None else noisy.transition.tolist(),
+    }
+    write_labels(out, noisy.labels, notes, clean=clean)
+    print(summary(noisy, clean, read.class_names))
+    print(f"{out}: train on these labels with data.name={data.name} data.labels={out}")
+    print("and, where the recipe has noise of its own, noise.name=none noise.rate=0")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Config, Path | None], int]] = {
+    "check": check,
+    "prepare": prepare,
+    "pack": pack,
+    "noise": noise,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Whether a dataset on disk is there, whole, and in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from noisybsd.config import Config
+from noisybsd.data.cards import Card, load_card
+from noisybsd.data.dataset import read_splits, with_labels
+from noisybsd.data.download import checksum
+from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.pack import LISTED, decoded
+from noisybsd.data.readers.registry import EVALUATIONS
+from noisybsd.data.splits import Missing, Split
+from noisybsd.errors import UserError
+from noisybsd.settings import DataConfig
+
+
+def check(config: Config, out: Path | None) -> int:
+    """Say of everything whether it is as it should be; 1 if something is not."""
+    card, data = load_card(config.data.name), config.data
+    print(f"{card.name}: {card.title}\n  data.root={data.root}")
+    wrong = 0
+    for ok, finding in findings(card, data):
+        wrong += not ok
+        print(f"  {'ok   ' if ok else 'WRONG'}  {finding}")
+    if wrong:
+        print(
+            f"\n{wrong} thing{'s' * (wrong > 1)} wrong. How to get {card.name}: {card.obtain.strip()}"
+        )
+        print(f"  source: {card.source[0]}\n  licence: {card.licence.strip()}")
+    return int(wrong > 0)
+
+
+def findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
+    """Everything that can be said of a dataset on disk, each with whether it is as it should be."""
+    root = Path(data.root)
+    for name, expected in card.checksums.items():
+        if not (root / name).exists():
+            continue  # the reader names what is missing
+        algorithm, digest = expected.split(":")
+        if checksum(root / name, algorithm) == digest:
+            yield True, f"{name}: the official bytes ({algorithm})"
+        elif data.verify:
+            yield False, f"{name}: not the official bytes ({algorithm} differs)"
+        else:
+            yield True, f"{name}: not the official bytes, accepted by verify=false"
+    quiet = data.model_copy(update={"download": False, "verify": False})
+    try:
+        if card.layout in EVALUATIONS:
+            yield from _evaluation_findings(card, quiet)
+        else:
+            yield from _split_findings(card, quiet)
+    except Missing as error:
+        yield False, f"{error.path}: not there"
+    except UserError as error:
+        yield False, str(error)
+
+
+def _evaluation_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
+    total = 0
+    for name, split in EVALUATIONS[card.layout](card, data):
+        total += len(split)
+        yield from _unreadable(name, split)
+    yield _counted("test", total, card.test_images)
+
+
+def _split_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
+    read, _ = read_splits(card, data)
+    packed = read.images_sha256 is not None  # what was left out then is as it should be
+    told, left_out = "left out when packed: " * packed, packed * len(read.problems)
+    yield from ((packed, f"{told}{problem}") for problem in read.problems)
+    yield _counted("training", len(read.train), card.train_images, left_out)
+    if read.test is None:
+        yield (
+            True,
+            f"no test split: {data.test_fraction:.0%} of the training images will be held out",
+        )
+    else:
+        yield _counted("test", len(read.test), card.test_images, left_out)
+    per_class = np.bincount(read.train.labels, minlength=len(read.class_names))
+    least, most = int(per_class.argmin()), int(per_class.argmax())
+    counts = f"{per_class[least]:,} training images"
+    if per_class[least] < per_class[most]:
+        names = read.class_names
+        counts = f"from {counts} ({names[least]}) to {per_class[most]:,} ({names[most]})"
+    yield bool(per_class.all()), f"{len(read.class_names)} classes, {counts}"
+    for name in dict.fromkeys([*card.labels, data.labels]):
+        if name != "default":
+            yield _labels_finding(card, data, name, read.train, len(read.class_names))
+    for name, split in (("training", read.train), ("test", read.test)):
+        if split is not None:
+            yield from _unreadable(name, split)
+
+
+def _counted(name: str, count: int, expected: int | None, left_out: int = 0) -> tuple[bool, str]:
+    if expected is None or count == expected:
+        return True, f"{count:,} {name} images"
+    if count < expected <= count + left_out:
+        return True, f"{count:,} {name} images, {expected:,} with those left out"
+    return False, f"{count:,} {name} images, there should be {expected:,}"
+
+
+def _labels_finding(
+    card: Card, data: DataConfig, name: str, train: Split, num_classes: int
+) -> tuple[bool, str]:
+    try:
+        chosen = data.model_copy(update={"labels": name})
+        split, note = with_labels(card, chosen, train, num_classes)
+    except Missing as error:
+        return name != data.labels, f"labels {name}: {error.path} is not there"
+    except UserError as error:
+        return False, str(error)
+    if split.clean_labels is None:
+        return True, f"labels {name}: {len(split):,}, in range"
+    rate = (split.labels != split.clean_labels).mean()
+    published = card.labels[name].noise_rate if name in card.labels else None
+    told = "" if published is None else f" (published: {published:.2%})"
+    right = published is None or abs(rate - published) < 1e-4
+    order = "in the images' order" if note["order_proven"] else "in an order that nothing proves"
+    return right, f"labels {name}: {order}, {rate:.2%} wrong{told}"
+
+
+def _unreadable(name: str, split: Split) -> Iterator[tuple[bool, str]]:
+    """Decode every image file of a split."""
+    if not isinstance(split.images, ImageFiles):
+        return
+    errors = [result for result in decoded(split.images, name) if isinstance(result, ImageError)]
+    yield from ((False, str(error)) for error in errors[:LISTED])
+    if len(errors) > LISTED:
+        yield False, f"… and {len(errors) - LISTED} more"
+    if errors:
+        yield True, "data.on_error=skip leaves unreadable images out"
+    else:
+        yield True, f"all {name} images can be read"

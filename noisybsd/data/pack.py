@@ -1,0 +1,136 @@
+"""Image files decoded once, into arrays that train faster.
+
+Dimensions: N images, C channels, S side of a stored image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from rich.console import Console
+from rich.progress import track
+
+from noisybsd.config import Config
+from noisybsd.data.cards import load_card
+from noisybsd.data.dataset import read_splits
+from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.readers.packed import PACK
+from noisybsd.data.splits import Split, hold_out, image_size
+from noisybsd.errors import UserError
+
+LISTED = 20  # unreadable images named by `check`
+
+
+def decoded(images: ImageFiles, name: str) -> Iterator[Any]:
+    """Every image or what is wrong with it, with a progress display in a terminal."""
+    console = Console(stderr=True)
+    yield from track(
+        images.decode_many(range(len(images))),
+        f"decoding {name} images",
+        total=len(images),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def pack(config: Config, out: Path | None) -> int:
+    """Decode all image files once into one array per split, in a folder that appears when whole.
+
+    OUT holds for each split NAME_images.npy, uint8 (N,C,S,S), to be mapped into memory, and
+    NAME.parquet with path, label and clean_label; and pack.json, which says what they are.
+    """
+    card, data = load_card(config.data.name), config.data
+    if out is None:
+        raise UserError("pack: out=FOLDER is missing: where the packed images go")
+    if out.exists():
+        raise UserError(f"out={out}: is there already")
+    read, _ = read_splits(card, data)
+    train, test, test_labels = read.train, read.test, read.test_labels
+    if not isinstance(train.images, ImageFiles):
+        raise UserError(f"pack: the images of {card.name} are in one array already")
+    if test is None:
+        train, test, test_labels = hold_out(train, data.test_fraction)
+    problems = list(read.problems)
+    splits = {"train": train, "test": test}
+    _refuse_without_room(out, splits)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        about: dict[str, Any] = {"card": card.name, "classes": list(read.class_names)}
+        for name, split in splits.items():
+            about[name] = _pack_split(split, temporary, name, data.on_error, problems)
+        about |= {
+            "splits": list(splits),
+            "size": image_size(card, data)[0],
+            "test_labels": test_labels,
+            "problems": problems,
+        }
+        (temporary / PACK).write_text(json.dumps(about, indent=1), "utf-8")
+        temporary.chmod(0o755)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    counts = ", ".join(f"{about[name]['count']:,} {name}" for name in splits)
+    print(f"{out}: {counts} images, {size / 2**20:,.1f} MiB; {len(problems)} left out")
+    for problem in problems[:LISTED]:
+        print(f"  {problem}")
+    print(f"train on them with data.name={data.name} data.root={out}")
+    return 0
+
+
+def _refuse_without_room(out: Path, splits: dict[str, Split]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(int(np.prod(split.images.shape)) for split in splits.values())
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise UserError(
+            f"out={out}: needs {needed / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free; "
+            "a smaller data.size needs less"
+        )
+
+
+def _pack_split(
+    split: Split, folder: Path, name: str, on_error: str, problems: list[str]
+) -> dict[str, Any]:
+    """Write one split, leaving out unreadable images if on_error is skip."""
+    assert isinstance(split.images, ImageFiles)
+    digest, kept = hashlib.sha256(), np.ones(len(split), dtype=bool)
+    path = folder / f"{name}_images.npy"
+    with path.open("wb") as file:
+        _npy_header(file, split.images.shape)
+        for i, image in enumerate(decoded(split.images, name)):
+            if isinstance(image, ImageError):
+                if on_error == "stop":
+                    raise UserError(
+                        f"{image}\non_error=skip leaves such images out and counts them"
+                    )
+                kept[i] = False
+                problems.append(str(image))
+            else:
+                pixels = image.numpy().tobytes()
+                digest.update(pixels)
+                file.write(pixels)
+        file.seek(0)  # numpy leaves room in the header for any number of images
+        _npy_header(file, (int(kept.sum()), *split.images.shape[1:]))
+        file.flush()
+        os.fsync(file.fileno())
+    split = split.take(kept)
+    columns = {"path": split.paths, "label": split.labels, "clean_label": split.clean_labels}
+    table = pyarrow.table({key: value for key, value in columns.items() if value is not None})
+    pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
+    return {"count": len(split), "images_sha256": digest.hexdigest()}
+
+
+def _npy_header(file: Any, shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)

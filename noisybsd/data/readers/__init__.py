@@ -1,0 +1,1 @@
+"""Readers of the layouts in which datasets lie on disk."""

@@ -1,0 +1,216 @@
+"""Splits of a dataset, and what all readers share: files, labels, hold-outs.
+
+Dimensions: N images, C channels, S side of a stored image, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from noisybsd.data.cards import Card
+from noisybsd.data.images import ImageFiles
+from noisybsd.errors import UserError
+from noisybsd.settings import DataConfig
+
+Labels = npt.NDArray[np.int64]
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with the labels given to them.
+
+    Args:
+        images: uint8 (N,C,S,S), or image files that decode to that.
+        labels: int64 (N,), the given labels.
+        clean_labels: int64 (N,), benchmarks only: for metrics, never for training.
+        paths: N image files relative to data.root, where the images come from files.
+        skipped: files found unreadable when they were decoded, each with the reason.
+    """
+
+    images: torch.Tensor | ImageFiles
+    labels: Labels
+    clean_labels: Labels | None
+    paths: list[str] | None = None
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: npt.NDArray[Any]) -> Split:
+        """The images at index (M,), or where it is True (N,)."""
+        index = np.arange(len(self))[index]
+        if isinstance(self.images, ImageFiles):
+            images: torch.Tensor | ImageFiles = self.images[index]
+        else:
+            images = self.images[torch.from_numpy(index)]
+        return Split(
+            images,
+            self.labels[index],
+            None if self.clean_labels is None else self.clean_labels[index],
+            None if self.paths is None else [self.paths[i] for i in index],
+        )
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a reader found.
+
+    Args:
+        test: None where the data have no test split; see hold_out.
+        test_labels: what is known of its labels: clean, noisy or unverified.
+        problems: entries that had to be left out, each with its reason.
+        images_sha256: of the training images, where the reader knows it.
+        size: side of the network's input, where the data fix it.
+    """
+
+    train: Split
+    test: Split | None
+    class_names: tuple[str, ...]
+    test_labels: str = "clean"
+    problems: list[str] = field(default_factory=list)
+    images_sha256: str | None = None
+    size: int | None = None
+
+
+def image_size(card: Card, data: DataConfig) -> tuple[int, int]:
+    """Side of the network's input, and the side at which image files are stored before cropping."""
+    size = data.size or card.size
+    return size, round(size * (card.stored_size or card.size) / card.size)
+
+
+def file_split(
+    card: Card, data: DataConfig, paths: list[str], labels: Sequence[int] | Labels
+) -> Split:
+    """A split of image files, relative to data.root; clean where the card says so."""
+    given = np.asarray(labels, dtype=np.int64)
+    images = ImageFiles(paths, data.root, image_size(card, data)[1], card.channels)
+    return Split(images, given, given.copy() if card.clean else None, paths)
+
+
+class Missing(UserError):
+    """Data that are not there, and how to get them."""
+
+    def __init__(self, path: Path, card: Card):
+        super().__init__(f"{path}: not there. How to get {card.name}: {card.obtain.strip()}")
+        self.path = path
+
+
+def need(path: Path, card: Card) -> Path:
+    """`path`, if it is there.
+
+    Raises:
+        Missing: it is not.
+    """
+    if not path.exists():
+        raise Missing(path, card)
+    return path
+
+
+def refuse_repeated(names: Iterable[str], source: object) -> None:
+    """Refuse a name that stands twice in `source`."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UserError(f"{source}: {name} is listed twice")
+        seen.add(name)
+
+
+def check_labels(labels: Labels, num_classes: int, source: object) -> None:
+    """Refuse labels (N,) outside 0..num_classes-1, naming the first and where it comes from."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise UserError(
+            f"{source}: label {labels[wrong[0]]} of image {wrong[0]} is out of range, "
+            f"valid: 0 to {num_classes - 1} ({len(wrong)} such labels)"
+        )
+
+
+def stratified_holdout(labels: Labels, fraction: float, seed: int = 0) -> npt.NDArray[np.bool_]:
+    """Choose a share of every class, the same on every machine and with every version of numpy.
+
+    Args:
+        labels: int64 (N,).
+        fraction: the share; of a class at least one image is chosen, and at least one is not. Of a
+            single image, none is chosen.
+
+    Returns:
+        (N,), True where chosen.
+    """
+    keys = np.random.Philox(key=seed).random_raw(len(labels))
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        chosen[members[np.argsort(keys[members], kind="stable")[:count]]] = True
+    return chosen
+
+
+def hold_out(train: Split, fraction: float) -> tuple[Split, Split, str]:
+    """Split off a test split, the same in every run.
+
+    Returns:
+        what remains to train on; the test split, with clean labels where they are known; and whether
+        they are: clean or noisy.
+
+    Raises:
+        UserError: no class has two images.
+    """
+    chosen = stratified_holdout(train.labels, fraction)
+    if not chosen.any():
+        raise UserError(
+            f"no test split, and none can be held out: {len(train)} images, one of each class at most"
+        )
+    test = train.take(chosen)
+    if test.clean_labels is None:
+        return train.take(~chosen), test, "noisy"
+    return train.take(~chosen), replace(test, labels=test.clean_labels), "clean"
+
+
+def find_images(folder: Path) -> tuple[list[str], list[str]]:
+    """Image files at any depth below `folder`, by name.
+
+    Returns:
+        their paths relative to `folder`, sorted; and what had to be left out, with the reason.
+    """
+    paths: list[str] = []
+    problems: list[str] = []
+
+    def walk(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
+        here = _identity(path)
+        if here in above:
+            problems.append(f"{path}: a symbolic link to a folder that it is in")
+            return
+        for entry in os.scandir(path):
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link in a circle: opened as a file, it says so
+                is_folder = False
+            if is_folder:
+                walk(entry.path, f"{prefix}{entry.name}/", above | {here})
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                paths.append(prefix + entry.name)
+
+    try:
+        parents = {*folder.absolute().parents, *folder.resolve().parents}
+        walk(str(folder), "", frozenset(map(_identity, parents)))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    return sorted(paths), sorted(problems)
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """What two paths to one folder have in common."""
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,1 @@
+"""One run in memory: training, prediction and measurement."""

@@ -1,0 +1,44 @@
+"""A network's outputs on a whole split, without augmentation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from noisybsd.data.dataset import Split
+from noisybsd.data.loader import eval_batches
+from noisybsd.data.views import Views
+from noisybsd.models.networks import Network
+
+
+@torch.no_grad()
+def predict(
+    network: Network,
+    split: Split,
+    views: Views,
+    device: torch.device,
+    amp: torch.dtype | None,
+    *,
+    batch_size: int = 500,
+    workers: int = 2,
+    on_error: str = "stop",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The network's outputs on a split, in its order, without augmentation.
+
+    Returns:
+        logits (M,K) float32, z (M,D) float32, labels (M,) int64, all on `device`.
+    """
+    training = network.training
+    network.eval()
+    logits, embeddings, labels = [], [], []
+    for images, given in eval_batches(
+        split, batch_size, device, workers=workers, on_error=on_error
+    ):
+        inputs = views.plain(images).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            output, z = network(inputs)
+        logits.append(output.float())
+        embeddings.append(z)
+        labels.append(given)
+    network.train(training)
+    return torch.cat(logits), torch.cat(embeddings), torch.cat(labels)

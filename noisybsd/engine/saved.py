@@ -1,0 +1,68 @@
+"""A saved run, read back: its configuration, and a trainer as its latest checkpoint has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from noisybsd.config import Config, build_config, parse_overrides, read_record
+from noisybsd.data.dataset import load_dataset
+from noisybsd.engine.trainer import Trainer
+from noisybsd.errors import UserError
+from noisybsd.runs.directory import load_run_state
+from noisybsd.runs.environment import pick_device
+
+MAY_DIFFER = (
+    *("data.root", "data.download", "data.workers", "data.on_error"),
+    *("device", "precision", "neighbours.k"),
+)
+
+
+def run_argument(arguments: list[str]) -> tuple[Path, list[str]]:
+    """The directory that `run=DIR` names, and the other arguments.
+
+    Raises:
+        UserError: there is not exactly one.
+    """
+    runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
+    if len(runs) != 1:
+        raise UserError(f"give one run=DIR, got {len(runs)}; --help says more")
+    return Path(runs[0]).expanduser(), [a for a in arguments if not a.startswith("run=")]
+
+
+def load_run_config(directory: Path, overrides: list[str]) -> Config:
+    """The configuration of the run in `directory`, with `key=value` overrides of where things are.
+
+    Raises:
+        UserError: not a run directory, or an override of something the run's result depends on.
+    """
+    record = directory / "config.yaml"
+    if not record.is_file():
+        raise UserError(f"run={directory}: not a run directory, it has no config.yaml")
+    for override in overrides:
+        key = override.split("=", 1)[0]
+        if key not in MAY_DIFFER:
+            raise UserError(f"{key}: cannot differ from the run's; valid: {', '.join(MAY_DIFFER)}")
+    return build_config(read_record(record), parse_overrides(overrides))
+
+
+def load_trainer(directory: Path, config: Config) -> Trainer | None:
+    """The run in `directory` as its latest checkpoint has it; None if it has not written one.
+
+    Args:
+        config: the run's, from `load_run_config`.
+
+    Raises:
+        UserError: no checkpoint can be used, or the data are not there, or not those of the run.
+    """
+    state = load_run_state(directory)
+    if state is None:
+        return None
+    if config.neighbours.k > 0 and "bank" not in state["modules"]:
+        raise UserError(
+            f"neighbours.k={config.neighbours.k}: this run kept no embeddings to search among, "
+            "its neighbours.k is 0"
+        )
+    dataset = load_dataset(config.data, config.noise, config.seed)
+    trainer = Trainer(config, dataset, pick_device(config))
+    trainer.load_state(state)
+    return trainer

@@ -1,0 +1,552 @@
+"""The trainer: the parts of one run, its step, and what is measured at the end of an epoch.
+
+Everything random in a step is a function of (seed, rank, step) and the order of an epoch one of
+(seed, epoch), so a checkpoint needs no random-number state and a run continues bit for bit at any step.
+
+On many processes (distributed.py) each has its share of the images, and everything after the network's
+forward pass is done by all of them alike, for the batches of all.
+
+Dimensions: N training samples, K classes, B batch, V views, D embedding width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+import time
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisybsd import distributed
+from noisybsd.config import Config
+from noisybsd.data.dataset import Dataset, Split
+from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_resident
+from noisybsd.data.views import Views
+from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
+from noisybsd.engine.monitor import EpochSums, SampleMonitor
+from noisybsd.engine.predict import predict
+from noisybsd.errors import UserError
+from noisybsd.methods.contrastive import CONTRASTIVE
+from noisybsd.methods.parts import Batch, Mixup, Task
+from noisybsd.methods.registry import LOSSES, build_loss, build_rule
+from noisybsd.models.bank import FeatureBank, knn_accuracy, vote
+from noisybsd.models.networks import FastResNet, Network, build_network
+from noisybsd.models.optim import WeightEma, build_optimizer, learning_rate, set_learning_rate
+from noisybsd.runs.directory import RESULTS_SCHEMA
+from noisybsd.runs.environment import describe_environment
+from noisybsd.runs.signals import Stopped, StopSignal
+from noisybsd.runs.tracking import Tracker
+from noisybsd.settings import DataConfig
+
+# steps between looks at whether the loss is finite; each look waits for the device
+CHECK_EVERY = 50
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class Trainer:
+    """One run in memory: data, network, per-sample state, and the loop over them."""
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device):
+        self.config, self.dataset, self.device = config, dataset, device
+        self.num_classes = len(dataset.class_names)
+        train = dataset.train
+        self.labels = torch.as_tensor(train.labels, device=device)  # (N,)
+        test = dataset.test  # or this process's share of it
+        if distributed.world_size() > 1:
+            test = test.take(np.r_[distributed.share(len(test))])
+        self.test = keep_resident(test, device, config.data.storage, config.data.on_error)
+        self.views = Views(
+            config.augment.name, dataset.size, dataset.mean, dataset.std, config.augment.flip
+        ).to(device)
+        self.mirrored_first = None  # (N,) bool, with alternating flips: mirrored in the first epoch
+        if config.augment.flip == "alternating":
+            bits = np.random.Philox(key=config.seed).random_raw(len(train)) & 1
+            self.mirrored_first = torch.as_tensor(bits == 1, device=device)
+        torch.manual_seed(config.seed)
+        with distributed.one_first("network"):  # pretrained weights are downloaded
+            network = build_run_network(config, dataset)
+        # as the images are; weights in another order are copied at every step
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        distributed.joint_batch_norm(self.network)
+        forward: torch.nn.Module = self.network
+        if config.compile:
+            forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+        self.forward = distributed.parallel(forward)
+        self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
+        task = build_task(config, self.labels, self.num_classes)
+        self.rule = build_rule(config.targets, task, config.options).to(device)
+        self.loss = build_loss(config.loss, task, config.options).to(device)
+        self.parameters = [*self.network.parameters(), *self.loss.parameters()]
+        self.optimizer = build_optimizer([self.network, self.loss], config.optimizer)
+        self.contrastive = CONTRASTIVE.get(config.contrastive.name)
+        self.monitor = SampleMonitor(self.labels)
+        self.sums = EpochSums(device)
+        self.bank = None
+        if config.neighbours.k > 0:
+            self.bank = FeatureBank(len(train), self.network.embedding_dim).to(device)
+        self.amp = autocast_dtype(config, device)
+
+        self.step_number = 0  # steps taken since the start of the run
+        self.seconds = 0.0  # spent training and evaluating, over all parts of the run
+        self.images_seen = 0
+        self.network_passes = 0  # of single images through the network, a backward one counted 2
+        self.train_seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self.skipped_before: list[str] = []  # by parts of the run before this one
+        self.wandb_id = secrets.token_hex(4)
+
+    @cached_property
+    def loader(self) -> Loader:
+        """The training images, decoded or opened when first asked for: an evaluation needs none."""
+        config = self.config
+        return build_loader(
+            self.dataset.train,
+            config.batch_size // distributed.world_size(),
+            config.seed,
+            self.device,
+            storage=config.data.storage,
+            workers=config.data.workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            on_error=config.data.on_error,
+            balanced=config.data.balanced,
+        )
+
+    def close(self) -> None:
+        """Stop what loads images, if anything does."""
+        if "loader" in vars(self):
+            self.loader.close()
+
+    @property
+    def precision(self) -> str:
+        """Of the forward pass, as `precision=auto` has it on this device."""
+        return "fp32" if self.amp is None else "bf16"
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.loader.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed, the evaluation included."""
+        return len(self.history)
+
+    def lr(self, step: int) -> float:
+        warmup = self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch
+        return learning_rate(step, self.total_steps, warmup, self.config.optimizer)
+
+    def contrastive_weight(self, step: int) -> float:
+        """Linear warm-up over `contrastive.warmup_epochs`."""
+        warmup = self.config.contrastive.warmup_epochs * self.loader.steps_per_epoch
+        return self.config.contrastive.weight * min(1.0, (step + 1) / (warmup + 1))
+
+    def view(self, name: str, index: Tensor, images: Tensor) -> Tensor:
+        """The view "weak" or "strong" (B,C,S,S) of `images` (B,C,H,W) uint8, the samples `index` (B,)."""
+        if name == "strong":
+            return self.views.strong(images)
+        if self.mirrored_first is None:
+            return self.views.weak(images)
+        return self.views.weak(images, self.mirrored_first[index] ^ (self.epoch % 2 == 1))
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Before the first step: set what a network takes from the training images, its whitening."""
+        if not isinstance(self.network.encoder, FastResNet):
+            return
+        train = self.dataset.train
+        sample = train.take(np.linspace(0, len(train) - 1, min(len(train), 5000)).astype(int))
+        data = self.config.data
+        batches = eval_batches(
+            sample, 500, self.device, workers=data.workers, on_error=data.on_error
+        )
+        images = torch.cat([self.views.plain(images) for images, _ in batches])
+        for network in self.networks().values():
+            assert isinstance(network.encoder, FastResNet)
+            distributed.copy_first_(network.encoder.whiten(images))
+
+    def step(self, index: Tensor, images: Tensor) -> None:
+        """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8.
+
+        Never waits for the GPU; on several, torch's SyncBatchNorm does, once a layer.
+        """
+        step, num_views = self.step_number, len(self.config.augment.views)
+        torch.manual_seed(step_seed(self.config.seed, distributed.rank(), step))
+        set_learning_rate(self.optimizer, self.lr(step))
+
+        views = [self.view(name, index, images) for name in self.config.augment.views]
+        mixup, alpha = None, self.config.augment.mixup
+        if alpha > 0:
+            mixup = Mixup.draw(len(index), alpha, self.device)
+            distributed.copy_first_(mixup.weight)
+            views = [*(views if self.loss.mixup == "beside" else []), *map(mixup, views)]
+        inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            logits, z = self.forward(inputs)
+        logits = logits.float().view(len(views), len(index), self.num_classes)  # (V,B,K)
+        index, logits, z, mixup = joint_batch(index, logits, z, mixup)
+
+        probs = logits.detach()[:num_views].softmax(dim=-1)
+        self.rule.observe(index, probs)
+        targets = self.rule.targets(index)  # (B,K)
+        if mixup is not None and self.loss.mixup == "instead":
+            targets = mixup(targets)
+
+        batch = Batch(index, self.labels[index], logits, z, targets, mixup)
+        classification = self.loss(batch)
+        contrast = logits.new_zeros(())
+        if self.contrastive is not None:
+            contrast = self.contrastive(
+                z[: 2 * len(index)], targets, self.config.contrastive.temperature
+            )
+        loss = classification + self.contrastive_weight(step) * contrast
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        distributed.average_gradients_(self.loss.parameters())
+        if self.config.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(
+                self.parameters, self.config.optimizer.clip_norm, foreach=True
+            )
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.network, step)
+
+        if self.bank is not None:
+            self.bank.write(index, z.detach()[: len(index)])
+        self.monitor.record(index, logits.detach()[0])
+        correct = (logits.detach()[0].argmax(dim=1) == self.labels[index]).float().mean()
+        self.sums.add(step, loss, classification, contrast, correct)
+        self.step_number += 1
+        self.images_seen += len(index)
+        self.network_passes += 3 * len(views) * len(index)
+
+    def train_epoch(self, tracker: Tracker, stop: StopSignal) -> None:
+        """The rest of the present epoch.
+
+        Raises:
+            NonFiniteLoss: some step's loss was NaN or infinite.
+            Stopped: a signal asked to stop; the step under way is complete.
+        """
+        self.network.train()
+        done = self.step_number - self.epoch * self.loader.steps_per_epoch
+        if done == 0:
+            self.sums.reset()
+        self.rule.start_epoch(self.epoch)
+        self.loss.start_epoch(self.epoch)
+        begin = time.perf_counter()
+        if self.step_number == 0:
+            self.prepare()
+        try:
+            for index, images in self.loader.epoch(self.epoch, start=done):
+                self.step(index, images)
+                tracker.step()
+                received = distributed.largest(stop.received)
+                if self.step_number % CHECK_EVERY == 0 or received:
+                    self.check_finite()
+                if received:
+                    raise Stopped(received)
+            self.check_finite()  # waits for the device, so that the time below is the whole time
+        finally:
+            self.train_seconds += time.perf_counter() - begin
+
+    def check_finite(self) -> None:
+        """Look at every loss so far and at the weights as they are. Waits for the device.
+
+        Raises:
+            NonFiniteLoss: some of them are NaN or infinite.
+        """
+        what, step = "the loss is not finite at", self.sums.first_bad_step()
+        if step is None:
+            state = [*self.network.state_dict().values(), *self.loss.state_dict().values()]
+            largest = torch._foreach_norm([t for t in state if t.is_floating_point()], math.inf)
+            if torch.stack(largest).isfinite().all():
+                return
+            what, step = "the weights are not finite after", self.step_number - 1
+        raise NonFiniteLoss(
+            f"{what} step {step} (epoch {step // self.loader.steps_per_epoch + 1}), "
+            f"learning rate {self.lr(step):.3g}. Try a lower optimizer.lr, optimizer.clip_norm=1, "
+            "or precision=fp32"
+        )
+
+    @torch.no_grad()
+    def end_epoch(self) -> dict[str, Any]:
+        """Neighbours, evaluation and metrics of the epoch just trained."""
+        metrics: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "step": self.step_number,
+            "lr": self.lr(self.step_number - 1),
+            **self.sums.means(),
+        }
+        suggested, of_given = self.suggested(), self.rule.probability(self.labels)
+        if of_given is None:
+            of_given = self.monitor.given_prob
+        self.monitor.record_belief(suggested, self.epoch)
+
+        near = self.config.neighbours
+        if self.bank is not None and near.weight > 0 and self.epoch + 1 >= near.start_epoch:
+            belief = self.rule.belief()
+            assert belief is not None
+            found = self.bank.search(near.k, engine=near.engine)
+            self.rule.observe_neighbours(vote(belief, found, math.inf))  # the plain mean
+
+        metrics |= self.evaluate()
+        if self.dataset.train.clean_labels is not None:
+            clean = torch.as_tensor(self.dataset.train.clean_labels, device=self.device)
+            of_given = of_given.masked_fill(self.monitor.visits == 0, torch.nan)  # dropped so far
+            metrics |= label_metrics(
+                of_given, suggested, self.monitor.predicted, self.labels, clean
+            )
+        return metrics
+
+    def networks(self) -> dict[str, Network]:
+        """The network and its moving average, if there is one, by what their metrics' names end in."""
+        return {"": self.network} | ({} if self.ema is None else {"_ema": self.ema.network})
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Test metrics of the network, and of its moving average under names that end in `_ema`."""
+        near = self.config.neighbours
+        metrics: dict[str, float] = {}
+        for suffix, network in self.networks().items():
+            logits, z, labels = self.predict_test(network)
+            found = prediction_metrics(logits, labels)
+            metrics |= {f"test_{name}{suffix}": value for name, value in found.items()}
+            if self.bank is not None and network is self.network:
+                nearest = self.bank.search(near.k, queries=z, engine=near.engine)
+                metrics["test_knn_accuracy"] = knn_accuracy(self.suggested(), nearest, labels)
+        return metrics
+
+    def predict(
+        self, network: Network, split: Split, data: DataConfig | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, embeddings and labels of `split`, whose files are read as `data` says, or the run's."""
+        data = data or self.config.data
+        return predict(
+            network,
+            split,
+            self.views,
+            self.device,
+            self.amp,
+            # where a smaller batch_size is what the memory needs, it helps here too
+            batch_size=min(500, 4 * self.config.batch_size),
+            workers=data.workers,
+            on_error=data.on_error,
+        )
+
+    def predict_test(self, network: Network) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (M,K), embeddings (M,D) and labels (M,) of the test set.
+
+        Raises:
+            NonFiniteLoss: the network's weights are beyond use.
+        """
+        outputs = self.predict(network, self.test)
+        logits, z, labels = map(distributed.gather_rows, outputs)
+        if not logits.isfinite().all():
+            raise NonFiniteLoss(
+                f"the network's test predictions are not finite after step {self.step_number}, "
+                f"learning rate {self.lr(max(self.step_number - 1, 0)):.3g}"
+            )
+        return logits, z, labels
+
+    def suggested(self) -> Tensor:
+        """The most probable class of each training sample, (N,): by belief, or by prediction."""
+        suggested = self.rule.suggested()
+        return self.monitor.predicted if suggested is None else suggested
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """Everything with state, by its name in the checkpoint."""
+        parts = {
+            "network": self.network,
+            "ema": self.ema,
+            "rule": self.rule,
+            "loss": self.loss,
+            "bank": self.bank,
+            "monitor": self.monitor,
+            "sums": self.sums,
+        }
+        return {name: module for name, module in parts.items() if module is not None}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: the same on however many processes. All of them take part."""
+        return {
+            "world_size": distributed.world_size(),
+            "precision": self.precision,
+            "config": self.config.model_dump(mode="json"),
+            "data_sha256": self.dataset.sha256,
+            "modules": {name: module.state_dict() for name, module in self.modules().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_number,
+            "seconds": self.seconds,
+            "images_seen": self.images_seen,
+            "network_passes": self.network_passes,
+            "train_seconds": self.train_seconds,
+            "skipped": self.skipped(),
+            "history": self.history,
+            "wandb_id": self.wandb_id,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`.
+
+        Raises:
+            UserError: the state belongs to other data, or another version wrote it.
+        """
+        if state["data_sha256"] != self.dataset.sha256:
+            raise UserError(
+                f"data.root={self.config.data.root}: the images or labels are not those this run was "
+                f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"
+            )
+        for name, module in self.modules().items():
+            try:
+                module.load_state_dict(state["modules"][name])
+            except (KeyError, RuntimeError) as error:
+                raise UserError(
+                    f"the checkpoint is of another version of noisybsd, whose {name} was another: "
+                    f"{' '.join(str(error).split())[:200]}"
+                ) from None
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number = state["step"]
+        self.seconds = state["seconds"]
+        self.images_seen = state["images_seen"]
+        self.network_passes = state["network_passes"]
+        self.train_seconds = state["train_seconds"]
+        self.skipped_before = state["skipped"]
+        self.history = state["history"]
+        self.wandb_id = state["wandb_id"]
+
+    def begin_epoch_anew(self) -> None:
+        """Forget an interrupted epoch's steps, where its samples would be in another order now."""
+        self.step_number = self.epoch * self.loader.steps_per_epoch
+
+    def results(self) -> dict[str, Any]:
+        """results.json. The headline is the last epoch; the best one peeks at the test set.
+
+        All processes take part.
+        """
+        last, config = self.history[-1], self.config
+        accuracies = [row["test_accuracy"] for row in self.history]
+        noise_rate = last.get("noise_rate")
+
+        diagrams = {}
+        for suffix, network in self.networks().items():
+            logits, _, labels = self.predict_test(network)
+            diagrams[suffix] = reliability(logits, labels)
+
+        return {
+            "schema": RESULTS_SCHEMA,
+            "recipe": config.recipe,
+            "method": config.method,
+            "seed": config.seed,
+            "precision": self.precision,
+            "dataset": self.dataset.name,
+            "network": config.network.name,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "world_size": distributed.world_size(),
+            "train_samples": len(self.dataset.train.labels),
+            "test_samples": len(self.dataset.test.labels),
+            "noise_rate": noise_rate,
+            "test_accuracy_last": accuracies[-1],
+            "test_accuracy_last10_mean": float(np.mean(accuracies[-10:])),
+            "test_accuracy_best": max(accuracies),
+            "test_accuracy_best_note": "an oracle: the epoch is chosen on the test set",
+            "test_accuracy_ema_last": last.get("test_accuracy_ema"),
+            "test_knn_accuracy_last": last.get("test_knn_accuracy"),
+            "test_ece_last": last["test_ece"],
+            "test_ece_ema_last": last.get("test_ece_ema"),
+            "test_nll_last": last["test_nll"],
+            "test_brier_last": last["test_brier"],
+            "label_correction_accuracy": last.get("label_correction_accuracy"),
+            "noise_detection_auroc": last.get("noise_detection_auroc"),
+            "memorised_fraction": last.get("memorised_fraction"),
+            "reliability": diagrams[""],
+            "reliability_ema": diagrams.get("_ema"),
+            # per sample and epoch: an image forward counts 1, backward 2
+            "network_passes": self.network_passes / self.images_seen,
+            "images_per_second": self.images_seen / self.train_seconds,
+            "seconds": self.seconds,
+            "data_sha256": self.dataset.sha256,
+            "data": self.data_notes(),
+            **describe_environment(self.device),
+        }
+
+    def data_notes(self) -> dict[str, Any]:
+        """What results.json says of the data, with the images skipped so far."""
+        notes = self.dataset.notes
+        skipped = self.skipped()
+        return notes | {
+            "skipped_images": notes.get("skipped_images", 0) + len(skipped),
+            "skipped": [*notes.get("skipped", []), *skipped][:20],
+        }
+
+    def skipped(self) -> list[str]:
+        """The training images that any process could not read, each with the reason."""
+        mine = [*self.skipped_before, *self.loader.skipped]
+        return list(dict.fromkeys(itertools.chain(*distributed.each(mine))))
+
+
+def joint_batch(
+    index: Tensor, logits: Tensor, z: Tensor, mixup: Mixup | None
+) -> tuple[Tensor, Tensor, Tensor, Mixup | None]:
+    """The batches (b) of all processes as one (B), process by process, with gradients; alone, as it is.
+
+    Args:
+        index: (b,) to (B,).
+        logits: (V,b,K) to (V,B,K).
+        z: (V*b,D) to (V*B,D), view by view.
+        mixup: within each process's batch; of the same weight on all.
+    """
+    if distributed.world_size() == 1:
+        return index, logits, z, mixup
+    z = distributed.gather(z.unflatten(0, (len(logits), -1)), dim=1).flatten(0, 1)
+    if mixup is not None:
+        partner = mixup.partner + distributed.rank() * len(index)
+        mixup = Mixup(mixup.weight, distributed.gather(partner))
+    return distributed.gather(index), distributed.gather(logits, dim=1), z, mixup
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """A well-mixed 63-bit seed from (seed, rank, step)."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
+    """What the configuration's target rule and loss are told, with the given labels (N,)."""
+    return Task(
+        labels,
+        num_classes,
+        epochs=config.epochs,
+        views=len(config.augment.views),
+        embedding_dim=config.network.embedding_dim,
+        balanced=config.data.balanced,
+        posterior=config.posterior,
+        neighbours=config.neighbours,
+    )
+
+
+def build_run_network(config: Config, dataset: Dataset) -> Network:
+    """The run's network, with a projection head where something trains it."""
+    projects = config.contrastive.name != "none" or LOSSES[config.loss].uses_embedding
+    return build_network(
+        config.network.name,
+        len(dataset.class_names),
+        dataset.channels,
+        width=config.network.width,
+        embedding_dim=config.network.embedding_dim,
+        projection="mlp" if projects else "identity",
+        pretrained=config.network.pretrained,
+    )
+
+
+def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
+    """The dtype of the forward pass under autocast, or None for plain fp32."""
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if bf16 else None

@@ -1,0 +1,165 @@
+"""What a target rule and a classification loss are, and what they are given.
+
+A rule and a loss are built from the `Task` when a run starts; a loss is given a `Batch` at each step.
+Numbers of a method's own are keyword arguments of its parts' constructors, and thereby its
+`options.*` on the command line. No part may make a training step wait for the device.
+
+Dimensions: N training samples, K classes, B batch, V views, D embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from noisybsd.errors import UserError
+from noisybsd.settings import NeighboursConfig, PosteriorConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a rule or a loss is told when a run starts. Clean labels are not among it."""
+
+    labels: Tensor  # (N,) int64, the given labels
+    num_classes: int  # K
+    epochs: int  # of the whole run
+    views: int  # of an image in a step
+    embedding_dim: int  # D
+    balanced: (
+        int | None
+    )  # at most so many samples of a given class are visited in an epoch; None: all
+    posterior: PosteriorConfig
+    neighbours: NeighboursConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss may look at in a step. Clean labels are not among it."""
+
+    index: Tensor  # (B,) int64, positions in the training set
+    labels: Tensor  # (B,) int64, the given labels
+    logits: Tensor  # (V,B,K) float32
+    z: Tensor  # (V*B,D) float32, unit length, view by view
+    targets: Tensor  # (B,K) float32, rows sum to one (ELR's excepted), no gradient
+    mixup: Mixup | None = None  # with mixed images beside the plain ones: how they were mixed
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Convex combinations of the rows of a batch: lambda x_i + (1 - lambda) x_partner(i).
+
+    Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization". One lambda for the batch,
+    from Beta(alpha, alpha), folded to at least 1/2: the mixed pairs are distributed as before, since a
+    random order and its inverse are alike, and what is recorded of sample i is of the image that shows
+    most of it.
+    """
+
+    weight: Tensor  # () float32, lambda in [1/2, 1]
+    partner: Tensor  # (B,) int64
+
+    @classmethod
+    def draw(cls, batch_size: int, alpha: float, device: torch.device) -> Mixup:
+        """Random on `device`, without waiting for it."""
+        concentration = torch.full((), alpha, device=device)
+        beta = torch.distributions.Beta(concentration, concentration, validate_args=False)
+        weight = beta.sample()
+        partner = torch.rand(batch_size, device=device).argsort()
+        return cls(torch.maximum(weight, 1 - weight), partner)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Mix `rows` (B,...): images of one view, or targets."""
+        return torch.lerp(rows.index_select(0, self.partner), rows, self.weight.to(rows.dtype))
+
+
+class Part(nn.Module):
+    """A rule or a loss. What it remembers lives in registered buffers, and so in the checkpoint."""
+
+    # How it takes mixup: never; with mixed images instead of the plain ones, and targets mixed likewise
+    # (for what does not tell one sample from another); or, a loss, with mixed images beside them.
+    mixup: Literal["never", "instead", "beside"] = "never"
+
+    def start_epoch(self, epoch: int) -> None:
+        """Epoch number `epoch`, from 0, begins or goes on after an interruption."""
+
+
+class TargetRule(Part):
+    """Says what each sample's target is. One that `posterior.*` is for says so by `uses_posterior`."""
+
+    uses_posterior = False
+
+    def observe(self, index: Tensor, probs: Tensor) -> None:
+        """See the network's predictions `probs` (V,B,K) for the views of the samples `index` (B,)."""
+
+    def observe_neighbours(self, votes: Tensor) -> None:
+        """See the neighbours' mean beliefs (N,K), once an epoch; a row of zeros says nothing."""
+
+    def targets(self, index: Tensor) -> Tensor:
+        """Targets (B,K) float32 of the samples `index` (B,); rows sum to one."""
+        raise NotImplementedError(type(self).__name__)
+
+    def belief(self) -> Tensor | None:
+        """The present belief (N,K) over every sample's class, or None if the rule holds none."""
+        return None
+
+    def suggested(self) -> Tensor | None:
+        """The most probable class (N,) by belief, without the whole of it where the rule can."""
+        belief = self.belief()
+        return None if belief is None else belief.argmax(dim=1)
+
+    def strength(self) -> Tensor | None:
+        """The pseudo-count (N,) behind each sample's belief, or None if it has none."""
+        return None
+
+    def probability(self, labels: Tensor) -> Tensor | None:
+        """The belief (N,) in each sample's class in `labels` (N,), likewise."""
+        belief = self.belief()
+        return None if belief is None else belief.gather(1, labels[:, None]).squeeze(1)
+
+
+class Loss(Part):
+    """The classification loss, a scalar for each batch.
+
+    A loss may have parameters: they are trained with the network's. One that reads `batch.z` says so
+    by `uses_embedding`, and the network then gets a projection head. One that compares two views says so
+    by `needs_two_views`.
+    """
+
+    uses_embedding = False
+    needs_two_views = False
+
+    def forward(self, batch: Batch) -> Tensor:
+        raise NotImplementedError(type(self).__name__)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """(B,) int64 to (B,K) float32; torch's own reads the labels back to check them, off CUDA."""
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-sum_k y_k log p_k, the mean over views and samples.
+
+    Args:
+        logits: (V,B,K) or (B,K).
+        targets: (B,K).
+    """
+    return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def check_option(name: str, value: float, valid: bool, expected: str) -> None:
+    """Raise UserError, with the key, the value and what is `expected`, unless it is `valid`."""
+    if not valid:
+        raise UserError(f"options.{name}={value}: expected {expected}")
+
+
+def zeros(task: Task, width: int) -> Tensor:
+    """(N,width) float32 on the labels' device."""
+    return torch.zeros(len(task.labels), width, device=task.labels.device)
+
+
+def inside(x: Tensor) -> Tensor:
+    """`x`, kept within [1e-4, 1 - 1e-4]."""
+    return x.clamp(1e-4, 1 - 1e-4)

@@ -1,0 +1,69 @@
+"""Target rules (what a sample should be called) and classification losses (how that is learned), by name.
+
+parts.py says what a rule and a loss are. A new one is a class in a module beside this one and an entry
+here; a preset in presets.py gives the pair a name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from noisybsd.methods.bsd import PosteriorTargets
+from noisybsd.methods.ctrr import ContrastiveRegularization
+from noisybsd.methods.memories import (
+    EarlyLearningRegularization,
+    EarlyLearningTargets,
+    ProgressiveTargets,
+    SelfEnsembleLabels,
+    TemporalConsistency,
+    TemporalEnsemble,
+)
+from noisybsd.methods.parts import Loss, Part, TargetRule, Task
+from noisybsd.methods.plain import CrossEntropy, LabelTargets
+from noisybsd.methods.robust import GeneralizedCrossEntropy, LabelSmoothing, SymmetricCrossEntropy
+from noisybsd.methods.sop import SparseOverparameterization
+from noisybsd.methods.tcl import TwinContrastive
+
+TARGET_RULES: dict[str, type[TargetRule]] = {
+    "labels": LabelTargets,
+    "posterior": PosteriorTargets,
+    "elr": EarlyLearningTargets,
+    "selc": SelfEnsembleLabels,
+    "temporal_ensemble": TemporalEnsemble,
+    "ps_kd": ProgressiveTargets,
+}
+
+LOSSES: dict[str, type[Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "label_smoothing": LabelSmoothing,
+    "gce": GeneralizedCrossEntropy,
+    "sce": SymmetricCrossEntropy,
+    "elr": EarlyLearningRegularization,
+    "temporal_ensemble": TemporalConsistency,
+    "sop": SparseOverparameterization,
+    "ctrr": ContrastiveRegularization,
+    "tcl": TwinContrastive,
+}
+
+
+def options(part: type[Part]) -> Iterator[inspect.Parameter]:
+    """The keyword arguments of a rule's or loss's constructor: its `options.*`."""
+    parameters = inspect.signature(part).parameters.values()
+    return (p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def build_rule(name: str, task: Task, given: Mapping[str, float]) -> TargetRule:
+    """The target rule `name`, with those of the `given` options that are its own."""
+    return _build(TARGET_RULES[name], task, given)
+
+
+def build_loss(name: str, task: Task, given: Mapping[str, float]) -> Loss:
+    """The loss `name`, with those of the `given` options that are its own."""
+    return _build(LOSSES[name], task, given)
+
+
+def _build(part: Any, task: Task, given: Mapping[str, float]) -> Any:
+    mine = {p.name for p in options(part)}
+    return part(task, **{key: value for key, value in given.items() if key in mine})

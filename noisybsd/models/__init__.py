@@ -1,0 +1,1 @@
+"""Networks, the bank of their embeddings, and how they are optimised."""

@@ -1,0 +1,84 @@
+"""Which labels are wrong: `python -m noisybsd.report run=DIR` writes the label table and a page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from noisybsd.engine.saved import MAY_DIFFER, run_argument
+from noisybsd.errors import UserError, command
+from noisybsd.report.estimates import caution
+from noisybsd.report.write import report
+
+USAGE = f"""\
+usage: python -m noisybsd.report run=DIR [top=2000] [key=value …]
+
+Say which training labels are wrong, from a run, finished or not. Writes into DIR:
+  report.html          summary, plots, and the `top` most suspicious samples to go through; works offline
+  labels.parquet       every sample, in the dataset's order; labels.csv: the same, most suspicious first
+  pred_probs.npz       probabilities (N,K), as cleanlab takes them: belief, network, neighbours
+  labels_metrics.json  the estimates and, with clean labels, how well each ranking finds wrong labels
+
+keys that may differ from the run's own: {", ".join(MAY_DIFFER)}.
+All but data.* matter only where training has left no labels.parquet of the run's last epoch.
+"""
+
+
+def _print(directory: Path, metrics: dict[str, Any]) -> None:
+    said, detection = metrics["estimates"], metrics["detection"]
+    rate, console = said["noise_rate"], Console()
+    print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
+    truth = said.get("noise_rate_true")
+    known = "" if truth is None else f"; in truth {truth:.2%}"
+    if rate["estimate"] is not None:
+        print(
+            f"estimated wrong: {rate['estimate']:.2%} "
+            f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}, if the belief is honest){known}"
+        )
+    if doubt := caution(said):
+        print(doubt)
+    if detection:
+        table = Table(title="finding wrong labels: which ranking to trust")
+        for column in ("ranking", "AUROC", "average precision", "precision"):
+            table.add_column(column, justify="left" if column == "ranking" else "right")
+        for name, row in detection.items():
+            values = [row.get(key) for key in ("auroc", "average_precision", "precision")]
+            told = (
+                [row["unavailable"], "", ""]
+                if "unavailable" in row
+                else [f"{v:.4f}" for v in values]
+            )
+            table.add_row(name, *told)
+        console.print(table)
+    print(f"written to {directory}: report.html, labels.csv, labels.parquet, pred_probs.npz,")
+    print("  labels_metrics.json")
+
+
+@command
+def main(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    directory, others = run_argument(arguments)
+    top, overrides = 2000, []
+    for argument in others:
+        if argument.startswith("top="):
+            top = _count(argument.removeprefix("top="))
+        else:
+            overrides.append(argument)
+    _print(directory, report(directory, overrides, top))
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"top={text}: expected how many samples to show, an integer from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

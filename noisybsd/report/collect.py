@@ -1,0 +1,167 @@
+"""The findings of a run, asked of its trainer.
+
+Dimensions: N training samples, K classes, M test images.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+import torch.nn.functional as F
+
+from noisybsd import __version__, distributed
+from noisybsd.data.loader import ResidentLoader
+from noisybsd.data.splits import Split
+from noisybsd.engine.trainer import Trainer
+from noisybsd.models.bank import FeatureBank, vote
+from noisybsd.report.findings import Findings, Floats, label_table, pictures
+
+log = logging.getLogger("noisybsd")
+
+NEIGHBOURS = 10  # looked at where the run searches none
+
+
+def record(trainer: Trainer, directory: Path | None) -> None:
+    """Write the findings at the end of a run, whose results must not be lost to a failure here.
+
+    All processes collect; the first one, which has the `directory`, writes.
+    """
+    try:
+        findings = collect(trainer, directory)
+        if directory is None:
+            return
+        findings.write(directory)
+        log_to_wandb(findings, trainer.dataset.train)
+    except Exception as error:
+        log.warning(
+            "labels.parquet is not written: %s\nto do it later: python -m noisybsd.report run=%s",
+            (str(error).strip() or type(error).__name__).splitlines()[0],
+            directory,
+        )
+
+
+@torch.no_grad()
+def collect(trainer: Trainer, directory: Path | None) -> Findings:
+    """Ask a trainer for its findings: one pass over training and test images, one search.
+
+    A method that holds no belief is taken to believe its network's predictions. Of a sample never
+    visited, the belief is its given label.
+
+    Args:
+        directory: the run's, for the record.
+    """
+    config, dataset, monitor = trainer.config, trainer.dataset, trainer.monitor
+    train, classes = dataset.train, len(dataset.class_names)
+    one_hot = F.one_hot(trainer.labels, classes).float()  # (N,K)
+
+    network, bank = _look_at_training_images(trainer)
+    held = trainer.rule.belief()
+    belief = network if held is None else held.float().cpu().numpy()
+    visits = monitor.visits.cpu().numpy()
+    known = (visits > 0) & np.isfinite(belief).all(axis=1)
+    belief = np.where(known[:, None], belief, one_hot.cpu().numpy())
+    belief /= belief.sum(axis=1, keepdims=True)
+
+    k = min(config.neighbours.k or NEIGHBOURS, len(train) - 1)
+    found = bank.search(k, engine=config.neighbours.engine)
+    near = [[j for j in row if j >= 0] for row in found.index.tolist()]
+    votes = vote(one_hot, found, float("inf")).cpu().numpy()
+
+    strength = trainer.rule.strength()
+    logits, _, test_labels = trainer.predict_test(trainer.network)
+    margin = np.where(known, monitor.margin_sum.cpu().numpy() / np.maximum(visits, 1), np.nan)
+    return Findings(
+        label_table(
+            train,
+            dataset.class_names,
+            belief,
+            network,
+            votes,
+            near,
+            network_prob=monitor.given_prob.cpu().numpy(),
+            margin=margin,
+            visits=np.where(known, visits, 0),
+            left_epoch=monitor.left_epoch.cpu().numpy(),
+            strength=None if strength is None else strength.cpu().numpy(),
+        ),
+        {
+            "belief": belief,
+            "network": network,
+            "neighbours": votes,
+            "labels": train.labels,
+            "test": logits.softmax(dim=1).cpu().numpy(),
+            "test_labels": test_labels.cpu().numpy(),
+        },
+        {
+            "run": str(directory),
+            "dataset": dataset.name,
+            "class_names": list(dataset.class_names),
+            "data_sha256": dataset.sha256,
+            "epoch": trainer.epoch,
+            "method": config.method,
+            "test_labels": dataset.notes["test_labels"],
+            "noisybsd": __version__,
+        },
+    )
+
+
+def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank]:
+    """The network on the training images as they are: each process on its share, for all to know.
+
+    Returns:
+        Its predictions (N,K), NaN where an image is unreadable; and the run's bank of embeddings, or, where
+        the run keeps none, one of what the network makes of the images now.
+    """
+    train, loader = trainer.dataset.train, trainer.loader
+    own = slice(distributed.rank(), None, distributed.world_size())
+    rows = np.arange(len(train))[own]
+    images, unreadable = train.images[own], list[int]()
+    if isinstance(loader, ResidentLoader):  # decoded; black where unreadable
+        images, unreadable = loader.images, list(loader.unreadable)
+    # the labels here say which rows could be read
+    outputs = trainer.predict(trainer.network, replace(train, images=images, labels=rows))
+    logits, kept = distributed.gather_rows(outputs[0]), distributed.gather_rows(outputs[2])
+    bank = trainer.bank
+    if bank is None:
+        z = distributed.gather_rows(outputs[1])
+        bank = FeatureBank(len(train), z.shape[1]).to(z.device)
+        bank.write(kept, z)
+    probabilities = np.full((len(train), trainer.num_classes), np.nan, np.float32)
+    probabilities[kept.cpu().numpy()] = logits.softmax(dim=1).cpu().numpy()
+    for missing in distributed.each(unreadable):
+        probabilities[missing] = np.nan
+        if trainer.bank is None and missing:
+            bank.filled[missing] = False
+    return probabilities, bank
+
+
+def log_to_wandb(findings: Findings, train: Split, top: int = 200) -> None:
+    """Log a table of the most suspicious samples, with images, to the W&B run of this process."""
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    columns = [
+        "rank",
+        "index",
+        "path",
+        "given_name",
+        "suggested_name",
+        "given_prob",
+        "suggested_prob",
+    ]
+    order = np.argsort(findings.column("rank"), kind="stable")[:top]
+    rows = findings.table.select(columns).take(pyarrow.array(order)).to_pylist()
+    table = wandb.Table(columns=["image", *columns])
+    for row, image in zip(rows, pictures(train.images, order), strict=True):
+        picture = None if image is None else wandb.Image(image.permute(1, 2, 0).numpy())
+        table.add_data(picture, *row.values())
+    wandb.run.log({"suspicious_labels": table})

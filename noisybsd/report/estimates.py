@@ -1,0 +1,277 @@
+"""What a run's findings say of the labels as a whole, and which ranking finds the wrong ones.
+
+The estimates need no clean labels. Where a benchmark has clean ones, the truth stands beside them, and
+every way to rank labels by suspicion is measured against it.
+
+Dimensions: N training samples, K classes, M test images.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from noisybsd.engine.metrics import prediction_metrics, reliability
+from noisybsd.report.findings import Bools, Findings, Floats, Ints
+
+Z95 = 1.959964  # of the normal distribution
+
+# --- what the belief says of the labels as a whole ------------------------------------------------
+
+
+def estimates(findings: Findings) -> dict[str, Any]:
+    """What can be said without clean labels; and the truth beside it where these are known.
+
+    Returns:
+        noise_rate: {estimate, low, high}, see `noise_rate`; suggestions_wrong: the share of its own
+        suggestions that the belief expects to be wrong; disputed: how many labels it contradicts;
+        transition (K,K), see `transition`; test: accuracy on the test set as it is
+        labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
+        labels) or on_clean_labels {estimate, low, high} (others). Where clean labels are known also
+        noise_rate_true, transition_true, and suggested_right, the share of suggestions that are.
+        Samples never visited do not count.
+    """
+    seen = findings.column("visits") > 0
+    belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
+    matrix = transition(belief, labels)
+    found: dict[str, Any] = {
+        "samples": len(findings.table),
+        "samples_seen": int(seen.sum()),
+        "noise_rate": noise_rate(belief[np.arange(len(labels)), labels]),
+        "suggestions_wrong": float(1 - belief.max(axis=1).mean()) if len(belief) else None,
+        "disputed": int((belief.argmax(axis=1) != labels).sum()),
+        "transition": matrix,
+        "test": _test_estimates(findings, matrix),
+    }
+    if findings.clean is not None:
+        clean = findings.clean[seen]
+        found["noise_rate_true"] = float((clean != labels).mean()) if len(clean) else None
+        found["transition_true"] = transition(np.eye(findings.classes)[clean], labels)
+        right = belief.argmax(axis=1) == clean
+        found["suggested_right"] = float(right.mean()) if len(right) else None
+    return found
+
+
+def caution(said: dict[str, Any]) -> str | None:
+    """Why the estimates of `estimates` may be far off, where the belief itself says so."""
+    wrong, rate = said["suggestions_wrong"], said["noise_rate"]["estimate"]
+    if wrong is None or wrong <= rate / 2:
+        return None
+    return (
+        f"The run expects {wrong:.0%} of its own suggestions to be wrong, so its estimates are no "
+        "measurement: an undecided belief counts as noise, and one that has hardly left the given label "
+        "as none. A longer run or a better network sharpens them."
+    )
+
+
+def noise_rate(given_prob: Floats) -> dict[str, float | None]:
+    """The expected share of wrong labels, 1/N Σ_i (1 - y_i[given]), with a 95 % interval.
+
+    If label i is wrong with probability 1 - y_i[given], independently of the others, the number of
+    wrong labels is Poisson-binomial, of variance Σ_i y_i (1 - y_i); the interval is its normal
+    approximation. It covers the chance left by an honest belief, not a belief that is too sure.
+
+    Args:
+        given_prob: (N,) belief in the given labels.
+    """
+    n = len(given_prob)
+    if n == 0:
+        return {"estimate": None, "low": None, "high": None}
+    p = given_prob.astype(np.float64)
+    estimate, half = float((1 - p).mean()), Z95 * float(np.sqrt((p * (1 - p)).sum())) / n
+    return {
+        "estimate": estimate,
+        "low": max(0.0, estimate - half),
+        "high": min(1.0, estimate + half),
+    }
+
+
+def transition(belief: Floats, labels: Ints) -> Floats:
+    """T (K,K), row: true class, column: given label, from the joint of belief and given labels.
+
+    T[a, b] = Σ_{i: given_i = b} y_i[a] / Σ_i y_i[a].
+
+    Args:
+        belief: (N,K).
+        labels: (N,) given.
+
+    Returns:
+        float64; the row of a class that less than one sample is believed to be of is NaN.
+    """
+    classes = belief.shape[1]
+    joint = np.zeros((classes, classes))
+    np.add.at(joint.T, labels, belief.astype(np.float64))
+    total = joint.sum(axis=1, keepdims=True)
+    return np.divide(joint, total, where=total >= 1, out=np.full_like(joint, np.nan))
+
+
+def accuracy_on_noisy_labels(predicted: Ints, labels: Ints, matrix: Floats) -> float:
+    """The accuracy to expect if the clean test labels were as noisy as the training ones.
+
+    Σ_{a,b} P(true = a, predicted = b) T[a, b]: noise is taken not to depend on the prediction, once
+    the class is given.
+
+    Args:
+        predicted: (M,) predicted classes.
+        labels: (M,) clean test labels.
+        matrix: T (K,K).
+    """
+    joint = _joint(labels, predicted, len(matrix))
+    return float((joint * _complete(matrix)).sum())
+
+
+def accuracy_on_clean_labels(
+    predicted: Ints, labels: Ints, matrix: Floats
+) -> dict[str, float | None]:
+    """The accuracy to expect on clean labels, from test labels as noisy as the training ones.
+
+    With noise that does not depend on the prediction once the class is given,
+    P(predicted, given) = P(predicted, true) T, so the accuracy is the trace of
+    P(predicted, given) T^-1: the mean over test images of T^-1[given, predicted]. The 95 % interval
+    is that of a mean of M draws, by its normal approximation; it takes T as exact.
+
+    Args:
+        predicted: (M,) predicted classes.
+        labels: (M,) noisy test labels.
+        matrix: T (K,K).
+
+    Returns:
+        estimate, low and high in [0,1]; None where T has no inverse, or cannot be right because the
+        whole interval lies outside.
+    """
+    unknown: dict[str, float | None] = {"estimate": None, "low": None, "high": None}
+    try:
+        inverse = np.linalg.inv(_complete(matrix))
+    except np.linalg.LinAlgError:
+        return unknown
+    shares = inverse[labels, predicted]  # (M,)
+    mean, half = shares.mean(), Z95 * shares.std() / len(shares) ** 0.5
+    if mean + half < 0 or mean - half > 1:
+        return unknown
+    values = np.clip([mean, mean - half, mean + half], 0, 1)
+    return dict(zip(unknown, values.tolist(), strict=True))
+
+
+def _joint(rows: Ints, columns: Ints, classes: int) -> Floats:
+    """P(row, column) (K,K) of two labellings (M,)."""
+    counts = np.bincount(rows * classes + columns, minlength=classes**2)
+    return counts.reshape(classes, classes) / len(rows)
+
+
+def _complete(matrix: Floats) -> Floats:
+    """T with the rows that are not known taken as free of noise."""
+    return np.where(np.isnan(matrix), np.eye(len(matrix)), matrix)
+
+
+def _test_estimates(findings: Findings, matrix: Floats) -> dict[str, Any]:
+    probabilities, labels = findings.arrays["test"], findings.arrays["test_labels"]
+    predicted = probabilities.argmax(axis=1)
+    log_probs = torch.from_numpy(probabilities).double().clamp_min(1e-30).log()
+    measured = prediction_metrics(log_probs, torch.from_numpy(labels))
+    found: dict[str, Any] = {
+        "labels": findings.about["test_labels"],
+        "samples": len(labels),
+        **{name: measured[name] for name in ("accuracy", "ece")},
+        "reliability": reliability(log_probs, torch.from_numpy(labels)),
+    }
+    if findings.about["test_labels"] == "clean":
+        found["expected_on_noisy_labels"] = accuracy_on_noisy_labels(predicted, labels, matrix)
+    else:
+        found["on_clean_labels"] = accuracy_on_clean_labels(predicted, labels, matrix)
+    return found
+
+
+# --- which ranking finds wrong labels ---------------------------------------------------------------
+
+
+def suspicions(findings: Findings) -> dict[str, Floats | str]:
+    """Every ranking at hand: a score (N,) for each sample, larger is more suspicious, or why not.
+
+    - `belief × network`: the report's own ranking, see `labels.trust`.
+    - `belief`: little belief in the given label.
+    - `confident learning`: what cleanlab flags from the network's predictions without augmentation,
+      and within flagged and others by normalised margin. Northcutt et al. 2021, arXiv 1911.00068.
+      The paper asks for predictions of a network that never saw the label; these are the run's own.
+    - `area under the margin`: Pleiss et al. 2020, arXiv 2001.10528, without its threshold samples.
+    - `loss`: little probability of the given label at the network's last visit.
+    - `network`: the same for the final network, without augmentation.
+    - `k-NN disagreement`: neighbours with another given label.
+    """
+    labels, network = findings.arrays["labels"], _readable(findings)
+    rows = np.arange(len(labels))
+
+    def quiet(values: Floats) -> Floats:
+        """Samples that nothing is known of are the least suspicious."""
+        return np.where(np.isnan(values), -np.inf, values)
+
+    return {
+        "belief × network": -findings.column("rank"),
+        "belief": -findings.column("given_prob"),
+        "confident learning": confident_learning(labels, network),
+        "area under the margin": quiet(-findings.column("area_under_margin")),
+        "loss": quiet(-findings.column("network_prob")),
+        "network": -network[rows, labels],
+        "k-NN disagreement": quiet(-findings.column("neighbour_agreement")),
+    }
+
+
+def _readable(findings: Findings) -> Floats:
+    """The network's probabilities (N,K), the given label's being 1 where an image is unreadable."""
+    network, labels = findings.arrays["network"], findings.arrays["labels"]
+    return np.where(np.isnan(network), np.eye(findings.classes, dtype=np.float32)[labels], network)
+
+
+def confident_learning(labels: Ints, probabilities: Floats) -> Floats | str:
+    """cleanlab's ranking of labels (N,) by probabilities (N,K), or why there is none."""
+    try:
+        find = importlib.import_module("cleanlab.filter").find_label_issues
+        score = importlib.import_module("cleanlab.rank").get_label_quality_scores
+    except ImportError:
+        return "cleanlab is not installed"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on rare classes
+            flagged = find(labels, probabilities, n_jobs=1)
+            quality = score(labels, probabilities, method="normalized_margin")
+    except Exception as error:  # some of its checks are bare assertions
+        return f"cleanlab refuses: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    return flagged + 1 - quality  # quality is in [0,1]
+
+
+def detection_metrics(findings: Findings) -> dict[str, dict[str, float | str]] | None:
+    """For every ranking: auroc, average_precision, precision (among as many as are wrong).
+
+    Returns:
+        {ranking: metrics, or {unavailable: reason}}; None without clean labels, or if all labels
+        are right or all are wrong.
+    """
+    if findings.clean is None:
+        return None
+    wrong = findings.clean != findings.arrays["labels"]
+    count = int(wrong.sum())
+    if not 0 < count < len(wrong):
+        return None
+    found: dict[str, dict[str, float | str]] = {}
+    for name, score in suspicions(findings).items():
+        if isinstance(score, str):
+            found[name] = {"unavailable": score}
+            continue
+        finite = np.maximum(score, np.finfo(np.float32).min)
+        found[name] = {
+            "auroc": float(roc_auc_score(wrong, finite)),
+            "average_precision": float(average_precision_score(wrong, finite)),
+            "precision": precision_at(wrong, finite, count),
+        }
+    return found
+
+
+def precision_at(wrong: Bools, score: Floats, count: int) -> float:
+    """The share of wrong ones among the `count` largest scores (N,); of ties, the expected share."""
+    threshold = np.sort(score)[-count]
+    above, level = score > threshold, score == threshold
+    return float((wrong[above].sum() + (count - above.sum()) * wrong[level].mean()) / count)

@@ -1,0 +1,226 @@
+"""The label table: what a run says of every training label, collected once and kept in files.
+
+collect.py asks a trainer what it believes of each label, and what its network and each sample's
+neighbours say. The `Findings` go with the run as labels.parquet, labels.csv and pred_probs.npz, and
+all else follows from them (estimates.py, write.py) without the network.
+
+Dimensions: N training samples, K classes, M test images.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+
+from noisybsd.data.images import ImageFiles
+from noisybsd.data.splits import Split
+from noisybsd.errors import UserError
+from noisybsd.files import write_atomically
+
+Floats = npt.NDArray[Any]  # float32 or float64
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+ARRAYS = ("belief", "network", "neighbours", "labels", "test", "test_labels")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run says about the labels it was given.
+
+    Args:
+        table: N rows in the dataset's order; `label_table` says which columns.
+        arrays: float32 probabilities. `belief` (N,K), what the run believes of each sample's class;
+            `network` (N,K), its network's predictions without augmentation, NaN where an image is
+            unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
+            share, zeros where there are none; `test` (M,K), the predictions on the test set. And the
+            given labels, `labels` (N,) and `test_labels` (M,) int64.
+        about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, test_labels.
+    """
+
+    table: pyarrow.Table
+    arrays: dict[str, npt.NDArray[Any]]
+    about: dict[str, Any]
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A column as an array; missing numbers are NaN."""
+        return self.table[name].to_numpy(zero_copy_only=False)
+
+    @property
+    def classes(self) -> int:
+        return len(self.about["class_names"])
+
+    @property
+    def clean(self) -> Ints | None:
+        """The clean labels (N,) of a benchmark."""
+        return self.column("clean") if "clean" in self.table.column_names else None
+
+    def write(self, directory: Path) -> None:
+        """Write labels.parquet, labels.csv (the most suspicious first) and pred_probs.npz."""
+        schema = {"noisybsd": json.dumps(self.about)}
+        table = self.table.replace_schema_metadata(schema)
+        write_atomically(
+            directory / "labels.parquet", lambda file: pyarrow.parquet.write_table(table, file)
+        )
+        ranked = self.table.take(pyarrow.compute.sort_indices(self.table["rank"]))
+        near = [" ".join(map(str, row)) for row in ranked["neighbours"].to_pylist()]
+        place = ranked.schema.get_field_index("neighbours")
+        flat = ranked.set_column(place, "neighbours", pyarrow.array(near, pyarrow.string()))
+        write_atomically(directory / "labels.csv", lambda file: pyarrow.csv.write_csv(flat, file))
+        write_atomically(
+            directory / "pred_probs.npz",
+            lambda file: np.savez(file, allow_pickle=False, **self.arrays),
+        )
+
+    @classmethod
+    def read(cls, directory: Path) -> Findings | None:
+        """What `write` wrote, None where it is not there, or was written by an older version.
+
+        Raises:
+            UserError: it is there and damaged.
+        """
+        table_path, arrays_path = directory / "labels.parquet", directory / "pred_probs.npz"
+        if not (table_path.is_file() and arrays_path.is_file()):
+            return None
+        try:
+            table = pyarrow.parquet.read_table(table_path)
+            if "final_prob" not in table.column_names:
+                return None
+            about = json.loads(table.schema.metadata[b"noisybsd"])
+            with np.load(arrays_path, allow_pickle=False) as content:
+                arrays = dict(content)
+            missing = set(ARRAYS) - set(arrays)
+            if missing or len(arrays["belief"]) != len(table):
+                lacks = f"has no {min(missing)}" if missing else "is of other samples"
+                raise ValueError(f"pred_probs.npz {lacks}")
+        except Exception as error:  # a damaged file can raise anything
+            first = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"{table_path}: not readable: {first}; delete it, and it is made anew"
+            ) from None
+        return cls(table, arrays, about)
+
+
+def label_table(
+    train: Split,
+    class_names: tuple[str, ...],
+    belief: Floats,
+    network: Floats,
+    votes: Floats,
+    neighbours: list[list[int]],
+    *,
+    network_prob: Floats,
+    margin: Floats,
+    visits: Floats,
+    left_epoch: Ints,
+    strength: Floats | None,
+) -> pyarrow.Table:
+    """One row for each training sample, in the dataset's order; what is unknown is null.
+
+    | column | meaning |
+    |---|---|
+    | index, path | position in the training set; image file, relative to data.root |
+    | given, given_name | the given label |
+    | suggested, suggested_name | the most probable class by belief |
+    | given_prob, suggested_prob | belief in either |
+    | entropy | of the belief, in nats |
+    | strength | pseudo-count behind the belief, of a Dirichlet posterior |
+    | left_epoch | first epoch, from 1, after which the belief favoured another class |
+    | neighbour_agreement | share of the nearest neighbours with the same given label |
+    | area_under_margin | mean over visits of logit(given) - max logit(other), Pleiss et al. 2020 |
+    | network_prob | the network's probability of the given label at the last visit |
+    | final_prob | the final network's probability of it, without augmentation |
+    | visits | how often training saw the sample; 0: the row says nothing |
+    | neighbours | indices of the nearest neighbours, nearest first |
+    | rank | 1 is the most suspicious: the least given_prob * final_prob |
+    | clean, clean_name, given_right, suggested_right | benchmarks only |
+
+    Args:
+        belief: (N,K), rows sum to one.
+        network: (N,K), the final network's probabilities; rows of NaN where it could not look.
+        votes: (N,K) shares of the neighbours' given labels, zeros where there are none.
+        neighbours: N lists of indices.
+        network_prob, margin, visits, left_epoch, strength: (N,) each; left_epoch from 0, -1: never.
+    """
+    labels, rows = train.labels, np.arange(len(train))
+    suggested = belief.argmax(axis=1)
+    given_prob, final_prob = belief[rows, labels], network[rows, labels]
+    # ties, as of samples never visited, by what the network said while it learned
+    order = np.lexsort((network_prob, trust(given_prob, final_prob), visits == 0))
+    rank = np.empty(len(train), np.int64)
+    rank[order] = rows + 1
+    positive = np.where(belief > 0, belief, 1).astype(np.float64)
+    alone = votes.sum(axis=1) == 0
+    paths = None if train.paths is None else [_text(path) for path in train.paths]
+
+    def numbers(values: Floats, unknown: Bools | None = None) -> pyarrow.Array:
+        hidden = ~np.isfinite(values) if unknown is None else unknown
+        return pyarrow.array(values, mask=hidden)
+
+    def names(classes: Ints) -> pyarrow.Array:
+        return pyarrow.array([class_names[c] for c in classes], pyarrow.string())
+
+    columns: dict[str, Any] = {
+        "index": rows,
+        "path": pyarrow.nulls(len(train), pyarrow.string()) if paths is None else paths,
+        "given": labels,
+        "given_name": names(labels),
+        "suggested": suggested,
+        "suggested_name": names(suggested),
+        "given_prob": given_prob,
+        "suggested_prob": belief.max(axis=1),
+        "entropy": -(positive * np.log(positive)).sum(axis=1).astype(np.float32),
+        "strength": (
+            pyarrow.nulls(len(train), pyarrow.float32()) if strength is None else numbers(strength)
+        ),
+        "left_epoch": numbers(left_epoch + 1, left_epoch < 0),
+        "neighbour_agreement": numbers(votes[rows, labels], alone),
+        "area_under_margin": numbers(margin),
+        "network_prob": numbers(network_prob),
+        "final_prob": numbers(final_prob),
+        "visits": visits.astype(np.int64),
+        "neighbours": pyarrow.array(neighbours, pyarrow.list_(pyarrow.int64())),
+        "rank": rank,
+    }
+    if (clean := train.clean_labels) is not None:
+        columns |= {
+            "clean": clean,
+            "clean_name": names(clean),
+            "given_right": labels == clean,
+            "suggested_right": suggested == clean,
+        }
+    return pyarrow.table(columns)
+
+
+def trust(given_prob: Floats, final_prob: Floats) -> Floats:
+    """How much speaks for each given label (N,), in [0,1]: belief times the final network's probability.
+
+    The belief averages what the network has said since its first epochs; the final network, looking
+    at the image as it is, knows more and remembers nothing. A score to rank by, no probability:
+    normalised over the classes it found more on digits and less on a subset of CIFAR-10N, where
+    beliefs are too sure (docs/LOG.md). Where the network could not look, the belief stands alone.
+    """
+    return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
+
+
+def _text(path: str) -> str:
+    """A file name that is not Unicode, as text."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def pictures(images: torch.Tensor | ImageFiles, index: Ints) -> list[torch.Tensor | None]:
+    """Some training images, (C,S,S) uint8 each; None where the file cannot be read."""
+    if isinstance(images, torch.Tensor):
+        return list(images[torch.from_numpy(index)].cpu())
+    decoded = images.decode_many(index.tolist())
+    return [image if isinstance(image, torch.Tensor) else None for image in decoded]

@@ -1,0 +1,303 @@
+"""The report's page: one HTML file that needs nothing else.
+
+Summary, plots and a gallery of the most suspicious samples, whose pictures are cells of sprite sheets.
+Its parts lie in templates/: HTML, style and script are put into each other here.
+
+Dimensions: N training samples, K classes, n samples on the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pyarrow
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from noisybsd.report.estimates import caution
+from noisybsd.report.findings import Findings, Ints
+from noisybsd.report.plots import (
+    GIVEN,
+    MUTED,
+    SUGGESTED,
+    THIRD,
+    curves_plot,
+    reliability_plot,
+    transition_plot,
+)
+from noisybsd.report.sprites import Pictures, sprite_sheets
+
+PICTURE = 96  # pixels of a sample's side at most
+NEIGHBOUR = 48  # pixels of a neighbour's side at most
+NEIGHBOURS = 5  # shown of each sample
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the page is made of.
+
+    Args:
+        history: one entry of metrics.jsonl for each epoch.
+        images: of the N training samples; None where there are none any more.
+        notices: what the reader should know of how this came about.
+    """
+
+    findings: Findings
+    history: list[dict[str, Any]]
+    images: Pictures | None
+    notices: list[str]
+
+
+def build_page(run: Run, said: dict[str, Any], detection: Any, top: int) -> str:
+    """The page as HTML.
+
+    Args:
+        said: what `estimates` returns.
+        detection: what `detection_metrics` returns.
+        top: how many of the most suspicious samples to show.
+    """
+    findings, about = run.findings, run.findings.about
+    order = np.argsort(findings.column("rank"), kind="stable")[:top]
+    samples, neighbours = _samples(findings, order)
+    sheets = {
+        "pictures": sprite_sheets(run.images, order, PICTURE),
+        "neighbours": sprite_sheets(run.images, neighbours, NEIGHBOUR),
+    }
+    environment = Environment(loader=PackageLoader("noisybsd.report"), autoescape=True)
+    measured = [row for row in (detection or {}).values() if "auroc" in row]
+    keys = ("auroc", "average_precision", "precision")
+    return environment.get_template("report.html").render(
+        about=about,
+        notices=[*run.notices, *filter(None, [caution(said)])],
+        tiles=list(_tiles(findings, said, run.history)),
+        plots=list(_plots(findings, said, run.history)),
+        detection=detection,
+        best={key: max((row[key] for row in measured), default=0) for key in keys},
+        wrong=None if findings.clean is None else f"{_wrong(findings):,}",
+        **_heading(said, len(order)),
+        data={
+            "classes": about["class_names"],
+            "sha256": about["data_sha256"],
+            "rows": samples,
+            "sheets": {kind: each.layout() for kind, each in sheets.items()},
+        },
+        sheets=[
+            {"id": f"{kind}-{number}", "content": content}
+            for kind, each in sheets.items()
+            for number, content in enumerate(each.contents)
+        ],
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+    )
+
+
+def _asset(name: str) -> Markup:
+    return Markup((files("noisybsd.report") / "templates" / name).read_text("utf-8"))
+
+
+def _wrong(findings: Findings) -> int:
+    assert findings.clean is not None
+    return int((findings.clean != findings.arrays["labels"]).sum())
+
+
+def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
+    """The page's columns for the samples `order` (n,), and the neighbours (m,) that it shows.
+
+    A neighbour is [cell of the sheets, given label].
+    """
+    table = findings.table.take(pyarrow.array(order))
+    near = [row[:NEIGHBOURS] for row in table["neighbours"].to_pylist()]
+    shown = np.unique(np.concatenate([np.array(row, np.int64) for row in near]))
+    cell = {int(sample): number for number, sample in enumerate(shown)}
+    labels = findings.arrays["labels"]
+    columns = {
+        "index": "index",
+        "path": "path",
+        "given": "given",
+        "suggested": "suggested",
+        "given_prob": "given_prob",
+        "suggested_prob": "suggested_prob",
+        "entropy": "entropy",
+        "strength": "strength",
+        "left": "left_epoch",
+        "agreement": "neighbour_agreement",
+        "margin": "area_under_margin",
+        "rank": "rank",
+        "clean": "clean",
+    }
+    samples: dict[str, Any] = {
+        name: [round(v, 4) if isinstance(v, float) else v for v in table[column].to_pylist()]
+        for name, column in columns.items()
+        if column in table.column_names
+    }
+    samples["near"] = [[[cell[j], int(labels[j])] for j in row] for row in near]
+    return samples, shown
+
+
+def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
+    """The gallery's heading and the sentence below it."""
+    samples = said["samples"]
+    heading = f"The {shown:,} most suspicious labels"
+    text = (
+        "Ordered by how little speaks for the given label: the run's belief in it, times the final "
+        "network's probability of it."
+    )
+    if shown == samples:
+        heading = f"All {samples:,} labels, the most suspicious first"
+    if said["disputed"] == 0:
+        heading = "No label is disputed"
+        text = (
+            f"The run believes the given label of all {said['samples_seen']:,} samples it saw more than "
+            "any other; those that the least speaks for come first."
+        )
+    if shown < samples:
+        text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
+    return {"heading": heading, "explanation": text}
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "unknown" if value is None else f"{value:.{digits}%}"
+
+
+def _range(found: dict[str, float | None]) -> str:
+    if found["estimate"] is None:
+        return "no estimate is possible"
+    return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
+
+
+def _tiles(
+    findings: Findings, said: dict[str, Any], history: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The summary: name, value and lines of small print."""
+    rate, test = said["noise_rate"], said["test"]
+    unseen = said["samples"] - said["samples_seen"]
+    yield {
+        "name": "Training samples",
+        "value": f"{said['samples']:,}",
+        "lines": [f"{findings.classes} classes", *([f"{unseen:,} never seen"] if unseen else [])],
+    }
+    truth = said.get("noise_rate_true")
+    yield {
+        "name": "Labels estimated wrong",
+        "value": _percent(rate["estimate"]),
+        "lines": [
+            f"{_range(rate)}, if the belief is honest",
+            *([] if truth is None else [f"in truth {_percent(truth)}"]),
+        ],
+    }
+    right = said.get("suggested_right")
+    yield {
+        "name": "Labels the belief disputes",
+        "value": f"{said['disputed']:,}",
+        "lines": [
+            f"{_percent(said['disputed'] / max(said['samples_seen'], 1))} of all",
+            *([] if right is None else [f"{_percent(right)} of all suggestions are right"]),
+        ],
+    }
+    if test["labels"] == "clean":
+        yield {
+            "name": "Test accuracy",
+            "value": _percent(test["accuracy"]),
+            "lines": [
+                f"{test['samples']:,} images, clean labels",
+                f"{_percent(test['expected_on_noisy_labels'])} expected on labels as noisy as training's",
+            ],
+        }
+    else:
+        clean = test["on_clean_labels"]
+        yield {
+            "name": "Test accuracy on clean labels, estimated",
+            "value": _percent(clean["estimate"]),
+            "lines": [
+                _range(clean),
+                f"measured {_percent(test['accuracy'])} on {test['labels']} labels",
+                f"of {test['samples']:,} images",
+            ],
+        }
+    ema = history[-1].get("test_accuracy_ema") if history else None
+    yield {
+        "name": "Calibration error",
+        "value": f"{test['ece']:.3f}",
+        "lines": [
+            "mean gap of confidence and accuracy, test set",
+            *([] if ema is None else [f"test accuracy of the weight average {_percent(ema)}"]),
+        ],
+    }
+
+
+def _plots(
+    findings: Findings, said: dict[str, Any], history: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    matrix = said["transition"]
+    text = (
+        "Of what the belief takes for a class (row), the share given each label (column). Shades are "
+        "of the square root, so that rare errors show. A cell off the diagonal shows its samples."
+    )
+    if "transition_true" in said:
+        gaps = np.abs(matrix - said["transition_true"])
+        known = gaps[np.isfinite(gaps)]
+        if len(known):
+            text += f" Mean distance of an entry from the true matrix: {known.mean():.4f}."
+    yield {
+        "title": "Who is mistaken for whom",
+        "text": text,
+        "svg": Markup(transition_plot(matrix, findings.about["class_names"])),
+    }
+    if history:
+        yield from _curves(findings, said, history)
+    yield {
+        "title": "Is confidence honest?",
+        "text": f"Test images by confidence: bars on the line are honest. Labels: {said['test']['labels']}.",
+        "svg": Markup(reliability_plot(said["test"]["reliability"])),
+    }
+
+
+def _curves(
+    findings: Findings, said: dict[str, Any], history: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    epochs = [row["epoch"] for row in history]
+
+    def line(label: str, key: str, colour: str, style: str = "-") -> list[Any]:
+        values = [row.get(key) for row in history]
+        return [] if all(v is None for v in values) else [(label, values, colour, style)]
+
+    rate = said["noise_rate"]["estimate"]
+    yield {
+        "title": "Learning",
+        "text": "Training accuracy is against the given labels: above the dotted line, the share of labels "
+        "estimated right, the network is learning wrong ones by heart.",
+        "svg": Markup(
+            curves_plot(
+                epochs,
+                [
+                    *line("test", "test_accuracy", SUGGESTED),
+                    *line("test, weight average", "test_accuracy_ema", SUGGESTED, ":"),
+                    *line("training, given labels", "train_accuracy", GIVEN),
+                    *line("test, k-NN", "test_knn_accuracy", MUTED, "--"),
+                ],
+                None if rate is None else ("labels estimated right", 1 - rate),
+            )
+        ),
+    }
+    left = findings.column("left_epoch")
+    share = [float((left <= epoch).mean()) for epoch in epochs]
+    yield {
+        "title": "Memorising and correcting",
+        "text": "How many labels the belief has left at some time; and, where clean labels are known, how "
+        "many wrong ones the network predicts (memorised) and how many suggestions are right.",
+        "svg": Markup(
+            curves_plot(
+                epochs,
+                [
+                    ("belief has left the given label", share, SUGGESTED, "-"),
+                    *line("wrong labels memorised", "memorised_fraction", GIVEN),
+                    *line("suggestions right", "label_correction_accuracy", THIRD),
+                ],
+                None if rate is None else ("labels estimated wrong", rate),
+            )
+        ),
+    }

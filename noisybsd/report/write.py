@@ -1,0 +1,111 @@
+"""The report of a run, written into its directory: the label table, the page and the estimates."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from noisybsd.config import Config
+from noisybsd.data.cards import load_card
+from noisybsd.data.dataset import load_dataset
+from noisybsd.data.images import ImageFiles
+from noisybsd.data.splits import image_size
+from noisybsd.engine.saved import load_run_config, load_trainer
+from noisybsd.errors import UserError
+from noisybsd.files import write_atomically, write_json
+from noisybsd.report.collect import collect
+from noisybsd.report.estimates import detection_metrics, estimates
+from noisybsd.report.findings import Findings
+from noisybsd.report.page import Run, build_page
+
+
+def load_run(directory: Path, overrides: list[str]) -> Run:
+    """The findings of a run: those that training wrote, else made anew from its checkpoint.
+
+    Raises:
+        UserError: not a run directory, or it holds neither findings nor a checkpoint; or findings
+            have to be made and the data are not there.
+    """
+    config = load_run_config(directory, overrides)
+    history = _history(directory / "metrics.jsonl")
+    findings = Findings.read(directory)
+    dataset, problem, notices = None, None, []
+    if findings is None or findings.about["epoch"] != len(history):
+        trainer = load_trainer(directory, config)
+        if trainer is not None:
+            dataset, findings = trainer.dataset, collect(trainer, directory)
+            findings.write(directory)
+        elif findings is None:
+            raise UserError(f"run={directory}: has neither a checkpoint nor labels.parquet yet")
+        else:
+            notices.append(
+                f"The run went on to epoch {len(history)}, but it has no checkpoint any more: this is "
+                f"what was found after epoch {findings.about['epoch']}."
+            )
+    if dataset is None:
+        try:
+            dataset = load_dataset(config.data, config.noise, config.seed)
+        except UserError as error:
+            problem = error
+    if dataset is not None and dataset.sha256 == findings.about["data_sha256"]:
+        return Run(findings, history, dataset.train.images, notices)
+    reason = (
+        str(problem).splitlines()[0]
+        if problem
+        else "they are not those the run was trained on any more"
+    )
+    images = _files(findings, config)
+    shown = "no pictures are shown" if images is None else "pictures are shown where there are any"
+    return Run(findings, history, images, [*notices, f"The images: {reason}; {shown}."])
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path}: not readable: {error}") from None
+
+
+def _files(findings: Findings, config: Config) -> ImageFiles | None:
+    """The image files that the table names, whether or not they are there."""
+    paths = findings.table["path"].to_pylist()
+    if None in paths:
+        return None
+    card = load_card(config.data.name)
+    return ImageFiles(paths, config.data.root, image_size(card, config.data)[1], card.channels)
+
+
+def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, Any]:
+    """Write the label table, the page and labels_metrics.json of the run in `directory`.
+
+    Returns:
+        what labels_metrics.json holds: about, estimates, detection.
+    """
+    run = load_run(directory, overrides)
+    said, detection = estimates(run.findings), detection_metrics(run.findings)
+    page = build_page(run, said, detection, top)
+    write_atomically(directory / "report.html", lambda file: file.write(page.encode()))
+    metrics = {
+        "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
+        "estimates": _json(said),
+        "detection": detection,
+    }
+    write_json(directory / "labels_metrics.json", metrics)
+    return metrics
+
+
+def _json(value: Any) -> Any:
+    """With lists for arrays and null for NaN."""
+    if isinstance(value, dict):
+        return {key: _json(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray):
+        return [_json(each) for each in value.tolist()]
+    if isinstance(value, list):
+        return [_json(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,294 @@
+"""Where a run is told of: the console, log.txt and Weights & Biases.
+
+metrics.jsonl and results.json are the record and are written by the training loop itself; nothing here
+may stop a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import netrc
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from noisybsd.config import Config
+from noisybsd.settings import TrackingConfig
+
+log = logging.getLogger("noisybsd")
+
+_INIT_SECONDS = 30  # how long the start of a run waits for W&B
+_FINISH_SECONDS = 60  # and its end
+
+# what an epoch's line shows: metric, label, format
+_COLUMNS = (
+    ("loss", "loss", "{:.3f}"),
+    ("test_accuracy", "test", "{:.2%}"),
+    ("test_accuracy_ema", "ema", "{:.2%}"),
+    ("test_ece", "ece", "{:.3f}"),
+    ("label_correction_accuracy", "corrected", "{:.2%}"),
+    ("noise_detection_auroc", "auroc", "{:.3f}"),
+    ("memorised_fraction", "memorised", "{:.1%}"),
+    ("images_per_second", "img/s", "{:,.0f}"),
+)
+
+
+def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
+    """One line on an epoch, e.g. `epoch 3/60  loss 0.913  test 93.10%  …`; unknown values are left out."""
+    width = len(str(epochs))
+    parts = [f"epoch {metrics['epoch']:>{width}}/{epochs}"]
+    parts += [
+        f"{label} {form.format(metrics[name])}"
+        for name, label, form in _COLUMNS
+        if metrics.get(name) is not None
+    ]
+    return "  ".join(parts)
+
+
+class Tracker:
+    """Console, log file and W&B of one run. Use as a context manager."""
+
+    def __init__(
+        self, config: Config, directory: Path, *, wandb_id: str, total_steps: int, first_step: int
+    ):
+        self._epochs = config.epochs
+        rich = config.tracking.console == "rich" or (
+            config.tracking.console == "auto" and sys.stdout.isatty()
+        )
+        console = Console() if rich else None
+        self._console = _AboveTheBar(console) if console else logging.StreamHandler(sys.stdout)
+        self._file = logging.FileHandler(directory / "log.txt", encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._progress: Progress | None = None
+        if console:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("steps", total=total_steps, completed=first_step)
+        self._wandb = _Wandb(config, directory, wandb_id)
+
+    def __enter__(self) -> Tracker:
+        log.setLevel(logging.INFO)
+        log.addHandler(self._console)
+        log.addHandler(self._file)
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+        if error is not None:  # the console is told by the command
+            text = f"ended by {type(error).__name__}: {error}"
+            self._file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, text, (), None))
+        for handler in (self._console, self._file):
+            log.removeHandler(handler)
+            handler.close()
+
+    def stopping(self, signal_name: str) -> None:
+        """Say that a signal has arrived, and leave the terminal as it was, should another one follow."""
+        log.info("%s: saving after this step; once more ends it at once", signal_name)
+        if self._progress:
+            self._progress.console.show_cursor(True)
+
+    def start_wandb(self, history: list[dict[str, Any]]) -> None:
+        """Start the W&B run; `history` holds the metrics of the epochs done before."""
+        self._wandb.start(history)
+
+    def step(self) -> None:
+        if self._progress:
+            self._progress.advance(self._task)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        log.info(epoch_line(metrics, self._epochs))
+        self._wandb.log(metrics)
+
+    def finish(self, results: dict[str, Any] | None) -> None:
+        """Close the W&B run; with `results`, they become its summary."""
+        self._wandb.finish(results)
+
+
+class NoTracker(Tracker):
+    """Tells nothing: for the processes of a run that are not the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> NoTracker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def stopping(self, signal_name: str) -> None:
+        pass
+
+    def start_wandb(self, history: list[dict[str, Any]]) -> None:
+        pass
+
+    def step(self) -> None:
+        pass
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, results: dict[str, Any] | None) -> None:
+        pass
+
+
+class _AboveTheBar(logging.Handler):
+    """Lines above a progress bar. The terminal wraps them, so that they stay whole when copied."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self._to = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._to.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+class _Wandb:
+    """A W&B run that never stops the training: its first failure turns it off, with one line."""
+
+    def __init__(self, config: Config, directory: Path, run_id: str):
+        self._config = config
+        self._directory = directory
+        self._run_id = run_id
+        self._run: Any = None
+
+    def start(self, history: list[dict[str, Any]]) -> None:
+        mode, reason = wandb_mode(self._config.tracking)
+        if reason:
+            log.info(reason)
+        if mode == "online":
+            self._guard(lambda: self._start_online(history))
+        elif mode == "offline":
+            self._guard(lambda: self._init("offline", history))
+
+    def _start_online(self, history: list[dict[str, Any]]) -> None:
+        """Start online; where that fails, record offline, so that nothing is lost."""
+        try:
+            self._init("online", history)
+        except Exception as error:
+            log.warning("W&B cannot be used online: %s", _first_line(error))
+            import wandb
+
+            wandb.teardown()  # its service still holds the run's id
+            self._init("offline", history)
+            log.warning("recording offline; to upload: wandb sync %s", _folder(self._run))
+
+    def _init(self, mode: Literal["online", "offline"], history: list[dict[str, Any]]) -> None:
+        # W&B's reports on itself make the exit of the process wait for the network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        tracking = self._config.tracking
+        self._run = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            group=tracking.group or f"{self._config.recipe}-{self._config.method}",
+            tags=tracking.tags or None,
+            name=f"{self._config.recipe}-{self._config.method}-{self._config.seed}",
+            id=self._run_id,
+            resume="allow" if mode == "online" else None,
+            mode=mode,
+            dir=self._directory,
+            config=self._config.model_dump(mode="json"),
+            settings=wandb.Settings(
+                init_timeout=_INIT_SECONDS, login_timeout=_INIT_SECONDS, console="off", silent=True
+            ),
+        )
+        # a resumed run logs some epochs again: W&B wants its own axis to be free to go back
+        self._run.define_metric("epoch")
+        self._run.define_metric("*", step_metric="epoch")
+        if not self._run.resumed:
+            # `wandb sync` lets the last offline folder of a run replace those before it
+            for metrics in history:
+                self.log(metrics)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        known = {key: value for key, value in metrics.items() if value is not None}
+        self._guard(lambda: self._run and self._run.log(known))
+
+    def finish(self, results: dict[str, Any] | None) -> None:
+        if results:
+            self._guard(lambda: self._run and self._run.summary.update(results))
+        run, self._run = self._run, None
+        if run is None:
+            return
+
+        def finish() -> None:
+            with contextlib.suppress(Exception):
+                run.finish(exit_code=0 if results else 1)
+
+        # it waits for the upload, without end where the network is gone
+        thread = threading.Thread(target=finish, daemon=True)
+        thread.start()
+        thread.join(_FINISH_SECONDS)
+        if thread.is_alive():
+            log.warning(
+                "W&B did not finish within %d s; to upload the rest: wandb sync --include-online %s",
+                _FINISH_SECONDS,
+                _folder(run),
+            )
+
+    def _guard(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever W&B raises must not end a training run
+            self._run = None
+            log.warning("W&B is off from here on: %s", _first_line(error))
+
+
+def _folder(run: Any) -> Path:
+    """Where a W&B run is on disk."""
+    return Path(run.dir).parent
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0][:300]
+
+
+def wandb_mode(tracking: TrackingConfig) -> tuple[str, str | None]:
+    """The mode to use, and a line for the user where the choice was ours and is `disabled`."""
+    if tracking.wandb != "auto":
+        return tracking.wandb, None
+    asked = os.environ.get("WANDB_MODE")
+    if asked in ("online", "offline", "disabled"):
+        return asked, None
+    if _wandb_key_configured():
+        return "online", None
+    return "disabled", (
+        "W&B is off: no key is configured. `wandb login` turns it on, tracking.wandb=offline records "
+        "without network, tracking.wandb=disabled silences this line"
+    )
+
+
+def _wandb_key_configured() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

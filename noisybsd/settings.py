@@ -1,0 +1,247 @@
+"""The sections of the configuration as plain data: keys, types, defaults, and what each means."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+)
+
+from noisybsd.errors import did_you_mean
+
+
+class Registry:
+    """Marks a field whose choices are the keys of a literal dict elsewhere, imported when asked."""
+
+    def __init__(self, path: str, *more: str):
+        self.path, self.more = path, more
+
+    def keys(self) -> list[str]:
+        module, attribute = self.path.split(":")
+        return [*self.more, *getattr(importlib.import_module(module), attribute)]
+
+    def check(self, value: str) -> str:
+        if value not in self.keys():
+            raise ValueError(did_you_mean(value, self.keys()))
+        return value
+
+
+def named(registry: str, *more: str) -> Any:
+    """The type of a string field that names an entry of `registry` ("module:DICT"), or one of `more`."""
+    entry = Registry(registry, *more)
+    return Annotated[str, entry, AfterValidator(entry.check)]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    dir: str | None = Field(None, description="run directory; default runs/<recipe>/<time>-<seed>")
+    resume: str = Field(
+        "auto",
+        description="auto: continue the unfinished run of the same configuration, if there is one; "
+        "none: start anew; or the path of a run directory or checkpoint",
+    )
+    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+
+
+class DataConfig(Section):
+    name: str = Field("digits", description="dataset card: a name in datasets/ or a path to a YAML")
+    root: str = Field("data", description="folder that holds the data")
+    labels: str = Field(
+        "default", description="which of the card's label sets to train on, or a label file's path"
+    )
+    manifest: str | None = Field(
+        None, description="own data: CSV or Parquet with columns path, label[, clean_label, split]"
+    )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="use the first n training images only; n of all classes where sorted",
+    )
+    test_limit: int | None = Field(
+        None, ge=1, description="likewise of the test images: cheaper epochs, a coarser estimate"
+    )
+    verify: bool = Field(
+        True, description="require the official bytes; false accepts others and says so in results"
+    )
+    download: bool = Field(True, description="download what is missing and may be downloaded")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="what to do about an unreadable image: stop, or skip and count it"
+    )
+    storage: Literal["auto", "resident", "stream"] = Field(
+        "auto", description="keep images on the device, or stream them; auto: resident if they fit"
+    )
+    workers: int = Field(2, ge=0, description="decoding processes when streaming")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="own data without a test split: the share held out"
+    )
+    size: int | None = Field(
+        None, ge=4, description="image files: side of the network's input; default: the card's"
+    )
+    balanced: int | None = Field(
+        None, ge=1, description="at most so many images of each given class in an epoch, drawn anew"
+    )
+
+
+class NoiseConfig(Section):
+    name: named("noisybsd.data.noise:NOISE_MODELS", "none") = Field(  # type: ignore[valid-type]
+        "none", description="synthetic label noise to inject into the training labels"
+    )
+    rate: float = Field(0.0, ge=0, le=1, description="noise rate of the synthetic noise")
+    seed: int | None = Field(None, ge=0, description="seed of the noise; default: the run's seed")
+    file: str | None = Field(None, description="transition matrix, for noise.name=matrix")
+
+
+class NetworkConfig(Section):
+    name: named("noisybsd.models.networks:NETWORKS") = Field(  # type: ignore[valid-type]
+        "preact_resnet18", description="architecture"
+    )
+    width: int | None = Field(None, ge=1, description="base width; default: the architecture's own")
+    pretrained: bool = Field(False, description="start from torchvision's ImageNet weights")
+    embedding_dim: int = Field(128, ge=2, description="width of the projection head's output")
+
+
+class AugmentConfig(Section):
+    name: named("noisybsd.data.views:VIEWS") = Field(  # type: ignore[valid-type]
+        "cifar", description="family of weak and strong views"
+    )
+    views: tuple[Literal["weak", "strong"], ...] = Field(
+        ("weak",),
+        min_length=1,
+        max_length=2,
+        description="the views of an image in a step; beliefs and neighbours see the first",
+    )
+    flip: Literal["random", "alternating"] = Field(
+        "random",
+        description="mirror the weak view at random, or in every second epoch; the strong view at random",
+    )
+    mixup: float = Field(
+        0.0, ge=0, description="mix pairs of images, by Beta(mixup, mixup); 0: do not"
+    )
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
+    lr: float = Field(0.05, gt=0, description="peak learning rate")
+    schedule: Literal["cosine", "linear"] = Field(
+        "cosine", description="how the learning rate falls from lr, after the warm-up, to min_lr"
+    )
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the run")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    norm_bias_lr: float = Field(
+        1.0, gt=0, le=1000, description="batch-norm biases learn so many times as fast as the rest"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
+
+
+class EmaConfig(Section):
+    decay: float = Field(
+        0.999, ge=0, lt=1, description="weight EMA, evaluated beside the raw weights; 0: none"
+    )
+
+
+class PosteriorConfig(Section):
+    prior_strength: float = Field(
+        8.0, ge=0, description="c: pseudo-count of the given label in the prior"
+    )
+    prior_floor: float = Field(
+        1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
+    )
+    discount: float = Field(0.8, gt=0, le=1, description="gamma: what stays of old evidence")
+    top_k: int | None = Field(
+        None,
+        ge=2,
+        description="keep so many classes of each sample apart and the others together, for many "
+        "classes; null: all",
+    )
+    temperature: float = Field(
+        0.7,
+        ge=0.1,
+        le=1,
+        description="T sharpens the prediction that is evidence: p^(1/T), normalised; 1: the paper's",
+    )
+    target_temperature: float = Field(
+        0.25,
+        ge=0.1,
+        le=1,
+        description="sharpens the belief likewise where it is the target; 1: the paper's",
+    )
+    sharp_until: float | None = Field(
+        0.5,
+        ge=0,
+        lt=0.9,
+        description="share of the run after which these two temperatures rise, to 1 at nine tenths of it; "
+        "null: never",
+    )
+    agreement_temperature: float | None = Field(
+        0.25,
+        ge=0.1,
+        le=1,
+        description="a visit counts as much as two views' predictions, sharpened to this temperature, "
+        "agree; null: fully, the paper's",
+    )
+    align: bool = Field(
+        True,
+        description="scale predictions so that classes are as frequent in them as in the given labels; "
+        "false: the paper's",
+    )
+    label_evidence: bool = Field(
+        True,
+        description="at every visit the given label is evidence too, for as much as it has shown "
+        "itself to be worth; false: only in the prior, the paper's",
+    )
+    evidence_share: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="what labels are worth is learned from so much evidence, the rest predictions",
+    )
+    observe: Literal["weak", "mean"] = Field(
+        "weak", description="evidence: the first view's prediction, or the mean over all views"
+    )
+
+
+class ContrastiveConfig(Section):
+    name: named("noisybsd.methods.contrastive:CONTRASTIVE", "none") = Field(  # type: ignore[valid-type]
+        "none", description="contrastive term; a method's preset chooses it"
+    )
+    weight: float = Field(1.0, ge=0, description="weight of the contrastive term in the loss")
+    temperature: float = Field(0.3, gt=0, description="temperature of the contrastive term")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the weight rises from 0")
+
+
+class NeighboursConfig(Section):
+    k: int = Field(20, ge=0, description="nearest neighbours searched once an epoch; 0: no search")
+    weight: float = Field(
+        0.0, ge=0, description="kappa: weight of the neighbours' mean belief as evidence; 0: none"
+    )
+    start_epoch: int = Field(
+        5, ge=0, description="epochs before the first whose steps use that evidence; at least 1"
+    )
+    engine: named("noisybsd.models.bank:ENGINES") = Field(  # type: ignore[valid-type]
+        "auto", description="how neighbours are searched"
+    )
+
+
+class TrackingConfig(Section):
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="Weights & Biases; auto: online where a key is configured, else off"
+    )
+    project: str = Field("noisybsd", description="W&B project")
+    entity: str | None = Field(None, description="W&B entity")
+    group: str | None = Field(None, description="W&B group; default: recipe and method")
+    tags: tuple[str, ...] = Field((), description="W&B tags")
+    console: Literal["auto", "rich", "plain"] = Field(
+        "auto", description="progress display; auto: rich in a terminal, plain lines elsewhere"
+    )

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from helpers.reported import findings, hide_cleanlab
+from numpy.testing import assert_allclose
+from sklearn.metrics import roc_auc_score
+
+from noisybsd.data.noise import inject
+from noisybsd.report.estimates import (
+    accuracy_on_clean_labels,
+    accuracy_on_noisy_labels,
+    caution,
+    confident_learning,
+    detection_metrics,
+    estimates,
+    noise_rate,
+    precision_at,
+    suspicions,
+    transition,
+)
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.get_closest_marker("slow"):
+        hide_cleanlab(monkeypatch)
+
+
+def dirichlet(n: int, classes: int) -> np.ndarray:
+    return RANDOM.dirichlet(np.full(classes, 0.3), n)
+
+
+# --- without clean labels -------------------------------------------------------------------------
+
+
+def test_noise_rate_is_the_expected_share_of_wrong_labels() -> None:
+    p = [0.9, 0.2, 0.5, 1.0]
+    found = noise_rate(np.array(p))
+    # the distribution of the number wrong, outcome by outcome
+    outcomes = list(itertools.product((0, 1), repeat=4))
+    chances = [
+        np.prod([q if right else 1 - q for q, right in zip(p, o, strict=True)]) for o in outcomes
+    ]
+    wrong = np.array([4 - sum(o) for o in outcomes])
+    mean = float(np.dot(chances, wrong)) / 4
+    deviation = float(np.sqrt(np.dot(chances, (wrong / 4 - mean) ** 2)))
+    assert found["estimate"] == pytest.approx(mean)
+    assert found["high"] == pytest.approx(mean + 1.959964 * deviation)
+    assert found["low"] == pytest.approx(max(0, mean - 1.959964 * deviation))
+
+
+def test_the_interval_covers_what_an_honest_belief_leaves_open() -> None:
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(3000):
+        p = random.beta(4, 1, 200)
+        rate = (random.random(200) >= p).mean()
+        found = noise_rate(p)
+        assert found["low"] is not None and found["high"] is not None
+        covered += found["low"] <= rate <= found["high"]
+    assert 0.94 < covered / 3000 < 0.975
+
+
+def test_transition_is_the_joint_of_belief_and_given_labels() -> None:
+    belief, labels = dirichlet(60, 4), RANDOM.integers(0, 4, 60)
+    found = transition(belief, labels)
+    for a in range(4):
+        total = sum(belief[i][a] for i in range(60))
+        for b in range(4):
+            assert found[a, b] == pytest.approx(
+                sum(belief[i][a] for i in range(60) if labels[i] == b) / total
+            )
+    assert_allclose(found.sum(axis=1), 1)
+
+
+def test_a_class_that_nothing_is_believed_to_be_has_no_row() -> None:
+    found = transition(np.eye(3)[[0, 0, 1]], np.array([0, 1, 1]))
+    assert_allclose(found[0], [0.5, 0.5, 0])
+    assert np.isnan(found[2]).all()
+    hardly = np.array([[0.6, 0.4], [0.9, 0.1]])
+    assert np.isnan(transition(hardly, np.array([0, 1]))[1]).all()  # half a sample says too little
+
+
+def test_both_accuracies_are_exact_where_noise_ignores_the_prediction() -> None:
+    """Counts in which given labels are independent of predictions, class by class."""
+    matrix = np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.0, 0.5, 0.5]])
+    predicts = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.0, 0.9]])  # row: true class
+    cells = [(a, p, g) for a in range(3) for p in range(3) for g in range(3)]
+    counts = [round(1000 * predicts[a, p] * matrix[a, g]) for a, p, g in cells]
+    true, predicted, given = (np.repeat([c[i] for c in cells], counts) for i in range(3))
+    clean, noisy = (predicted == true).mean(), (predicted == given).mean()
+    assert clean == pytest.approx(0.8)
+    assert accuracy_on_noisy_labels(predicted, true, matrix) == pytest.approx(noisy)
+    found = accuracy_on_clean_labels(predicted, given, matrix)
+    assert found["estimate"] == pytest.approx(clean)
+    assert found["low"] is not None and found["high"] is not None
+    assert found["low"] < clean < found["high"] < found["low"] + 0.1
+
+
+def test_clean_accuracy_is_found_under_drawn_noise() -> None:
+    random = np.random.default_rng(2)
+    true = random.integers(0, 5, 4000)
+    predicted = np.where(random.random(4000) < 0.9, true, random.integers(0, 5, 4000))
+    noisy = inject(true, "pairflip", 0.3, 5, 0)
+    assert noisy.transition is not None
+    found = accuracy_on_clean_labels(predicted, noisy.labels, noisy.transition)
+    accuracy = (predicted == true).mean()
+    assert found["low"] is not None and found["high"] is not None
+    assert found["low"] < accuracy < found["high"]
+    assert abs((predicted == noisy.labels).mean() - accuracy) > 0.2
+    expected = accuracy_on_noisy_labels(predicted, true, noisy.transition)
+    assert expected == pytest.approx((predicted == noisy.labels).mean(), abs=0.02)
+
+
+def test_a_matrix_without_inverse_gives_no_estimate() -> None:
+    nothing = {"estimate": None, "low": None, "high": None}
+    singular = np.full((2, 2), 0.5)
+    assert accuracy_on_clean_labels(np.array([0, 1]), np.array([0, 1]), singular) == nothing
+    # 5 % of 400 labels agree with the prediction: fewer than that matrix lets any classifier have
+    predicted, labels = np.zeros(400, np.int64), np.repeat([0, 1], [20, 380])
+    assert accuracy_on_clean_labels(predicted, labels, np.eye(2) * 0.4 + 0.3) == nothing
+
+
+def test_samples_never_visited_do_not_count() -> None:
+    belief = [[0.5, 0.5], [0.1, 0.9], [1, 0], [1, 0]]
+    found = estimates(findings(belief, [0, 0, 0, 0], visits=[3, 3, 0, 0], clean=[0, 1, 1, 1]))
+    assert found["samples"] == 4 and found["samples_seen"] == 2
+    assert found["noise_rate"]["estimate"] == pytest.approx(0.7)
+    assert found["noise_rate_true"] == 0.5
+    assert found["disputed"] == 1
+
+
+def test_a_belief_that_is_not_sure_of_itself_is_told_from_one_that_is() -> None:
+    labels = [0] * 10
+    sure = estimates(findings([[0.98, 0.02]] * 7 + [[0.02, 0.98]] * 3, labels))
+    assert sure["suggestions_wrong"] == pytest.approx(0.02, abs=1e-6)
+    assert caution(sure) is None
+    unsure = estimates(findings([[0.7, 0.3]] * 7 + [[0.4, 0.6]] * 3, labels))
+    told = caution(unsure)  # 33 % of the suggestions against 39 % of the labels
+    assert told is not None and "expects 33% of its own suggestions" in told
+
+
+def test_a_belief_that_is_still_the_given_label_is_no_measurement() -> None:
+    """After too few epochs: an estimate near 0 that says nothing of the noise."""
+    young = estimates(findings([[0.97, 0.03]] * 10, [0] * 10, clean=[0] * 6 + [1] * 4))
+    assert young["disputed"] == 0 and young["noise_rate"]["estimate"] == pytest.approx(0.03)
+    told = caution(young)
+    assert told is not None and "no measurement" in told and "upper bound" not in told
+
+
+def test_without_a_visited_sample_nothing_is_estimated() -> None:
+    found = estimates(findings(np.eye(2), [0, 1], visits=[0, 0], clean=[0, 0]))
+    assert found["noise_rate"]["estimate"] is found["noise_rate_true"] is None
+    assert found["suggested_right"] is None and caution(found) is None
+
+
+def test_clean_test_labels_and_others_are_told_apart() -> None:
+    belief, labels = np.array([[0.8, 0.2], [0.3, 0.7]] * 10), [0, 1] * 10
+    test = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    arguments = {"test": test, "test_labels": [0, 1, 1]}
+    clean = estimates(findings(belief, labels, **arguments))["test"]  # type: ignore[arg-type]
+    noisy = estimates(findings(belief, labels, test_kind="noisy", **arguments))["test"]  # type: ignore[arg-type]
+    assert clean["accuracy"] == noisy["accuracy"] == pytest.approx(2 / 3)
+    assert "on_clean_labels" not in clean and "expected_on_noisy_labels" not in noisy
+    matrix = transition(belief, np.array(labels))
+    expected = (matrix[0, 0] + matrix[1, 1] + matrix[1, 0]) / 3
+    assert clean["expected_on_noisy_labels"] == pytest.approx(expected)
+    # confidences .6, .8, .9 in bins of their own, right 0, 1, 1
+    assert clean["ece"] == pytest.approx((0.6 + 0.2 + 0.1) / 3, abs=1e-6)
+    assert sum(clean["reliability"]["count"]) == 3
+
+
+# --- rankings -------------------------------------------------------------------------------------
+
+
+def test_precision_at_the_true_count_by_slow_loops() -> None:
+    random = np.random.default_rng(3)
+    wrong = random.random(7) < 0.5
+    score = random.integers(0, 3, 7).astype(float)  # ties
+    count = int(wrong.sum())
+    values = []
+    for order in itertools.permutations(range(7)):
+        ranked = sorted(order, key=lambda i: -score[i])  # stable: ties in every order
+        values.append(wrong[ranked[:count]].mean())
+    assert precision_at(wrong, score, count) == pytest.approx(np.mean(values))
+    tied = precision_at(np.array([True, True, False, False]), np.array([2.0, 1, 1, 0]), 2)
+    assert tied == pytest.approx(0.75)
+
+
+def test_every_ranking_is_measured_on_the_same_labels() -> None:
+    random = np.random.default_rng(4)
+    belief, labels = dirichlet(80, 3), random.integers(0, 3, 80)
+    clean = np.where(random.random(80) < 0.3, (labels + 1) % 3, labels)
+    votes, network = dirichlet(80, 3), dirichlet(80, 3)
+    margin, seen_prob = random.normal(size=80), random.random(80)
+    found = detection_metrics(
+        findings(
+            belief,
+            labels.tolist(),
+            clean=clean.tolist(),
+            votes=votes,
+            network=network,
+            margin=margin,
+            network_prob=seen_prob,
+        )
+    )
+    assert found is not None
+    wrong, rows = clean != labels, np.arange(80)
+    by_hand = {
+        "belief × network": belief[rows, labels] * network[rows, labels],
+        "belief": belief[rows, labels],
+        "area under the margin": margin,
+        "loss": seen_prob,
+        "network": network[rows, labels],
+        "k-NN disagreement": votes[rows, labels],
+    }
+    for name, trust in by_hand.items():
+        pairs = [(trust[i], trust[j]) for i in rows[wrong] for j in rows[~wrong]]
+        auroc = np.mean([1.0 if a < b else 0.5 if a == b else 0.0 for a, b in pairs])
+        assert found[name]["auroc"] == pytest.approx(auroc), name
+        count = int(wrong.sum())
+        top = np.argsort(trust)[:count]
+        assert found[name]["precision"] == pytest.approx(wrong[top].mean()), name
+
+
+def test_a_perfect_belief_finds_all() -> None:
+    belief = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.1, 0.9]]
+    found = detection_metrics(findings(belief, [0, 0, 0, 0], clean=[0, 1, 0, 1]))
+    assert found is not None
+    assert found["belief"] == {"auroc": 1, "average_precision": 1, "precision": 1}
+
+
+def test_samples_nothing_is_known_of_are_the_least_suspicious() -> None:
+    found = findings(
+        [[0.5, 0.5]] * 3,
+        [0, 0, 0],
+        margin=[np.nan, 1, 2],
+        network=[[np.nan] * 2, [0.9, 0.1], [0.8, 0.2]],
+    )
+    scores = suspicions(found)
+    for name in ("area under the margin", "network", "k-NN disagreement"):
+        score = scores[name]
+        assert not isinstance(score, str)
+        assert score.argmin() == 0, name
+
+
+def test_the_ranking_measured_is_the_reports() -> None:
+    """A sample never visited has the last rank, whatever the network says of it."""
+    belief = [[1.0, 0.0], [0.9, 0.1], [0.2, 0.8]]
+    network = [[0.01, 0.99], [0.9, 0.1], [0.2, 0.8]]
+    found = findings(belief, [0, 0, 0], network=network, visits=[0, 1, 1])
+    score = suspicions(found)["belief × network"]
+    assert not isinstance(score, str)
+    assert np.argsort(-score).tolist() == np.argsort(found.column("rank")).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("clean", [None, [0, 1], [1, 0]])
+def test_nothing_to_detect(clean: list[int] | None) -> None:
+    assert detection_metrics(findings(np.eye(2), [0, 1], clean=clean)) is None
+
+
+def test_without_cleanlab_its_row_says_so() -> None:
+    found = detection_metrics(findings([[0.9, 0.1], [0.2, 0.8]], [0, 0], clean=[0, 1]))
+    assert found is not None
+    assert found["confident learning"] == {"unavailable": "cleanlab is not installed"}
+
+
+@pytest.mark.slow
+def test_confident_learning_puts_what_cleanlab_flags_first() -> None:
+    filter_module = pytest.importorskip("cleanlab.filter")
+    rank_module = pytest.importorskip("cleanlab.rank")
+    random = np.random.default_rng(5)
+    clean = random.integers(0, 4, 400)
+    labels = np.where(random.random(400) < 0.3, random.integers(0, 4, 400), clean)
+    sure = np.where(clean < 2, 0.3, 0.8)[:, None]  # the network is less sure of some classes
+    probabilities = sure * np.eye(4)[clean] + (1 - sure) * random.dirichlet(np.ones(4), 400)
+    flagged = filter_module.find_label_issues(labels, probabilities, n_jobs=1)
+    margin = rank_module.get_label_quality_scores(labels, probabilities, method="normalized_margin")
+    assert margin[flagged].max() > margin[~flagged].min()  # the margin alone says otherwise
+    score = confident_learning(labels, probabilities)
+    assert not isinstance(score, str)
+    assert score[flagged].min() > score[~flagged].max()
+    for part in (flagged, ~flagged):
+        assert (score[part].argsort() == (-margin[part]).argsort()).all()
+    assert roc_auc_score(clean != labels, score) > 0.9
+
+
+@pytest.mark.slow
+def test_confident_learning_says_why_it_cannot() -> None:
+    pytest.importorskip("cleanlab")
+    answer = confident_learning(np.zeros(5, np.int64), np.full((4, 2), 0.5))
+    assert isinstance(answer, str) and answer.startswith("cleanlab refuses: ")

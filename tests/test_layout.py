@@ -1,0 +1,54 @@
+"""Who may import whom: a file its own folder and the levels below, and no files in a circle."""
+
+import ast
+from graphlib import TopologicalSorter
+
+from helpers import ROOT
+
+COMMANDS = ("train", "evaluate", "sweep", "__main__")
+LEVELS = (
+    ("__init__", "errors"),
+    ("files", "distributed", "settings"),
+    ("methods", "models"),
+    ("config",),
+    ("data", "runs"),
+    ("engine",),
+    ("report", "compare"),
+    COMMANDS,
+)
+FILES = {
+    ".".join(file.relative_to(ROOT / "noisybsd").with_suffix("").parts): ast.parse(
+        file.read_bytes()
+    )
+    for file in (ROOT / "noisybsd").rglob("*.py")
+}
+
+
+def imports(module: str) -> set[str]:
+    """The package's other modules that a module imports, at its top or later."""
+    names = set()
+    for node in ast.walk(FILES[module]):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return {name.removeprefix("noisybsd.") for name in names} & FILES.keys() - {module}
+
+
+def place(module: str) -> tuple[int, str]:
+    """Level and folder; all commands count as one folder."""
+    first, *_, last = module.split(".") * 2
+    name = "__main__" if last == "__main__" else first
+    level = next(number for number, names in enumerate(LEVELS) if name in names)
+    return level, "" if name in COMMANDS else first
+
+
+def test_a_module_imports_its_own_folder_and_lower_levels() -> None:
+    for module in FILES:
+        for other in imports(module):
+            lower = place(other)[0] < place(module)[0]
+            assert lower or place(other) == place(module), f"{module} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter({module: imports(module) for module in FILES}).prepare()
