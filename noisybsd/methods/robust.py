@@ -7,13 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from noisybsd.methods.parts import (
-    Batch,
-    Loss,
-    Task,
-    check_option,
-    cross_entropy,
-)
+from noisybsd.methods.parts import Batch, Loss, Task, check_option, cross_entropy
 
 
 class LabelSmoothing(Loss):

@@ -11,14 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisybsd.methods.parts import (
-    Batch,
-    Loss,
-    Task,
-    check_option,
-    one_hot,
-    zeros,
-)
+from noisybsd.methods.parts import Batch, Loss, Task, check_option, one_hot, zeros
 
 
 class SparseOverparameterization(Loss):
