@@ -397,9 +397,8 @@ def test_what_is_done_is_compared(
 def test_what_cannot_be_compared_is_no_success(
     stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "noisybsd.compare.__main__.main", lambda arguments: 2
-    )  # a damaged results.json
+    # a damaged results.json
+    monkeypatch.setattr("noisybsd.compare.__main__.main", lambda arguments: 2)
     stub(FINISH)
     assert main([DIGITS, "method=ce", "out=o"]) == 2
 

@@ -515,7 +515,3 @@ class RandAugment(Operator):
         other = smooth.mul_(on["sharpness"]).add_(other)
         chosen = on["brightness"] | on["contrast"] | on["color"] | on["sharpness"]
         return blend_(images, other, chosen * (0.95 - 0.9 * magnitude[:, None, None, None]))
-
-
-# ---------------------------------------------------------------------------------------------
-# views

@@ -53,7 +53,9 @@ def asymmetric(rate: float, num_classes: int, class_map: Mapping[int, int]) -> F
     """With probability `rate`, a class becomes the one it is mapped to; others keep their labels.
 
     CIFAR-10's map is truck→automobile, bird→airplane, deer→horse, cat↔dog (Patrini et al. 2017), so
-    that half of the classes are noisy and the real rate is rate/2.
+    that half of the classes are noisy and the real rate is rate/2. All labels change at once. The code
+    of ELR and of SOP changes one class after the other, cat before dog: some dogs that were cats become
+    cats again, and the real rate of "40 %" is 0.184 there instead of 0.2.
 
     Args:
         class_map: {true class: noisy class}.

@@ -9,14 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisybsd.methods.parts import (
-    Batch,
-    Loss,
-    Task,
-    check_option,
-    cross_entropy,
-    inside,
-)
+from noisybsd.methods.parts import Batch, Loss, Task, check_option, cross_entropy, inside
 
 
 class ContrastiveRegularization(Loss):

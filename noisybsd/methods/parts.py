@@ -28,9 +28,7 @@ class Task:
     epochs: int  # of the whole run
     views: int  # of an image in a step
     embedding_dim: int  # D
-    balanced: (
-        int | None
-    )  # at most so many samples of a given class are visited in an epoch; None: all
+    balanced: int | None  # most visits of samples of a given class in an epoch; None: all
     posterior: PosteriorConfig
     neighbours: NeighboursConfig
 

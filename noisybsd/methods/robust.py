@@ -7,13 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from noisybsd.methods.parts import (
-    Batch,
-    Loss,
-    Task,
-    check_option,
-    cross_entropy,
-)
+from noisybsd.methods.parts import Batch, Loss, Task, check_option, cross_entropy
 
 
 class LabelSmoothing(Loss):
@@ -40,7 +34,8 @@ class LabelSmoothing(Loss):
 class GeneralizedCrossEntropy(Loss):
     """L_q = (1 - p_y^q) / q, between cross-entropy (q -> 0) and the mean absolute error (q = 1).
 
-    Source: Zhang & Sabuncu 2018, arXiv 1805.07836; without the paper's truncation.
+    Source: Zhang & Sabuncu 2018, arXiv 1805.07836; without the paper's truncation. CTRR's code, whose
+    "CTRR + GCE" is often cited, clamps p_y at 1e-4, where the gradient then ends; here p_y has no floor.
     """
 
     mixup = "instead"

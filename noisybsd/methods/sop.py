@@ -11,22 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisybsd.methods.parts import (
-    Batch,
-    Loss,
-    Task,
-    check_option,
-    one_hot,
-    zeros,
-)
+from noisybsd.methods.parts import Batch, Loss, Task, check_option, one_hot, zeros
 
 
 class SparseOverparameterization(Loss):
     """SOP: each sample's label noise s = u^2 y - v^2 (1 - y) is fitted beside the network.
 
-    y is the given label, one-hot, u (N,1) and v (N,K). The network and u descend the cross-entropy of
-    p + s, clamped and normalised, to y; v descends the squared error of hard(p) + s to y. u and v start
-    near 0 and so grow only where the error lasts. SOP+ adds the agreement of a second view,
+    y is the given label, one-hot, u (N,1) and v (N,K). The network descends the cross-entropy of p + s,
+    clamped and normalised, to y; v descends the squared error of hard(p) + s to y; u descends both. u
+    and v start near 0 and so grow only where the error lasts. The paper has u descend the cross-entropy
+    alone (its equation 6); this follows the authors' code, which made the published numbers: there u^2
+    shrinks again once the network comes to agree with the label. SOP+ adds the agreement of a second view,
     KL(p_weak || p_strong), and class balance, the cross-entropy of the mean prediction to the uniform
     distribution.
 
@@ -88,7 +83,7 @@ class SparseOverparameterization(Loss):
         explained = explained.clamp_min(self.FLOOR)
         loss = -(y * explained.log()).sum(dim=1).mean()
         hard = one_hot(p.argmax(dim=1), p.shape[1])
-        loss = loss + (hard + added.detach() - removed - y).square().sum(dim=1).mean()
+        loss = loss + (hard + added - removed - y).square().sum(dim=1).mean()
         if self.balance > 0:
             loss = loss - self.balance * explained.mean(dim=0).log().mean()
         if self.consistency > 0:

@@ -15,15 +15,7 @@ from torch import Tensor
 
 from noisybsd import distributed
 from noisybsd.methods.contrastive import simclr
-from noisybsd.methods.parts import (
-    Batch,
-    Loss,
-    Task,
-    check_option,
-    cross_entropy,
-    one_hot,
-    zeros,
-)
+from noisybsd.methods.parts import Batch, Loss, Task, check_option, cross_entropy, one_hot, zeros
 
 
 class TwinContrastive(Loss):

@@ -34,10 +34,15 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
     truth = said.get("noise_rate_true")
     known = "" if truth is None else f"; in truth {truth:.2%}"
-    if rate["estimate"] is not None:
+    if rate["low"] is not None:
         print(
             f"estimated wrong: {rate['estimate']:.2%} "
             f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}, if the belief is honest){known}"
+        )
+    elif rate["estimate"] is not None:
+        print(
+            f"estimated wrong: {rate['estimate']:.2%} (by the confident joint of the network's "
+            f"predictions: the method holds no belief){known}"
         )
     if doubt := caution(said):
         print(doubt)

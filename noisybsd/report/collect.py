@@ -108,6 +108,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             "data_sha256": dataset.sha256,
             "epoch": trainer.epoch,
             "method": config.method,
+            "holds_belief": held is not None,
             "test_labels": dataset.notes["test_labels"],
             "noisybsd": __version__,
         },

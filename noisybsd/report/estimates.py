@@ -28,7 +28,9 @@ def estimates(findings: Findings) -> dict[str, Any]:
     """What can be said without clean labels; and the truth beside it where these are known.
 
     Returns:
-        noise_rate: {estimate, low, high}, see `noise_rate`; suggestions_wrong: the share of its own
+        noise_rate: {estimate, low, high, source}, of the belief (`noise_rate`), or, of a method that
+        holds none, of its network's confident joint (`confident_joint`), without an interval;
+        suggestions_wrong: the share of its own
         suggestions that the belief expects to be wrong; disputed: how many labels it contradicts;
         transition (K,K), see `transition`; test: accuracy on the test set as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
@@ -38,11 +40,18 @@ def estimates(findings: Findings) -> dict[str, Any]:
     """
     seen = findings.column("visits") > 0
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
-    matrix = transition(belief, labels)
+    if holds_belief(findings):
+        rate = {**noise_rate(belief[np.arange(len(labels)), labels]), "source": "belief"}
+        matrix = transition(belief, labels)
+    else:
+        joint = confident_joint(belief, labels)
+        off = float(1 - joint.trace() / len(labels)) if len(labels) else None
+        rate = {"estimate": off, "low": None, "high": None, "source": "confident joint"}
+        matrix = _row_shares(joint)
     found: dict[str, Any] = {
         "samples": len(findings.table),
         "samples_seen": int(seen.sum()),
-        "noise_rate": noise_rate(belief[np.arange(len(labels)), labels]),
+        "noise_rate": rate,
         "suggestions_wrong": float(1 - belief.max(axis=1).mean()) if len(belief) else None,
         "disputed": int((belief.argmax(axis=1) != labels).sum()),
         "transition": matrix,
@@ -67,6 +76,11 @@ def caution(said: dict[str, Any]) -> str | None:
         "measurement: an undecided belief counts as noise, and one that has hardly left the given label "
         "as none. A longer run or a better network sharpens them."
     )
+
+
+def holds_belief(findings: Findings) -> bool:
+    """Whether the method held a belief of each label; else `belief` is what its network predicts."""
+    return bool(findings.about.get("holds_belief", True))  # findings from before it was noted
 
 
 def noise_rate(given_prob: Floats) -> dict[str, float | None]:
@@ -106,6 +120,40 @@ def transition(belief: Floats, labels: Ints) -> Floats:
     classes = belief.shape[1]
     joint = np.zeros((classes, classes))
     np.add.at(joint.T, labels, belief.astype(np.float64))
+    return _row_shares(joint)
+
+
+def confident_joint(probabilities: Floats, labels: Ints) -> Floats:
+    """How many samples are of each true class and given label, counted where a network is confident.
+
+    A sample counts for the most probable of the classes whose probability is at least the mean that
+    this class has among the samples given it. Each given label's counts are then scaled to the number
+    of its samples. A plain mean of 1 - p(given) would count a network's doubt as wrong labels.
+
+    Source: Northcutt et al. 2021, "Confident Learning", arXiv 1911.00068, equations 1 to 3.
+
+    Args:
+        probabilities: (N,K), rows sum to one.
+        labels: (N,) given.
+
+    Returns:
+        (K,K) float64, row: true class, column: given label; sums to N.
+    """
+    classes, rows = probabilities.shape[1], np.arange(len(labels))
+    given = np.bincount(labels, minlength=classes)
+    total = np.bincount(labels, weights=probabilities[rows, labels], minlength=classes)
+    threshold = np.divide(total, given, where=given > 0, out=np.full(classes, np.inf))
+    confident = np.where(probabilities >= threshold - 1e-6, probabilities, -1.0)
+    counted = confident.max(axis=1, initial=-1.0) >= 0
+    joint = np.zeros((classes, classes))
+    np.add.at(joint, (confident.argmax(axis=1)[counted], labels[counted]), 1)
+    empty = joint.sum(axis=0) == 0  # of such a label nothing is known: taken as right
+    joint[empty, empty] = 1
+    return joint * (given / joint.sum(axis=0))
+
+
+def _row_shares(joint: Floats) -> Floats:
+    """Rows of `joint` (K,K) divided by their sums; NaN where a sum is less than one sample."""
     total = joint.sum(axis=1, keepdims=True)
     return np.divide(joint, total, where=total >= 1, out=np.full_like(joint, np.nan))
 

@@ -45,7 +45,8 @@ class Findings:
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
             share, zeros where there are none; `test` (M,K), the predictions on the test set. And the
             given labels, `labels` (N,) and `test_labels` (M,) int64.
-        about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, test_labels.
+        about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, holds_belief (false:
+            `belief` is what the network predicts), test_labels.
     """
 
     table: pyarrow.Table

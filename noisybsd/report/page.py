@@ -163,9 +163,11 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return "unknown" if value is None else f"{value:.{digits}%}"
 
 
-def _range(found: dict[str, float | None]) -> str:
+def _range(found: dict[str, Any]) -> str:
     if found["estimate"] is None:
         return "no estimate is possible"
+    if found["low"] is None:
+        return "no interval: the method holds no belief, its network's confident predictions are counted"
     return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
 
 
@@ -185,7 +187,7 @@ def _tiles(
         "name": "Labels estimated wrong",
         "value": _percent(rate["estimate"]),
         "lines": [
-            f"{_range(rate)}, if the belief is honest",
+            _range(rate) + ", if the belief is honest" * (rate["low"] is not None),
             *([] if truth is None else [f"in truth {_percent(truth)}"]),
         ],
     }

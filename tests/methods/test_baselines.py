@@ -308,19 +308,17 @@ def test_memories_continue_from_their_state(method: str) -> None:
 # -- SOP ---------------------------------------------------------------------------------------------
 
 
-def sop_terms(
-    y: Row, p: Row, u: float, v: Row, frozen: tuple[float, Row]
-) -> tuple[float, float, Row]:
-    """Liu et al. 2022: the cross-entropy that moves u, the squared error that moves v, and p + s.
+def sop_terms(y: Row, p: Row, u: float, v: Row, frozen: Row) -> tuple[float, float, Row]:
+    """The authors' code of Liu et al. 2022: the cross-entropy, the squared error, and p + s.
 
-    s = u^2 y - v^2 (1 - y); each term holds the other's variable `frozen`.
+    s = u^2 y - v^2 (1 - y); v moves the squared error only, the other term holds it `frozen`.
     """
-    u0, v0 = frozen
+    v0 = frozen
     added = [u * u * y[k] for k in range(K)]
     moved = [max(p[k] + added[k] - v0[k] ** 2 * (1 - y[k]), 1e-4) for k in range(K)]
     moved = [m / sum(moved) for m in moved]
     hard = one_hot(max(range(K), key=p.__getitem__))
-    error = [hard[k] + u0 * u0 * y[k] - v[k] ** 2 * (1 - y[k]) - y[k] for k in range(K)]
+    error = [hard[k] + u * u * y[k] - v[k] ** 2 * (1 - y[k]) - y[k] for k in range(K)]
     return ce(y, moved), dot(error, error), moved
 
 
@@ -344,16 +342,19 @@ def test_sparse_overparameterization() -> None:
     got.backward()
     values = []
     for i, y, p in samples(one):
-        frozen = (u[i], v[i])
-        fit, error, _ = sop_terms(y, p, u[i], v[i], frozen)
+        fit, error, _ = sop_terms(y, p, u[i], v[i], v[i])
         values.append(fit + error)
-        du = derivative(lambda x, y=y, p=p, i=i, f=frozen: sop_terms(y, p, x, v[i], f)[0], u[i])
+
+        def of_u(x: float, y: Row = y, p: Row = p, i: int = i) -> float:
+            return sum(sop_terms(y, p, x, v[i], v[i])[:2])
+
+        du = derivative(of_u, u[i])
         close(loss.u[i, 0], u[i] - 3.0 / 128 * du)
         for k in range(K):
 
             def of_v(x: float, y: Row = y, p: Row = p, i: int = i, k: int = k) -> float:
                 row = [x if j == k else v[i][j] for j in range(K)]
-                return sop_terms(y, p, u[i], row, (u[i], v[i]))[1]
+                return sop_terms(y, p, u[i], row, v[i])[1]
 
             close(loss.v[i, k], v[i][k] - 5.0 / 128 * derivative(of_v, v[i][k]))
     close(got, mean(values))
@@ -371,7 +372,7 @@ def test_sop_plus_adds_balance_and_consistency() -> None:
     difference = float(loss(one).detach() - plain(one).detach())
     moved, divergence = [], []
     for (i, y, p), (_, _, other) in zip(samples(one), samples(one, view=1), strict=True):
-        moved.append(sop_terms(y, p, u[i], v[i], (u[i], v[i]))[2])
+        moved.append(sop_terms(y, p, u[i], v[i], v[i])[2])
         divergence.append(sum(p[k] * math.log(p[k] / other[k]) for k in range(K)))
     average = [mean([row[k] for row in moved]) for k in range(K)]
     close(difference, 0.9 * mean(divergence) + 0.1 * ce([1 / K] * K, average))
@@ -389,6 +390,21 @@ def test_sop_takes_a_wrong_label_upon_itself_and_leaves_a_right_one() -> None:
         loss(one).backward()
     assert loss.u[1] ** 2 > 0.5 and loss.u[0] ** 2 < 1e-6
     assert loss.v[1, 0] ** 2 > 0.5 and loss.v[0].square().max() < 1e-6
+
+
+def test_what_sop_took_upon_itself_it_gives_back_when_the_network_agrees() -> None:
+    """u descends the squared error too, as in the authors' code: by the cross-entropy alone u^2 stays."""
+    loss = make_loss("sop", rate_u=10.0, rate_v=10.0)
+    assert isinstance(loss, SparseOverparameterization)
+    one = batch()
+    loss.u.fill_(0.6)
+    agreeing = 8.0 * F.one_hot(one.labels, K).float()[None]
+    for _ in range(30):
+        loss(replace(one, logits=agreeing.clone().requires_grad_())).backward()
+    seen = loss.u[INDEX].square()
+    assert float(seen.max()) < 0.25 * 0.36
+    others = [i for i in range(N) if i not in INDEX.tolist()]
+    assert torch.all(loss.u[others] == 0.6)
 
 
 def test_the_rate_of_sop_does_not_depend_on_the_batch_size() -> None:

@@ -7,13 +7,7 @@ import torch.nn.functional as F
 from noisybsd.config import build_config
 from noisybsd.engine.trainer import build_task
 from noisybsd.errors import UserError
-from noisybsd.methods.bsd import (
-    Alignment,
-    LabelNoise,
-    PosteriorTargets,
-    class_shares,
-    sharpened,
-)
+from noisybsd.methods.bsd import Alignment, LabelNoise, PosteriorTargets, class_shares, sharpened
 from noisybsd.methods.parts import Batch, TargetRule, Task
 from noisybsd.methods.plain import CrossEntropy, LabelTargets
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from noisybsd.report.estimates import (
     accuracy_on_clean_labels,
     accuracy_on_noisy_labels,
     caution,
+    confident_joint,
     confident_learning,
     detection_metrics,
     estimates,
@@ -64,6 +66,63 @@ def test_the_interval_covers_what_an_honest_belief_leaves_open() -> None:
         assert found["low"] is not None and found["high"] is not None
         covered += found["low"] <= rate <= found["high"]
     assert 0.94 < covered / 3000 < 0.975
+
+
+def doubtful_network(n: int = 3000, classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clean labels, given ones of which 30 % are wrong, and a network that is right but never sure."""
+    random = np.random.default_rng(3)
+    clean = random.integers(0, classes, n)
+    shift = np.where(random.random(n) < 0.3, random.integers(1, classes, n), 0)
+    labels = (clean + shift) % classes
+    probabilities = 0.25 * np.eye(classes)[clean] + 0.75 * random.dirichlet(np.ones(classes) * 9, n)
+    return clean, labels, probabilities
+
+
+def test_a_network_in_doubt_is_counted_by_its_confident_predictions() -> None:
+    clean, labels, probabilities = doubtful_network()
+    truth = float((clean != labels).mean())
+    joint = confident_joint(probabilities, labels)
+    assert joint.sum(axis=0) == pytest.approx(np.bincount(labels))
+    assert 1 - joint.trace() / len(labels) == pytest.approx(truth, abs=0.03)
+    plain = noise_rate(probabilities[np.arange(len(labels)), labels])["estimate"]
+    assert plain is not None and plain > truth + 0.2  # doubt taken for noise
+
+
+def test_the_confident_joint_by_slow_loops() -> None:
+    _, labels, probabilities = doubtful_network(200)
+    classes = range(4)
+    threshold = [probabilities[labels == k, k].mean() for k in classes]
+    counts = np.zeros((4, 4))
+    for p, given in zip(probabilities, labels, strict=True):
+        confident = [k for k in classes if p[k] >= threshold[k]]
+        if confident:
+            counts[max(confident, key=lambda k: p[k]), given] += 1
+    for given in classes:
+        counts[:, given] *= (labels == given).sum() / counts[:, given].sum()
+    assert_allclose(confident_joint(probabilities, labels), counts)
+
+
+def test_a_method_without_a_belief_is_judged_by_the_confident_joint() -> None:
+    clean, labels, probabilities = doubtful_network(600)
+    one = findings(probabilities, labels, clean=clean)
+    without = replace(one, about=one.about | {"holds_belief": False})
+    of_belief, of_network = estimates(one), estimates(without)
+    truth = of_network["noise_rate_true"]
+    assert of_belief["noise_rate"]["source"] == "belief"
+    assert of_network["noise_rate"]["source"] == "confident joint"
+    assert of_network["noise_rate"]["low"] is None
+    assert abs(of_network["noise_rate"]["estimate"] - truth) < 0.06
+    assert of_belief["noise_rate"]["estimate"] > truth + 0.2
+    assert_allclose(of_network["transition"].sum(axis=1), 1)
+    assert np.abs(of_network["transition"] - of_network["transition_true"]).max() < 0.12
+
+
+@pytest.mark.slow
+def test_the_confident_joint_is_cleanlabs() -> None:
+    count = pytest.importorskip("cleanlab.count")
+    _, labels, probabilities = doubtful_network()
+    theirs = count.compute_confident_joint(labels, probabilities, calibrate=True).T
+    assert_allclose(confident_joint(probabilities, labels), theirs, atol=1)  # theirs is rounded
 
 
 def test_transition_is_the_joint_of_belief_and_given_labels() -> None:

@@ -18,13 +18,7 @@ import numpy.typing as npt
 import torch
 
 from noisybsd.data.cards import Card
-from noisybsd.data.splits import (
-    Read,
-    Split,
-    check_labels,
-    need,
-    stratified_holdout,
-)
+from noisybsd.data.splits import Read, Split, check_labels, need, stratified_holdout
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
 

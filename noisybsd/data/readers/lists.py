@@ -10,14 +10,7 @@ from pathlib import Path, PurePath
 
 from noisybsd.data.cards import Card
 from noisybsd.data.label_files import text_lines
-from noisybsd.data.splits import (
-    Read,
-    Split,
-    file_split,
-    find_images,
-    need,
-    refuse_repeated,
-)
+from noisybsd.data.splits import Read, Split, file_split, find_images, need, refuse_repeated
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.settings import DataConfig
 

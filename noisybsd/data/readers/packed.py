@@ -16,10 +16,7 @@ import pyarrow.parquet
 import torch
 
 from noisybsd.data.cards import Card
-from noisybsd.data.splits import (
-    Read,
-    Split,
-)
+from noisybsd.data.splits import Read, Split
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
 

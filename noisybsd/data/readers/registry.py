@@ -19,10 +19,7 @@ from noisybsd.data.readers.lists import (
     read_test_folders,
     read_webvision,
 )
-from noisybsd.data.splits import (
-    Read,
-    Split,
-)
+from noisybsd.data.splits import Read, Split
 from noisybsd.settings import DataConfig
 
 LAYOUTS: dict[str, Callable[[Card, DataConfig], Read]] = {
