@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from noisybsd.runs import environment
 from noisybsd.config import load_config
+from noisybsd.runs import environment
 from noisybsd.train import main
 
 TOO_OLD = (
