@@ -362,7 +362,7 @@ def test_wandb_sync_reads_an_offline_run_of_two_parts(
 
 COMMAND = """
 import sys
-from noisybsd import tracking
+from noisybsd.runs import tracking
 tracking._INIT_SECONDS = tracking._FINISH_SECONDS = 3
 from noisybsd.train import main
 sys.exit(main(sys.argv[1:]))
