@@ -33,7 +33,7 @@ class Posterior(nn.Module):
         >>> posterior = Posterior(torch.tensor([0]), 2, prior_strength=1.0, prior_floor=1e-9)
         >>> posterior.observe(torch.tensor([0]), torch.tensor([[0.0, 1.0]]))
         >>> posterior.mean(torch.tensor([0])).round(decimals=3)
-        tensor([[0.4444, 0.5556]])
+        tensor([[0.4440, 0.5560]])
     """
 
     alpha: Tensor
