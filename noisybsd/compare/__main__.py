@@ -29,7 +29,7 @@ keys:
   baseline=METHOD    what differences are taken to: a method, or the whole label of a row; default: ce,
                      where there is one
   columns=main       or all: every metric and its difference, in the terminal too; files have them always
-  out=FILE[,FILE…]   write the tables too, as .csv, .md or .tex
+  out=FILE[,FILE…]   write the tables too, as .csv or .md
   plots=DIR          draw accuracy and memorised wrong labels over epochs, accuracy against noise rate,
                      and reliability diagrams, as PNG and SVG
   published=false    true: published numbers beside ours
@@ -64,9 +64,9 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         mistakes.append(f"columns: {did_you_mean(options['columns'], ('main', 'all'))}")
     options["out"] = [Path(name).expanduser() for name in filter(None, options["out"].split(","))]
     mistakes += [
-        f"out: got {str(file)!r}; valid: a file name that ends in .csv, .md or .tex"
+        f"out: got {str(file)!r}; valid: a file name that ends in .csv or .md"
         for file in options["out"]
-        if file.suffix not in (".csv", ".md", ".tex")
+        if file.suffix not in (".csv", ".md")
     ]
     if not paths:
         mistakes.append("give run directories, or folders that hold some; --help says more")

@@ -385,8 +385,8 @@ def test_other_data_noise_or_budget_is_refused_and_said_where_asked_for(
     assert "in c" in error
     assert "mix=true" in error
 
-    assert main([".", "mix=true", "out=t.csv,t.md,t.tex"]) == 0
-    texts = [capsys.readouterr().out, *(Path(f"t.{s}").read_text() for s in ("csv", "md", "tex"))]
+    assert main([".", "mix=true", "out=t.csv,t.md"]) == 0
+    texts = [capsys.readouterr().out, *(Path(f"t.{s}").read_text() for s in ("csv", "md"))]
     for text in texts:
         plain = text.replace("\n", " ").replace("\\_", "_")
         assert f"MIXED: digits_sym40: {key} differs" in plain
@@ -634,28 +634,6 @@ def test_markdown(runs: Path) -> None:
     assert "made by: `python -m noisybsd.compare runs out=deep/t.md`" in text
 
 
-def test_latex(runs: Path) -> None:
-    assert main([str(runs), "out=t.tex"]) == 0
-    text = Path("t.tex").read_text("utf-8")
-    body = text.replace(r"$\pm$", "±").replace("$-$", "−")
-    rows = [line.removesuffix(r" \\").split(" & ") for line in body.splitlines() if " & " in line]
-    assert [row for row in rows if row[0] in ("ce", "bsd")] == expected_rows()
-    assert r"last \%" in text
-    assert r"digits\_sym40" in text
-    for begin, end in (("{", "}"), (r"\begin{tabular}", r"\end{tabular}")):
-        assert text.count(begin) == text.count(end)
-    commented = [line for line in text.splitlines() if line.startswith("% ")]
-    assert any("commit: 0123abc-dirty" in line for line in commented)
-
-
-def test_latex_escapes() -> None:
-    assert (
-        tables.latex_escape(r"a_b 5% $x$ #1 {y} ~z^2 \w & <i> ± −1 –")
-        == r"a\_b 5\% \$x\$ \#1 \{y\} \textasciitilde{}z\textasciicircum{}2 \textbackslash{}w \& "
-        r"$<$i$>$ $\pm$ $-$1 --"
-    )
-
-
 def read_csv(text: str) -> tuple[list[str], list[dict[str, str]]]:
     lines = text.splitlines(keepends=True)
     comments = [line for line in lines if line.startswith("#")]
@@ -725,7 +703,6 @@ def test_labels_survive_every_format(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "augment.views=[weak,strong]")
     comparison = Comparison(load(tmp_path), ())
     assert "| ce augment.views=[weak,strong] |" in tables.markdown(comparison)
-    assert r"ce augment.views=[weak,strong] &" in tables.latex(comparison)
     with (console := Console(width=200)).capture() as captured:
         tables.Console = lambda **_: console  # type: ignore[misc,assignment]
         try:
@@ -893,7 +870,7 @@ def test_what_makes_ours_differ_from_published_numbers_is_said(tmp_path: Path) -
     ("argument", "answer"),
     [
         ("basline=ce", "basline: unknown key, got 'basline', did you mean baseline?"),
-        ("out=t.xlsx", "out: got 't.xlsx'; valid: a file name that ends in .csv, .md or .tex"),
+        ("out=t.xlsx", "out: got 't.xlsx'; valid: a file name that ends in .csv or .md"),
         ("mix=yes", "mix: got 'yes'; valid: true, false"),
         ("columns=al", "columns: got 'al', did you mean all?"),
         ("published=1", "published: got '1'"),
