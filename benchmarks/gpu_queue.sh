@@ -20,30 +20,31 @@ queue() {
   if [[ -n ${QUEUE:-} ]]; then cat "$QUEUE"; return; fi
   cat <<'LINES'
 # minutes recipe method seed [key=value ...]
-25 cifar10n_worst bsd_supcon 0
+25 cifar10n_worst bsd_plus 0
 15 cifar10n_worst ce 0
 15 cifar10_preact_resnet18 ce 0
-25 cifar10_preact_resnet18 bsd_supcon 0
-25 cifar10n_worst bsd_supcon 1
-25 cifar10n_worst bsd_supcon 2
+25 cifar10_preact_resnet18 bsd_plus 0
+25 cifar10n_worst bsd_plus 1
+25 cifar10n_worst bsd_plus 2
 15 cifar10n_worst ce 1
 15 cifar10n_worst ce 2
-25 cifar10_sym80 bsd_supcon 0
-25 cifar10_sym90 bsd_supcon 0
-25 cifar10_sym50 bsd_supcon 0
-25 cifar10_asym40 bsd_supcon 0
-25 cifar100n bsd_supcon 0
-25 cifar10n_aggre bsd_supcon 0
-25 cifar10n_random1 bsd_supcon 0
-25 cifar10n_worst bsd_supcon 0 posterior.align=false
-25 cifar10n_worst bsd_supcon 0 posterior.label_evidence=false
-25 cifar10n_worst bsd_supcon 0 posterior.evidence_share=0.9
-25 cifar10n_worst bsd_supcon 0 posterior.evidence_share=0
-25 cifar10n_worst bsd_supcon 0 posterior.sharp_until=null
-25 cifar10n_worst bsd_supcon 0 posterior.temperature=1
-25 cifar10n_worst bsd_supcon 0 posterior.prior_strength=25
+25 cifar10_sym80 bsd_plus 0
+25 cifar10_sym90 bsd_plus 0
+25 cifar10_sym50 bsd_plus 0
+25 cifar10_asym40 bsd_plus 0
+25 cifar100n bsd_plus 0
+25 cifar10n_aggre bsd_plus 0
+25 cifar10n_random1 bsd_plus 0
+25 cifar10n_worst bsd_plus 0 options.align=false
+25 cifar10n_worst bsd_plus 0 options.label_evidence=false
+25 cifar10n_worst bsd_plus 0 options.sharpen=false
+25 cifar10n_worst bsd_plus 0 options.weigh_visits=false
+25 cifar10n_worst bsd_plus 0 options.prior_strength=25
+25 cifar10n_worst bsd_plus 0 contrastive.name=simclr
+25 cifar10n_worst bsd_plus_one_view 0
 25 cifar10n_worst bsd 0
 25 cifar10n_worst bsd_simclr 0
+25 cifar10n_worst bsd_supcon 0
 15 cifar10n_worst selc 0
 15 cifar10n_worst elr 0
 25 cifar10n_worst sop_plus 0
@@ -52,7 +53,7 @@ LINES
   for seed in 1 2; do
     for recipe in cifar10_sym80 cifar10_sym90 cifar10_sym50 cifar10_asym40 cifar100n cifar10n_aggre \
       cifar10n_random1; do
-      echo "25 $recipe bsd_supcon $seed"
+      echo "25 $recipe bsd_plus $seed"
     done
   done
   for seed in 1 2; do echo "15 cifar10_preact_resnet18 ce $seed"; done
@@ -63,14 +64,14 @@ LINES
       echo "15 $recipe selc $seed"
     done
   done
-  for method in label_smoothing ps_kd bsd; do echo "25 cifar10_preact_resnet18 $method 0"; done
-  for method in ce label_smoothing ps_kd bsd; do echo "120 cifar100_resnet50 $method 0"; done
+  for method in label_smoothing ps_kd bsd bsd_plus_one_view; do echo "25 cifar10_preact_resnet18 $method 0"; done
+  for method in ce label_smoothing ps_kd bsd bsd_plus_one_view; do echo "120 cifar100_resnet50 $method 0"; done
 }
 
 failed=0
 speed=$(dirname "$out")/step_cuda.csv
 if [[ -z ${QUEUE:-} && ! -e $speed ]]; then
-  "$python" benchmarks/step.py --device cuda --methods ce,bsd,bsd_supcon --out "$speed" \
+  "$python" benchmarks/step.py --device cuda --methods ce,bsd,bsd_plus --out "$speed" \
     --profile "${speed%.csv}.txt" || failed=1
 fi
 while read -r minutes recipe method seed settings <&3; do
