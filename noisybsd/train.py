@@ -17,7 +17,14 @@ from typing import Any
 import torch
 
 from noisybsd import distributed
-from noisybsd.config import Config, describe_keys, describe_methods, describe_recipes, load_config
+from noisybsd.config import (
+    Config,
+    describe_keys,
+    describe_methods,
+    describe_options,
+    describe_recipes,
+    load_config,
+)
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.errors import UserError, command, is_out_of_gpu_memory
@@ -259,6 +266,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         print(f"recipes:\n{describe_recipes()}\n")
         print(f"methods, each a loss to targets + a contrastive term:\n{describe_methods()}\n")
+        print(f"options, of target rules and losses:\n{describe_options()}\n")
         print(f"keys, with their defaults:\n{describe_keys()}")
         return 0 if arguments else 2
     with distributed.process_group():

@@ -151,18 +151,18 @@ def slow(*arguments: Any) -> Any:
 
 
 # a method for each way to look at a batch: rows alone, pairs, class balance, a mixture, neighbours
-TYPICAL = ("ce", "bsd_supcon", "ctrr", "sop_plus", "tcl", "bsd_neighbours")
+TYPICAL = ("ce", "bsd_plus", "ctrr", "sop_plus", "tcl", "bsd_plus_neighbours")
 
 
 @pytest.mark.parametrize(
     ("settings", "world_size"),
     [
         *((((f"method={m}",), 2) if m in TYPICAL else slow((f"method={m}",), 2)) for m in METHODS),
-        (("method=bsd_supcon", "optimizer.clip_norm=1"), 3),
+        (("method=bsd_plus", "optimizer.clip_norm=1"), 3),
         slow(("method=tcl",), 3),
         slow(("method=sop_plus",), 3),
-        slow(("method=bsd_neighbours", "data.storage=stream"), 3),
-        (("method=bsd_supcon", "posterior.top_k=4", "data.balanced=6"), 2),
+        slow(("method=bsd_plus_neighbours", "data.storage=stream"), 3),
+        (("method=bsd_plus", "options.top_k=4", "data.balanced=6"), 2),
         slow(("method=ce", "data.balanced=6"), 2),
     ],
 )

@@ -39,12 +39,12 @@ Tiny = Callable[..., list[str]]
 
 # settings with state or arithmetic of their own, beside the methods' (test_methods.py)
 VARIANTS = (
-    "method=bsd_simclr",
+    "method=bsd_plus",
     "method=ce",
     "neighbours.weight=0.5",
     "optimizer.name=adamw",
     "optimizer.clip_norm=1",
-    "posterior.observe=mean",
+    "options.top_k=4",
     "precision=bf16",
     "ema.decay=0",
     "data.storage=stream",
@@ -132,7 +132,7 @@ def test_metrics_jsonl_has_a_line_an_epoch(undisturbed: Callable[..., Path]) -> 
 
 def test_log_txt_tells_the_run(undisturbed: Callable[..., Path]) -> None:
     log = (undisturbed() / "log.txt").read_text("utf-8")
-    assert log.count("epoch 3/3") == 1 and "method bsd_simclr, seed 0" in log
+    assert log.count("epoch 3/3") == 1 and "method bsd_plus, seed 0" in log
 
 
 def test_plain_lines_where_there_is_no_terminal(
@@ -159,7 +159,7 @@ def test_metrics_without_clean_labels(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
 # --- determinism ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["ce", "bsd", "bsd_simclr", "bsd_supcon", "bsd_neighbours"])
+@pytest.mark.parametrize("method", ["ce", "bsd", "bsd_plus", "bsd_plus_neighbours"])
 def test_the_same_seed_gives_the_same(
     method: str, tiny: Tiny, undisturbed: Callable[..., Path]
 ) -> None:
@@ -330,12 +330,9 @@ def test_ce_keeps_no_posterior(undisturbed: Callable[..., Path]) -> None:
     assert "posterior.alpha" in rule(undisturbed("method=bsd"))
 
 
-WHOLE = "posterior.agreement_temperature=null"  # every visit counts fully
-
-
 def test_every_sample_is_observed_once_an_epoch(undisturbed: Callable[..., Path]) -> None:
     """S_t = gamma^t S_0 + (1 - gamma^t) / (1 - gamma), S_0 = c + 9 eps."""
-    alpha, gamma = rule(undisturbed("method=bsd", WHOLE))["posterior.alpha"], 0.8
+    alpha, gamma = rule(undisturbed("method=bsd"))["posterior.alpha"], 0.8
     expected = gamma**3 * (8 + 9 * 1e-3) + (1 - gamma**3) / (1 - gamma)
     torch.testing.assert_close(alpha.sum(1), torch.full((128,), expected))
 
@@ -343,7 +340,7 @@ def test_every_sample_is_observed_once_an_epoch(undisturbed: Callable[..., Path]
 def test_neighbours_are_evidence_from_their_first_epoch_on(tiny: Tiny) -> None:
     def alpha(*settings: str) -> Tensor:
         run = "-".join(("run", *settings))
-        assert main(tiny("method=bsd", WHOLE, *settings, f"run.dir={run}")) == 0
+        assert main(tiny("method=bsd", *settings, f"run.dir={run}")) == 0
         return rule(Path(run))["posterior.alpha"]
 
     without = alpha("neighbours.weight=0")
@@ -669,7 +666,8 @@ def test_a_learning_rate_out_of_all_proportion(
     [
         ("recipe=digits_sym4", "did you mean digits_sym40?"),
         ("recipe=./nowhere.yaml", "recipe=./nowhere.yaml: there is no such file"),
-        ("postrior.discount=1", "did you mean posterior."),
+        ("contrastve.weight=1", "did you mean contrastive.weight?"),
+        ("options.discont=1", "did you mean options.discount?"),
         ("epochs=0", "epochs"),
         ("optimizer.lr=nan", "optimizer.lr"),
         ("--epochs=3", "key=value"),

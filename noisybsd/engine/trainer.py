@@ -143,11 +143,6 @@ class Trainer:
         warmup = self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch
         return learning_rate(step, self.total_steps, warmup, self.config.optimizer)
 
-    def contrastive_weight(self, step: int) -> float:
-        """Linear warm-up over `contrastive.warmup_epochs`."""
-        warmup = self.config.contrastive.warmup_epochs * self.loader.steps_per_epoch
-        return self.config.contrastive.weight * min(1.0, (step + 1) / (warmup + 1))
-
     def view(self, name: str, index: Tensor, images: Tensor) -> Tensor:
         """The view "weak" or "strong" (B,C,S,S) of `images` (B,C,H,W) uint8, the samples `index` (B,)."""
         if name == "strong":
@@ -206,7 +201,7 @@ class Trainer:
             contrast = self.contrastive(
                 z[: 2 * len(index)], targets, self.config.contrastive.temperature
             )
-        loss = classification + self.contrastive_weight(step) * contrast
+        loss = classification + self.config.contrastive.weight * contrast
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -527,7 +522,6 @@ def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
         views=len(config.augment.views),
         embedding_dim=config.network.embedding_dim,
         balanced=config.data.balanced,
-        posterior=config.posterior,
         neighbours=config.neighbours,
     )
 

@@ -2,8 +2,8 @@
 
 The given label is the prior. From then on the network is a noisy sensor: each of its predictions is
 fractional evidence, older evidence fades, and the posterior mean is what the network learns. Source:
-"Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The values of
-`prior_strength`, `prior_floor` and `discount` are not published; the defaults are ours. How a prediction
+"Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The paper's values of
+`prior_strength`, `prior_floor` and `discount` are not known; the defaults are ours. How a prediction
 becomes evidence is the business of bsd.py.
 
 `SparsePosterior` holds the same belief for many classes in a few numbers a sample.

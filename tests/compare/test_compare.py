@@ -31,7 +31,6 @@ from noisybsd.compare.sections import (
     Row,
     Section,
     compare,
-    has_effect,
     notes,
     paired_difference,
     provenance,
@@ -40,7 +39,6 @@ from noisybsd.data.cards import load_card
 from noisybsd.data.noise import NOISE_MODELS
 from noisybsd.errors import UserError
 from noisybsd.methods.presets import METHODS
-from noisybsd.methods.registry import TARGET_RULES
 
 LAST, AUROC = METRICS[0], next(metric for metric in METRICS if metric.key == "auroc")
 
@@ -266,30 +264,17 @@ def test_rows_name_the_settings_that_differ(tmp_path: Path) -> None:
 
 def test_what_a_method_makes_is_not_named(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "method=ce")
-    make_run(tmp_path / "b", "method=bsd_neighbours")
+    make_run(tmp_path / "b", "method=bsd_plus_neighbours")
     make_run(tmp_path / "c", "method=elr")
     (section,) = load(tmp_path)
-    assert labels(section) == ["ce", "elr", "bsd_neighbours"]
+    assert labels(section) == ["ce", "elr", "bsd_plus_neighbours"]
 
 
-def test_settings_of_a_part_that_a_method_has_not_are_not_named(tmp_path: Path) -> None:
-    """posterior.* and the contrastive term's temperature: cross-entropy has neither."""
-    settings = ("posterior.prior_strength=3", "contrastive.temperature=0.7")
-    for method in ("ce", "bsd_supcon"):
-        make_run(tmp_path / f"{method}0", f"method={method}", "seed=0")
-        make_run(tmp_path / f"{method}1", f"method={method}", "seed=1", *settings)
+def test_options_are_named_beside_the_methods_that_take_them(tmp_path: Path) -> None:
+    for method, *options in (["ce"], ["bsd_plus"], ["bsd_plus", "options.prior_strength=3"]):
+        make_run(tmp_path / f"{method}{len(options)}", f"method={method}", *options)
     (section,) = load(tmp_path)
-    assert labels(section)[0] == "ce" and len(section.rows) == 3
-    named = labels(section)[1:]
-    assert all("posterior.prior_strength" in x and "contrastive.temperature" in x for x in named)
-
-
-def test_the_posterior_alone_uses_its_settings() -> None:
-    assert [name for name, rule in TARGET_RULES.items() if rule.uses_posterior] == ["posterior"]
-    settings = {"contrastive.name": "none"}
-    for name in TARGET_RULES:
-        used = has_effect("posterior.discount", {"targets": name, **settings})
-        assert used == (name == "posterior")
+    assert labels(section) == ["ce", "bsd_plus", "bsd_plus options.prior_strength=3.0"]
 
 
 def test_runs_of_another_precision_are_another_row(tmp_path: Path) -> None:

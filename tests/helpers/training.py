@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # 4 steps an epoch
 TINY = (
     "recipe=digits_sym40",
-    "method=bsd_simclr",
+    "method=bsd_plus",
     "device=cpu",
     "data.limit=128",
     "batch_size=32",
