@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,9 @@ from noisybsd import train as training
 from noisybsd.config import load_config
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.data.views import Views
-from noisybsd.engine.trainer import Trainer
+from noisybsd.engine import trainer as trainer_module
+from noisybsd.engine.trainer import Trainer, seed_generators
+from noisybsd.methods.parts import Mixup
 from noisybsd.methods.presets import METHODS
 from noisybsd.runs.checkpoint import load_checkpoint
 from noisybsd.train import main
@@ -188,13 +191,56 @@ def test_a_runs_own_record_is_a_recipe(tiny: Tiny, undisturbed: Callable[..., Pa
 
 def test_every_step_draws_anew(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    seed = torch.manual_seed
+    seed = trainer_module.seed_generators
     monkeypatch.setattr(
-        torch, "manual_seed", lambda number: [seeds.append(number), seed(number)][1]
+        trainer_module,
+        "seed_generators",
+        lambda number, device: [seeds.append(number), seed(number, device)][1],
     )
     assert main(tiny("run.dir=run")) == 0
     assert main(tiny("run.dir=other", "seed=1")) == 0
-    assert seeds[0] == 0 and len(seeds) == len(set(seeds)) == 2 * (1 + 12)  # networks, steps
+    assert len(seeds) == len(set(seeds)) == 2 * 12
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+def test_a_seeded_step_draws_as_after_manual_seed(seed: int) -> None:
+    """Of all that a step draws with: uniform, integers, normal, an order, Mixup's weight."""
+
+    def drawn() -> list[Tensor]:
+        x = torch.empty(64)
+        mixup = Mixup.draw(64, 1.0, x.device)
+        numbers = [x.uniform_(-1, 2).clone(), torch.randint(9, (64,)), torch.randn(64)]
+        return [*numbers, torch.rand(64).argsort(), mixup.weight, mixup.partner]
+
+    torch.manual_seed(seed)
+    expected = drawn()
+    seed_generators(seed, torch.device("cpu"))
+    for actual, wanted in zip(drawn(), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", {}), ("cuda", {1: 7}), ("cuda:0", {0: 7})])
+def test_a_step_seeds_the_generator_of_its_own_gpu(
+    device: str, expected: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded: dict[int, int] = {}
+    generators = [
+        SimpleNamespace(manual_seed=lambda seed, number=number: seeded.update({number: seed}))
+        for number in range(2)
+    ]
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    seed_generators(7, torch.device(device))
+    assert seeded == expected and torch.initial_seed() == 7
+
+
+@pytest.mark.gpu
+def test_a_seeded_step_draws_as_after_manual_seed_on_the_gpu() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(64, device="cuda"), torch.rand(64)
+    seed_generators(7, torch.device("cuda"))
+    assert torch.equal(torch.rand(64, device="cuda"), expected[0])
+    assert torch.equal(torch.rand(64), expected[1])
 
 
 # --- clean labels and test labels never reach training -----------------------------------------------
