@@ -29,7 +29,7 @@ from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_reside
 from noisybsd.data.views import Views
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
-from noisybsd.engine.predict import predict
+from noisybsd.engine.predict import evaluation_batch, predict
 from noisybsd.errors import UserError
 from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup, Task
@@ -299,7 +299,7 @@ class Trainer:
 
         metrics |= self.evaluate()
         if self.dataset.train.clean_labels is not None:
-            clean = torch.as_tensor(self.dataset.train.clean_labels, device=self.device)
+            clean = torch.as_tensor(self.dataset.train.clean_labels)  # these metrics are the host's
             of_given = of_given.masked_fill(self.monitor.visits == 0, torch.nan)  # dropped so far
             metrics |= label_metrics(
                 of_given, suggested, self.monitor.predicted, self.labels, clean
@@ -335,8 +335,9 @@ class Trainer:
             self.views,
             self.device,
             self.amp,
-            # where a smaller batch_size is what the memory needs, it helps here too
-            batch_size=min(500, 4 * self.config.batch_size),
+            batch_size=evaluation_batch(
+                self.config.batch_size // distributed.world_size(), self.dataset.size, self.device
+            ),
             workers=data.workers,
             on_error=data.on_error,
         )
