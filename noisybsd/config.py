@@ -282,17 +282,24 @@ _BEFORE: dict[str, dict[str, Any]] = {
 }
 
 
+# Keys that are gone: what to say of them. The record of an older run may have them, and means nothing.
+_GONE = {
+    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds"
+}
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """The settings that a run recorded, of an older version too."""
     return completed(read_yaml(path))
 
 
 def completed(record: dict[str, Any]) -> dict[str, Any]:
-    """A run's record with the settings that came later, as the run had them."""
+    """A run's record with the settings that came later, as the run had them, and without those gone."""
     filled = {
-        section: before | record[section]
-        for section, before in _BEFORE.items()
-        if isinstance(record.get(section), dict)
+        section: _BEFORE.get(section, {})
+        | {key: value for key, value in given.items() if f"{section}.{key}" not in _GONE}
+        for section, given in record.items()
+        if isinstance(given, dict)
     }
     return record | filled
 
@@ -313,7 +320,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             for part, value in _settings(key, item["input"]):
-                yield f"{part}: unknown key (got {value!r}); {_nearest_key(part, list(keys))}"
+                instead = _GONE.get(part) or _nearest_key(part, list(keys))
+                yield f"{part}: unknown key (got {value!r}); {instead}"
         elif item["type"] == "missing":
             yield f"{key}: is required and was not given"
         elif item["type"] == "model_type":

@@ -51,6 +51,7 @@ SMALL = (
     "neighbours.k=5",
     "device=cpu",
     "tracking.wandb=disabled",
+    "run.checkpoint_seconds=0",
 )
 
 

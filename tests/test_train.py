@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from helpers.benchmarks import benchmark
@@ -51,7 +52,7 @@ VARIANTS = (
     "precision=bf16",
     "ema.decay=0",
     "data.storage=stream",
-    "run.checkpoint_every=2",
+    "run.checkpoint_seconds=1000",
 )
 
 
@@ -219,7 +220,9 @@ def test_a_seeded_step_draws_as_after_manual_seed(seed: int) -> None:
         assert torch.equal(actual, wanted)
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", {}), ("cuda", {1: 7}), ("cuda:0", {0: 7})])
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", {}), ("cuda", {1: 7}), ("cuda:0", {0: 7})]
+)
 def test_a_step_seeds_the_generator_of_its_own_gpu(
     device: str, expected: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,7 +521,7 @@ def test_signals_are_left_as_they_were(tiny: Tiny) -> None:
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("setting", ["run.checkpoint_every=1", "run.checkpoint_every=10"])
+@pytest.mark.parametrize("setting", ["run.checkpoint_seconds=0", "run.checkpoint_seconds=1000"])
 def test_a_crash_within_an_epoch(
     setting: str, tiny: Tiny, undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -528,10 +531,50 @@ def test_a_crash_within_an_epoch(
             main(tiny(setting, "run.dir=run"))
     # whoever follows the file sees every epoch, saved or not
     assert [row["epoch"] for row in rows(Path("run"))] == [1, 2]
-    assert Path("run/checkpoint.pt").exists() == (setting == "run.checkpoint_every=1")
+    assert Path("run/checkpoint.pt").exists() == (setting == "run.checkpoint_seconds=0")
     assert "ended by Crash" in Path("run/log.txt").read_text()
     assert main(tiny(setting, "run.dir=run")) == 0
     assert_same(outcome(Path("run")), outcome(undisturbed()))
+    labels = [
+        pyarrow.parquet.read_table(run / "labels.parquet") for run in (Path("run"), undisturbed())
+    ]
+    assert labels[0].equals(labels[1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ((), [3, 6, 7]),  # every 60 seconds, and the last one
+        (("run.checkpoint_seconds=25",), [1, 2, 3, 4, 5, 6, 7]),
+        (("run.checkpoint_seconds=1000",), [7]),
+    ],
+)
+def test_checkpoints_follow_the_clock(
+    setting: tuple[str, ...], expected: list[int], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of 25 seconds each; writing takes none of the time until the next one."""
+    seconds, saved, save = 0.0, [], training.save_checkpoint
+
+    def saving(state: dict[str, Any], path: Path) -> None:
+        nonlocal seconds
+        seconds += 1000
+        saved.append(len(state["history"]))
+        save(state, path)
+
+    def append(path: Path, row: dict[str, Any]) -> None:
+        nonlocal seconds
+        seconds += 25
+        append_jsonl(path, row)
+
+    append_jsonl = training.append_jsonl
+    monkeypatch.setattr(
+        training, "time", SimpleNamespace(monotonic=lambda: seconds, perf_counter=time.perf_counter)
+    )
+    monkeypatch.setattr(training, "save_checkpoint", saving)
+    monkeypatch.setattr(training, "append_jsonl", append)
+    settings = [each for each in tiny() if not each.startswith("run.checkpoint_seconds")]
+    assert main([*settings, "epochs=7", *setting, "run.dir=run"]) == 0
+    assert saved == expected
 
 
 @pytest.mark.parametrize("where", ["save_checkpoint", "append_jsonl", "write_json"])
@@ -776,7 +819,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     """A few; benchmarks/kill.py takes the whole command through twenty."""
-    settings = [*TINY, "epochs=6", "run.checkpoint_every=1"]
+    settings = [*TINY, "epochs=6"]
     began = time.monotonic()
     whole = start(main, [*settings, f"run.dir={tmp_path / 'whole'}"])
     whole.join()
