@@ -35,7 +35,7 @@ from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup, Task
 from noisybsd.methods.registry import LOSSES, build_loss, build_rule
 from noisybsd.models.bank import FeatureBank, knn_accuracy, vote
-from noisybsd.models.networks import FastResNet, Network, build_network
+from noisybsd.models.networks import FastResNet, Network, build_network, uncounted
 from noisybsd.models.optim import WeightEma, build_optimizer, learning_rate, set_learning_rate
 from noisybsd.runs.directory import RESULTS_SCHEMA
 from noisybsd.runs.environment import describe_environment
@@ -74,7 +74,7 @@ class Trainer:
         with distributed.one_first("network"):  # pretrained weights are downloaded
             network = build_run_network(config, dataset)
         # as the images are; weights in another order are copied at every step
-        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.network = uncounted(network.to(device).to(memory_format=torch.channels_last))
         distributed.joint_batch_norm(self.network)
         forward: torch.nn.Module = self.network
         if config.compile:
@@ -83,7 +83,7 @@ class Trainer:
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
         task = build_task(config, self.labels, self.num_classes)
         self.rule = build_rule(config.targets, task, config.options).to(device)
-        self.loss = build_loss(config.loss, task, config.options).to(device)
+        self.loss = uncounted(build_loss(config.loss, task, config.options).to(device))
         self.parameters = [*self.network.parameters(), *self.loss.parameters()]
         self.optimizer = build_optimizer([self.network, self.loss], config.optimizer)
         self.contrastive = CONTRASTIVE.get(config.contrastive.name)
