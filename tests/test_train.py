@@ -379,6 +379,15 @@ def test_ce_keeps_no_posterior(undisturbed: Callable[..., Path]) -> None:
     assert "posterior.alpha" in rule(undisturbed("method=bsd"))
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "float16")])
+def test_embeddings_are_kept_as_precisely_as_they_are_made(
+    precision: str, dtype: str, undisturbed: Callable[..., Path]
+) -> None:
+    state = load_checkpoint(undisturbed(f"precision={precision}") / "checkpoint.pt")
+    assert state["modules"]["bank"]["features"].dtype == getattr(torch, dtype)
+    assert state["modules"]["bank"]["filled"].all()
+
+
 WHOLE = "posterior.agreement_temperature=null"  # every visit counts fully
 
 

@@ -89,10 +89,11 @@ class Trainer:
         self.contrastive = CONTRASTIVE.get(config.contrastive.name)
         self.monitor = SampleMonitor(self.labels)
         self.sums = EpochSums(device)
+        self.amp = autocast_dtype(config, device)
         self.bank = None
         if config.neighbours.k > 0:
-            self.bank = FeatureBank(len(train), self.network.embedding_dim).to(device)
-        self.amp = autocast_dtype(config, device)
+            width, dtype = self.network.embedding_dim, torch.float16 if self.amp else torch.float32
+            self.bank = FeatureBank(len(train), width, dtype).to(device)
 
         self.step_number = 0  # steps taken since the start of the run
         self.seconds = 0.0  # spent training and evaluating, over all parts of the run
