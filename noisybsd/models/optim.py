@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from noisybsd.models.networks import Network
 from noisybsd.settings import OptimizerConfig
@@ -101,7 +102,7 @@ class WeightEma(nn.Module):
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
 
-def _floating_point(network: nn.Module) -> list[tuple[dict[str, Tensor], str]]:
+def _floating_point(network: nn.Module) -> list[tuple[dict[str, Any], str]]:
     """The floating-point weights and statistics of a network: the dictionary and name of each.
 
     The walk through the modules takes longer than an update, so it is made once. The tensors themselves
