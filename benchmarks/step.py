@@ -137,7 +137,7 @@ def bare_step(trainer: Trainer) -> Callable[[], None]:
         loss.backward()
         trainer.optimizer.step()
         if trainer.ema is not None:
-            trainer.ema.update(trainer.network, number)
+            trainer.ema.update(number)
         number += 1
 
     return step

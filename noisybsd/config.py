@@ -317,6 +317,12 @@ def _read_recipe(name: str) -> dict[str, Any]:
     return {"recipe": path.stem, **content}
 
 
+# Keys that are gone, and what to use instead.
+_GONE = {
+    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds"
+}
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """The settings that a run recorded in its config.yaml.
 
@@ -357,7 +363,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             for part, value in _settings(key, item["input"]):
-                yield f"{part}: unknown key (got {value!r}); {_nearest_key(part, names)}"
+                instead = _GONE.get(part) or _nearest_key(part, names)
+                yield f"{part}: unknown key (got {value!r}); {instead}"
         elif item["type"] == "missing":
             yield f"{key}: is required and was not given"
         elif item["type"] == "model_type":

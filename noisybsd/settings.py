@@ -45,7 +45,12 @@ class RunConfig(Section):
         description="auto: continue the unfinished run of the same configuration, if there is one; "
         "none: start anew; or the path of a run directory or checkpoint",
     )
-    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    checkpoint_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="save after an epoch once so many seconds have gone by since the last time, and always "
+        "after the last epoch and at a signal; 0: after every epoch",
+    )
 
 
 class DataConfig(Section):

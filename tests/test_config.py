@@ -12,6 +12,7 @@ from noisybsd.config import (
     describe_options,
     describe_recipes,
     load_config,
+    read_record,
     recipe_names,
     save_config,
 )
@@ -72,6 +73,23 @@ def test_a_saved_configuration_reruns_the_same(tmp_path: Path) -> None:
     config = load_config(["recipe=digits_sym40", "method=bsd", "contrastive.name=none", "seed=3"])
     save_config(config, tmp_path / "config.yaml", "a note\nof two lines")
     assert load_config([f"recipe={tmp_path / 'config.yaml'}"]) == config
+
+
+def test_a_record_of_an_older_version_reruns_but_a_recipe_hears_of_the_key_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    config = load_config(["recipe=digits_sym40"])
+    record = config.model_dump(mode="json")
+    record["run"] = {"checkpoint_every": 3}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(record))
+    assert load_config([f"recipe={path}"]) == config
+    assert read_record(path)["run"] == {}
+    (tmp_path / "mine.yaml").write_text("method: ce\nrun: {checkpoint_every: 3}\n")
+    for said in ([f"recipe={tmp_path / 'mine.yaml'}"], ["recipe=own", "run.checkpoint_every=3"]):
+        (line,) = mistakes(*said)
+        assert "run.checkpoint_every: unknown key (got 3); it counted epochs" in line
+        assert "use run.checkpoint_seconds" in line
 
 
 def test_a_saved_configuration_forgets_the_run_directory(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from noisybsd import train as training
 from noisybsd.config import load_config
 from noisybsd.data.dataset import load_dataset
 from noisybsd.data.loader import epoch_order
+from noisybsd.engine import trainer as trainer_module
 from noisybsd.engine.trainer import Trainer, step_seed
 from noisybsd.errors import UserError
 from noisybsd.evaluate import evaluate_run
@@ -50,6 +51,7 @@ SMALL = (
     "neighbours.k=5",
     "device=cpu",
     "tracking.wandb=disabled",
+    "run.checkpoint_seconds=0",
 )
 
 
@@ -192,8 +194,8 @@ def test_joint_steps_are_those_of_a_single_process(
 def seeds_on_rank() -> list[int]:
     torch.set_num_threads(1)
     with distributed.process_group():
-        trainer, seeds, seed = build(("method=ce",)), [], torch.manual_seed
-        torch.manual_seed = lambda number: seeds.append(number) or seed(number)  # type: ignore[assignment, func-returns-value]
+        trainer, seeds = build(("method=ce",)), []
+        trainer_module.seed_generators = lambda number, device: seeds.append(number)
         train_epochs(trainer, 1)
         return seeds
 

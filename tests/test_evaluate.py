@@ -21,7 +21,7 @@ from noisybsd.config import load_config
 from noisybsd.data.corruptions import corrupt
 from noisybsd.data.dataset import load_dataset
 from noisybsd.data.images import ImageFiles, decode_image
-from noisybsd.engine.predict import predict
+from noisybsd.engine.predict import evaluation_batch, predict
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
@@ -83,6 +83,23 @@ def test_predictions_depend_on_nothing_but_image_and_network(tiny: Tiny) -> None
     assert network.training  # and goes on as it was
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("trained", "size", "device", "expected"),
+    [
+        (256, 32, "cpu", 500),
+        (64, 8, "cpu", 256),
+        (256, 32, "cuda", 2500),  # of CIFAR's 10,000 test images: four batches, all alike
+        (256, 224, "cuda", 500),
+        (32, 32, "cuda", 320),  # what was small in training stays small
+        (8, 10_000, "cuda", 1),
+    ],
+)
+def test_how_many_images_are_evaluated_at_once(
+    trained: int, size: int, device: str, expected: int
+) -> None:
+    assert evaluation_batch(trained, size, torch.device(device)) == expected
 
 
 def test_a_run_under_way(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

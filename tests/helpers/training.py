@@ -21,6 +21,7 @@ TINY = (
     "neighbours.start_epoch=1",
     "neighbours.engine=torch",
     "tracking.wandb=disabled",
+    "run.checkpoint_seconds=0",
 )
 # papers' schedules are shares of the run: let them begin in its second epoch
 SOONER = {"selc": ["options.warmup=0.5"], "tcl": ["options.warmup=0.5"]}
