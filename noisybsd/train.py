@@ -33,6 +33,7 @@ from noisybsd.report.collect import record
 from noisybsd.runs.checkpoint import save_checkpoint
 from noisybsd.runs.directory import RunDirectory, differences, open_run
 from noisybsd.runs.environment import pick_device
+from noisybsd.runs.results import RunRecord, data_notes, run_results
 from noisybsd.runs.signals import Stopped, StopSignal
 from noisybsd.runs.tracking import NoTracker, Tracker
 
@@ -54,6 +55,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     _check_same_data(config, dataset)
     trainer = Trainer(config, dataset, device)
     state = distributed.from_first(None if run is None else run.state)
+    kept = RunRecord(state)
     if state is not None:
         trainer.load_state(state)
         if state.get("world_size", 1) != distributed.world_size():
@@ -63,7 +65,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     # on every process now, for this decodes what stays in memory, and Ctrl-C still ends it at once
     total_steps = trainer.total_steps
     with (
-        _open_tracker(trainer, run, total_steps) as tracker,
+        _open_tracker(trainer, run, kept.wandb_id, total_steps) as tracker,
         StopSignal(tracker.stopping) as stop,
     ):
         if run is not None:
@@ -76,8 +78,8 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
                 # rows past the checkpoint belong to a part of the run that is trained again
                 write_jsonl(run.metrics, trainer.history)
             while trainer.epoch < config.epochs:
-                _one_epoch(trainer, run, tracker, stop)
-            results = trainer.results()
+                _one_epoch(trainer, kept, run, tracker, stop)
+            results = _results(trainer, kept)
             record(trainer, None if run is None else run.path)
             if run is not None:
                 write_json(run.results, results)  # last, for it says that the run is finished
@@ -87,27 +89,33 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     return results
 
 
-def _open_tracker(trainer: Trainer, run: RunDirectory | None, total_steps: int) -> Tracker:
+def _open_tracker(
+    trainer: Trainer, run: RunDirectory | None, wandb_id: str, total_steps: int
+) -> Tracker:
     if run is None:
         return NoTracker()
     return Tracker(
         trainer.config,
         run.path,
-        wandb_id=trainer.wandb_id,
+        wandb_id=wandb_id,
         total_steps=total_steps,
         first_step=trainer.step_number,
     )
 
 
 def _one_epoch(
-    trainer: Trainer, run: RunDirectory | None, tracker: Tracker, stop: StopSignal
+    trainer: Trainer,
+    kept: RunRecord,
+    run: RunDirectory | None,
+    tracker: Tracker,
+    stop: StopSignal,
 ) -> None:
     begin, waited = time.perf_counter(), trainer.loader.waited_seconds
     try:
         trainer.train_epoch(tracker, stop)
     except Stopped:
         trainer.seconds += time.perf_counter() - begin
-        _save(trainer, run)
+        _save(trainer, kept, run)
         raise
     metrics = trainer.end_epoch()
     trainer.seconds += time.perf_counter() - begin
@@ -121,15 +129,39 @@ def _one_epoch(
     last = trainer.epoch == trainer.config.epochs
     received = distributed.largest(stop.received)
     if last or received or trainer.epoch % trainer.config.run.checkpoint_every == 0:
-        _save(trainer, run)
+        _save(trainer, kept, run)
     if received and not last:
         raise Stopped(received)
 
 
-def _save(trainer: Trainer, run: RunDirectory | None) -> None:
-    state = trainer.state()
+def _save(trainer: Trainer, kept: RunRecord, run: RunDirectory | None) -> None:
+    state = trainer.state() | kept.state(trainer.loader.skipped)
     if run is not None:
         save_checkpoint(state, run.checkpoint)
+
+
+def _results(trainer: Trainer, kept: RunRecord) -> dict[str, Any]:
+    """results.json. All processes take part."""
+    data = trainer.dataset
+    about = {
+        "precision": trainer.precision,
+        "dataset": data.name,
+        "train_samples": len(data.train.labels),
+        "test_samples": len(data.test.labels),
+        "data_sha256": data.sha256,
+        "data": data_notes(data.notes, kept.skipped(trainer.loader.skipped)),
+    }
+    return run_results(
+        trainer.config,
+        trainer.history,
+        trainer.reliability_diagrams(),
+        about,
+        trainer.device,
+        images_seen=trainer.images_seen,
+        network_passes=trainer.network_passes,
+        train_seconds=trainer.train_seconds,
+        seconds=trainer.seconds,
+    )
 
 
 def _check_fits(config: Config, dataset: Dataset) -> None:
