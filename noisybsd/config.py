@@ -181,9 +181,8 @@ def _unknown_option(name: str, value: Any, known: Collection[str], method: str) 
 
 def _option_value(name: str, value: Any, option: FieldInfo) -> Any:
     """The value, of the option's type; raises ValueError. A switch is no number, nor the other way round."""
-    of_type: TypeAdapter[Any] = TypeAdapter(
-        Annotated[option.annotation, option], config={"strict": True, "allow_inf_nan": False}
-    )
+    annotation: Any = Annotated[option.annotation, option]
+    of_type = TypeAdapter(annotation, config={"strict": True, "allow_inf_nan": False})
     try:
         text = isinstance(value, str)
         return of_type.validate_strings(value) if text else of_type.validate_python(value)

@@ -33,6 +33,7 @@ from noisybsd.report.collect import record
 from noisybsd.runs.checkpoint import save_checkpoint
 from noisybsd.runs.directory import RunDirectory, differences, open_run
 from noisybsd.runs.environment import pick_device
+from noisybsd.runs.results import RunRecord, data_notes, run_results
 from noisybsd.runs.signals import Stopped, StopSignal
 from noisybsd.runs.tracking import NoTracker, Tracker
 
@@ -54,6 +55,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     _check_same_data(config, dataset)
     trainer = Trainer(config, dataset, device)
     state = distributed.from_first(None if run is None else run.state)
+    kept = RunRecord(state)
     if state is not None:
         trainer.load_state(state)
         if state.get("world_size", 1) != distributed.world_size():
@@ -63,7 +65,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     # on every process now, for this decodes what stays in memory, and Ctrl-C still ends it at once
     total_steps = trainer.total_steps
     with (
-        _open_tracker(trainer, run, total_steps) as tracker,
+        _open_tracker(trainer, run, kept.wandb_id, total_steps) as tracker,
         StopSignal(tracker.stopping) as stop,
     ):
         if run is not None:
@@ -75,10 +77,10 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
             if run is not None:
                 # rows past the checkpoint belong to a part of the run that is trained again
                 write_jsonl(run.metrics, trainer.history)
-            checkpoints = Checkpoints(trainer, run)
+            checkpoints = Checkpoints(trainer, kept, run)
             while trainer.epoch < config.epochs:
-                _one_epoch(trainer, run, tracker, stop, checkpoints)
-            results = trainer.results()
+                _one_epoch(trainer, tracker, stop, checkpoints)
+            results = _results(trainer, kept)
             record(trainer, None if run is None else run.path)
             if run is not None:
                 write_json(run.results, results)  # last, for it says that the run is finished
@@ -88,13 +90,15 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     return results
 
 
-def _open_tracker(trainer: Trainer, run: RunDirectory | None, total_steps: int) -> Tracker:
+def _open_tracker(
+    trainer: Trainer, run: RunDirectory | None, wandb_id: str, total_steps: int
+) -> Tracker:
     if run is None:
         return NoTracker()
     return Tracker(
         trainer.config,
         run.path,
-        wandb_id=trainer.wandb_id,
+        wandb_id=wandb_id,
         total_steps=total_steps,
         first_step=trainer.step_number,
     )
@@ -103,8 +107,8 @@ def _open_tracker(trainer: Trainer, run: RunDirectory | None, total_steps: int) 
 class Checkpoints:
     """Writes the checkpoints of a run. All processes take part; the first one, which has `run`, writes."""
 
-    def __init__(self, trainer: Trainer, run: RunDirectory | None):
-        self.trainer, self.run = trainer, run
+    def __init__(self, trainer: Trainer, kept: RunRecord, run: RunDirectory | None):
+        self.trainer, self.kept, self.run = trainer, kept, run
         self.written = time.monotonic()  # or begun, before the first one
 
     def due(self) -> bool:
@@ -114,7 +118,7 @@ class Checkpoints:
         return distributed.largest(int(due)) == 1
 
     def write(self) -> None:
-        state = self.trainer.state()
+        state = self.trainer.state() | self.kept.state(self.trainer.loader.skipped)
         if self.run is not None:
             save_checkpoint(state, self.run.checkpoint)
         self.written = time.monotonic()
@@ -122,7 +126,6 @@ class Checkpoints:
 
 def _one_epoch(
     trainer: Trainer,
-    run: RunDirectory | None,
     tracker: Tracker,
     stop: StopSignal,
     checkpoints: Checkpoints,
@@ -140,8 +143,8 @@ def _one_epoch(
     metrics["waited_seconds"] = trainer.loader.waited_seconds - waited  # of this epoch, for images
     metrics["images_per_second"] = trainer.images_seen / trainer.train_seconds
     trainer.history.append(metrics)
-    if run is not None:
-        append_jsonl(run.metrics, metrics)
+    if checkpoints.run is not None:
+        append_jsonl(checkpoints.run.metrics, metrics)
     tracker.epoch(metrics)
     last = trainer.epoch == trainer.config.epochs
     received = distributed.largest(stop.received)
@@ -149,6 +152,30 @@ def _one_epoch(
         checkpoints.write()
     if received and not last:
         raise Stopped(received)
+
+
+def _results(trainer: Trainer, kept: RunRecord) -> dict[str, Any]:
+    """results.json. All processes take part."""
+    data = trainer.dataset
+    about = {
+        "precision": trainer.precision,
+        "dataset": data.name,
+        "train_samples": len(data.train.labels),
+        "test_samples": len(data.test.labels),
+        "data_sha256": data.sha256,
+        "data": data_notes(data.notes, kept.skipped(trainer.loader.skipped)),
+    }
+    return run_results(
+        trainer.config,
+        trainer.history,
+        trainer.reliability_diagrams(),
+        about,
+        trainer.device,
+        images_seen=trainer.images_seen,
+        network_passes=trainer.network_passes,
+        train_seconds=trainer.train_seconds,
+        seconds=trainer.seconds,
+    )
 
 
 def _check_fits(config: Config, dataset: Dataset) -> None:

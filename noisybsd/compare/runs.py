@@ -15,7 +15,8 @@ from noisybsd.config import Config, read_record
 from noisybsd.errors import UserError
 from noisybsd.files import read_yaml
 from noisybsd.methods.presets import AVERAGED
-from noisybsd.runs.directory import RESULTS_SCHEMA, flatten
+from noisybsd.runs.directory import flatten
+from noisybsd.runs.results import RESULTS_SCHEMA
 
 
 @dataclass(frozen=True)

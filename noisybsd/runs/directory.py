@@ -17,8 +17,6 @@ from noisybsd.runs.checkpoint import load_checkpoint, load_latest, previous
 
 log = logging.getLogger("noisybsd")
 
-RESULTS_SCHEMA = 1  # version of results.json
-
 # settings that may differ between the parts of one run: where things are, not what is computed
 _PLACE = ("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage")
 
