@@ -68,7 +68,7 @@ class Config(Section):
     batch_size: int = Field(
         256, ge=2, description="images per step, of all processes together where there are many"
     )
-    compile: bool = Field(False, description="compile the network (torch.compile) for speed")
+    compile: bool = Field(False, description="compile network and views (torch.compile) for speed")
     targets: named("noisybsd.methods.registry:TARGET_RULES") = Field(  # type: ignore[valid-type]
         "labels", description="target rule; a method's preset chooses it"
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -73,8 +74,12 @@ class Trainer:
         self.network = uncounted(network.to(device).to(memory_format=torch.channels_last))
         distributed.joint_batch_norm(self.network)
         forward: torch.nn.Module = self.network
+        self.draw_views: Callable[..., Tensor] = self.views
         if config.compile:
             forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+            # torch's random numbers, not the compiler's: the views are those without compile
+            options: dict[str, Any] = {"fallback_random": True}
+            self.draw_views = torch.compile(self.views, dynamic=False, options=options)
         self.forward = distributed.parallel(forward)
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
         task = build_task(config, self.labels, self.num_classes)
@@ -138,13 +143,11 @@ class Trainer:
         warmup = self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch
         return learning_rate(step, self.total_steps, warmup, self.config.optimizer)
 
-    def view(self, name: str, index: Tensor, images: Tensor) -> Tensor:
-        """The view "weak" or "strong" (B,C,S,S) of `images` (B,C,H,W) uint8, the samples `index` (B,)."""
-        if name == "strong":
-            return self.views.strong(images)
+    def mirrored(self, index: Tensor) -> Tensor | None:
+        """Which of the samples `index` (B,) the weak view mirrors in this epoch; None: it draws that."""
         if self.mirrored_first is None:
-            return self.views.weak(images)
-        return self.views.weak(images, self.mirrored_first[index] ^ (self.epoch % 2 == 1))
+            return None
+        return self.mirrored_first[index] ^ (self.epoch % 2 == 1)
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -171,13 +174,14 @@ class Trainer:
         seed_generators(step_seed(self.config.seed, distributed.rank(), step), self.device)
         set_learning_rate(self.optimizer, self.lr(step))
 
-        views = [self.view(name, index, images) for name in self.config.augment.views]
+        views = self.draw_views(images, self.config.augment.views, self.mirrored(index))
         mixup, alpha = None, self.config.augment.mixup
         if alpha > 0:
             mixup = Mixup.draw(len(index), alpha, self.device)
             distributed.copy_first_(mixup.weight)
-            views = [*(views if self.loss.mixup == "beside" else []), *map(mixup, views)]
-        inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
+            mixed = torch.stack([mixup(view) for view in views])
+            views = torch.cat((views, mixed)) if self.loss.mixup == "beside" else mixed
+        inputs = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             logits, z = self.forward(inputs)
         logits = logits.float().view(len(views), len(index), self.num_classes)  # (V,B,K)
