@@ -190,7 +190,8 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
             place = user_path(path, "path")
             kind = kind_of(place, path)
             with naming(path):
-                found = [d.resolve() for d in _run_directories(place)]
+                below = _run_directories(place) if kind == "folder" else ()
+                found = [directory.resolve() for directory in below]
         except UserError as error:
             mistakes.append(str(error))
             continue

@@ -154,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: names the file: not there, not readable, not JSON, or no object.
     """
-    content = _parsed(read_text(path), str(path))
+    content = _parsed(read_text(path), f"{path}: damaged")
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged: it holds no JSON object")
     return content
@@ -164,7 +164,7 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # a million brackets
-        raise UserError(f"{where}: damaged: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def _refuse_constant(name: str) -> None:
@@ -178,14 +178,20 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         UserError: names the file and the line: not there, not readable, or damaged.
     """
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        where = f"{path}: line {number}"
-        row = _parsed(line, where)
-        for mistake in mistakes(Epoch, row):
-            raise UserError(f"{where}: damaged: {mistake}")
-        if row["epoch"] != number:
-            raise UserError(f"{where}: damaged: epoch is {row['epoch']}, expected {number}")
-        rows.append(row)
+    try:
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            where = f"{path}: damaged: line {number}"
+            row = _parsed(line, where)
+            for mistake in mistakes(Epoch, row):
+                raise UserError(f"{where}: {mistake}")
+            if row["epoch"] != number:
+                raise UserError(f"{where}: epoch is {row['epoch']}, expected {number}")
+            rows.append(row)
+    except UserError as error:
+        raise UserError(
+            f"{error}. Training writes it anew from the checkpoint: run it in that directory again, of a "
+            "finished run after deleting results.json"
+        ) from None
     return rows
 
 
