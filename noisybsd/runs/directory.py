@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -200,7 +199,7 @@ def _names(path: Path) -> list[str]:
     """What lies in the directory `path`, sorted; nothing where there is none."""
     with naming(f"run.dir={path}: cannot be a run directory"):
         try:
-            return sorted(os.listdir(path))
+            return sorted(entry.name for entry in path.iterdir())
         except FileNotFoundError:
             return []
 
