@@ -7,6 +7,7 @@ directory and talks to the user.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -20,8 +21,9 @@ from noisybsd import distributed
 from noisybsd.config import Config, describe_keys, describe_methods, describe_recipes, load_config
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
-from noisybsd.errors import UserError, command
+from noisybsd.errors import UserError, command, is_out_of_memory, shown
 from noisybsd.files import append_jsonl, write_json, write_jsonl
+from noisybsd.processes import follow_parent
 from noisybsd.report.collect import record
 from noisybsd.runs.checkpoint import save_checkpoint
 from noisybsd.runs.directory import RunDirectory, differences, open_run
@@ -48,9 +50,11 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     trainer = Trainer(config, dataset, device)
     state = distributed.from_first(None if run is None else run.state)
     if state is not None:
-        trainer.load_state(state)
+        where = distributed.from_first(None if run is None else str(run.source))
+        trainer.load_state(state, where)
         if state.get("world_size", 1) != distributed.world_size():
             trainer.begin_epoch_anew()
+        _check_step(trainer, where)
     if run is not None:
         run.state = None
     # on every process now, for this decodes what stays in memory, and Ctrl-C still ends it at once
@@ -71,6 +75,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
             while trainer.epoch < config.epochs:
                 _one_epoch(trainer, run, tracker, stop)
             results = trainer.results()
+            _check_place(run)
             record(trainer, None if run is None else run.path)
             if run is not None:
                 write_json(run.results, results)  # last, for it says that the run is finished
@@ -100,6 +105,7 @@ def _one_epoch(
         trainer.train_epoch(tracker, stop)
     except Stopped:
         trainer.seconds += time.perf_counter() - begin
+        _check_place(run)
         _save(trainer, run)
         raise
     metrics = trainer.end_epoch()
@@ -108,6 +114,7 @@ def _one_epoch(
     metrics["waited_seconds"] = trainer.loader.waited_seconds - waited  # of this epoch, for images
     metrics["images_per_second"] = trainer.images_seen / trainer.train_seconds
     trainer.history.append(metrics)
+    _check_place(run)
     if run is not None:
         append_jsonl(run.metrics, metrics)
     tracker.epoch(metrics)
@@ -123,6 +130,21 @@ def _save(trainer: Trainer, run: RunDirectory | None) -> None:
     state = trainer.state()
     if run is not None:
         save_checkpoint(state, run.checkpoint)
+
+
+def _check_step(trainer: Trainer, where: str | None) -> None:
+    """Refuse a checkpoint whose step is in no epoch, or not in the one after its history."""
+    done, steps = trainer.epoch, trainer.loader.steps_per_epoch
+    if done > trainer.config.epochs or not 0 <= trainer.step_number - done * steps <= steps:
+        raise UserError(
+            f"{where}: damaged: step {trainer.step_number} after {done} of "
+            f"{trainer.config.epochs} epochs of {steps} steps"
+        )
+
+
+def _check_place(run: RunDirectory | None) -> None:
+    if run is not None:
+        run.check_place()
 
 
 def _check_fits(config: Config, dataset: Dataset) -> None:
@@ -233,8 +255,11 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         ("labels right after correction", percent("label_correction_accuracy")),
         ("AUROC of finding wrong labels", "unknown" if auroc is None else f"{auroc:.4f}"),
         ("time", f"{results['seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"),
-        ("which labels are wrong", f"python -m noisybsd.report run={shlex.quote(str(run.path))}"),
-        ("results", str(run.results)),
+        (
+            "which labels are wrong",
+            shown(f"python -m noisybsd.report run={shlex.quote(str(run.path))}"),
+        ),
+        ("results", shown(run.results)),
     ]
     return "\n".join(f"{name:<32}{value}" for name, value in filter(None, lines))
 
@@ -259,6 +284,7 @@ def main(arguments: list[str]) -> int:
         print(f"methods, each a loss to targets + a contrastive term:\n{describe_methods()}\n")
         print(f"keys, with their defaults:\n{describe_keys()}")
         return 0 if arguments else 2
+    follow_parent()
     with distributed.process_group():
         return _run(load_config(arguments))
 
@@ -268,18 +294,19 @@ def _run(config: Config) -> int:
     run = open_run(config) if distributed.is_first() else None
     if distributed.from_first(run is not None and run.results.exists()):
         if run is not None:
-            print(f"this run is finished: {run.results}\nrun.dir=NEW trains it anew")
+            print(f"this run is finished: {shown(run.results)}\nrun.dir=NEW trains it anew")
         return 0
     try:
         results = train(config, run)
     except Stopped as stopped:
         if run is not None:
-            print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
+            with contextlib.suppress(OSError):  # the terminal may be what was closed
+                print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
         return 128 + stopped.number
     except NonFiniteLoss as error:
         if run is not None:
             good = run.checkpoint if run.checkpoint.exists() else "none yet"
-            print(f"error: {error}\nlast good checkpoint: {good}", file=sys.stderr)
+            print(f"error: {error}\nlast good checkpoint: {shown(good)}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -287,6 +314,14 @@ def _run(config: Config) -> int:
             f"Lower batch_size (got {config.batch_size}) or data.size, or use data.storage=stream (got "
             f"{config.data.storage}), precision=bf16 (got {config.precision}), a smaller network.name, "
             "or more GPUs (torchrun); see also what else runs on this one"
+        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory: {str(error).splitlines()[0]}\n"
+            f"Lower batch_size (got {config.batch_size}), data.size, network.width or "
+            f"network.embedding_dim, or use data.storage=stream (got {config.data.storage})"
         ) from None
     if run is not None:
         print(summary(results, run))
@@ -299,7 +334,7 @@ def _continue_command(run: RunDirectory) -> str:
     if distributed.world_size() > 1:
         here = os.environ.get("LOCAL_WORLD_SIZE", str(distributed.world_size()))
         launcher = ["torchrun", "--nproc-per-node", here]
-    return shlex.join([*launcher, "-m", "noisybsd.train", *settings])
+    return shown(shlex.join([*launcher, "-m", "noisybsd.train", *settings]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from helpers import ROOT
 COMMANDS = ("train", "evaluate", "sweep", "__main__")
 LEVELS = (
     ("__init__", "errors"),
-    ("files", "distributed"),
+    ("files", "distributed", "processes"),
     ("settings", "values"),
     ("methods", "models"),
     ("config",),

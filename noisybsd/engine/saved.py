@@ -79,5 +79,5 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
         )
     dataset = load_dataset(config.data, config.noise, config.seed)
     trainer = Trainer(config, dataset, pick_device(config))
-    trainer.load_state(state)
+    trainer.load_state(state, checkpoint)
     return trainer

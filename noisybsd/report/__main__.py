@@ -60,7 +60,9 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
             )
             table.add_row(name, *told)
         console.print(table)
-    print(f"written to {shown(directory)}: report.html, labels.csv, labels.parquet, pred_probs.npz,")
+    print(
+        f"written to {shown(directory)}: report.html, labels.csv, labels.parquet, pred_probs.npz,"
+    )
     print("  labels_metrics.json")
 
 

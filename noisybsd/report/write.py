@@ -85,7 +85,9 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     run = load_run(directory, overrides)
     said, detection = estimates(run.findings), detection_metrics(run.findings)
     page = build_page(run, said, detection, top)
-    write_atomically(directory / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace")))
+    write_atomically(
+        directory / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace"))
+    )
     metrics = {
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": _json(said),

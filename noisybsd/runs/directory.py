@@ -48,6 +48,7 @@ class RunDirectory:
     state: dict[str, Any] | None  # the checkpoint to continue from
     lock: BinaryIO
     identity: tuple[int, int]
+    source: Path | None = None  # the checkpoint's file
 
     @property
     def checkpoint(self) -> Path:
@@ -94,7 +95,7 @@ def open_run(config: Config) -> RunDirectory:
         return _continue_from(user_path(resume, "run.resume"), config)
     if config.run.dir is not None:
         path = user_path(config.run.dir, "run.dir")
-        if resume == "none" and _names(path):
+        if resume == "none" and _names(path, f"run.dir={path}"):
             raise UserError(f"run.dir={path} is not empty; run.resume=none needs a new directory")
         return _claim(path, config)
     if resume == "auto":
@@ -160,6 +161,7 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     found = _latest(run.checkpoint) if source is None else (source, load_checkpoint(source))
     if found is not None:
         source, run.state = found
+        run.source = source
         check_config(run.state["config"], f"{source}: config")
         _check_same(str(source), completed(run.state["config"]), config)
         if run.checkpoint.exists() and not source.samefile(run.checkpoint):
@@ -182,7 +184,7 @@ def refuse_foreign(path: Path, what: str) -> None:
     Raises:
         UserError: begins with `what`.
     """
-    names = _names(path)
+    names = _names(path, what)
     if "config.yaml" in names:
         check_config(read_record(path / "config.yaml"), f"{what}: config.yaml")
         return
@@ -195,9 +197,9 @@ def refuse_foreign(path: Path, what: str) -> None:
         )
 
 
-def _names(path: Path) -> list[str]:
+def _names(path: Path, what: str) -> list[str]:
     """What lies in the directory `path`, sorted; nothing where there is none."""
-    with naming(f"run.dir={path}: cannot be a run directory"):
+    with naming(f"{what}: cannot be a run directory"):
         try:
             return sorted(entry.name for entry in path.iterdir())
         except FileNotFoundError:
