@@ -386,8 +386,11 @@ class Trainer:
             "history": self.history,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any], where: object = "the checkpoint") -> None:
         """Continue from `state`.
+
+        Args:
+            where: the file, for errors.
 
         Raises:
             UserError: the state belongs to other data, or another version wrote it.
@@ -397,15 +400,20 @@ class Trainer:
                 f"data.root={self.config.data.root}: the images or labels are not those this run was "
                 f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"
             )
-        for name, module in self.modules().items():
-            try:
+        name = ""
+        try:
+            for name, module in self.modules().items():
                 module.load_state_dict(state["modules"][name])
-            except (KeyError, RuntimeError) as error:
-                raise UserError(
-                    f"the checkpoint is of another version of noisybsd, whose {name} was another: "
-                    f"{' '.join(str(error).split())[:200]}"
-                ) from None
-        self.optimizer.load_state_dict(state["optimizer"])
+            name = "optimizer"
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{where}: damaged, or of another version of noisybsd, whose {name} was another: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from None
+        if not ((self.monitor.predicted >= 0) & (self.monitor.predicted < self.num_classes)).all():
+            classes = f"0 to {self.num_classes - 1}"
+            raise UserError(f"{where}: damaged: monitor.predicted holds no classes, {classes}")
         self.step_number = state["step"]
         self.seconds = state["seconds"]
         self.images_seen = state["images_seen"]
