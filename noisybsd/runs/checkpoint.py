@@ -70,7 +70,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # there is no end to what torch raises on foreign bytes
+    except Exception as error:  # torch raises errors of all kinds on foreign bytes
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise CheckpointError(f"{path}: not readable as a checkpoint ({reason})") from None
     if not isinstance(content, dict) or content.get("mark") != _MARK:
@@ -83,7 +83,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_latest(path: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint at `path`, or the one before it where `path` cannot be used.
+    """The checkpoint at `path`, or, if that cannot be used, the one before it.
 
     Args:
         warn: is told the name and the fault of each file that was passed over.
