@@ -47,7 +47,7 @@ test-all: setup
 BENCH := build/bench
 bench: export OMP_NUM_THREADS = 1
 bench: setup
-	$(BIN)/python benchmarks/step.py --width 8 --methods ce,bsd_supcon --out $(BENCH)/step.csv
+	$(BIN)/python benchmarks/step.py --width 8 --methods ce,bsd_plus --out $(BENCH)/step.csv
 	$(BIN)/python benchmarks/augment.py --rounds 100 --out $(BENCH)/augment.csv
 	$(BIN)/python benchmarks/scale.py --out $(BENCH)/scale.csv
 	$(BIN)/python benchmarks/report.py scale --out $(BENCH)/report_scale.csv

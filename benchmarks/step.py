@@ -137,7 +137,7 @@ def bare_step(trainer: Trainer) -> Callable[[], None]:
         loss.backward()
         trainer.optimizer.step()
         if trainer.ema is not None:
-            trainer.ema.update(trainer.network, number)
+            trainer.ema.update(number)
         number += 1
 
     return step
@@ -237,7 +237,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="CSV to write; default: only print")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--methods", default="ce,bsd,bsd_supcon", help="with commas, ce first")
+    parser.add_argument("--methods", default="ce,bsd,bsd_plus", help="with commas, ce first")
     parser.add_argument("--network", default="preact_resnet18")
     parser.add_argument("--width", type=int, help="of the network; default: its own")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch")

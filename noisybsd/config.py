@@ -2,21 +2,30 @@
 
 A configuration is built in layers, later ones over earlier ones:
 defaults (here and in settings.py) < recipe (recipes/NAME.yaml or a path) < `key=value` from the command line.
-A layer that names a `method` first applies that method's preset (methods/presets.py), so `method=ce` on the
-command line swaps the method and keeps the recipe's data, network, schedule and budget.
+The defaults include the preset of the default method (methods/presets.py). A layer with a `method` first
+applies that method's preset, so `method=ce` on the command line swaps the method and keeps the recipe's data,
+network, schedule and budget.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from yaml import YAMLError
 
@@ -34,7 +43,6 @@ from noisybsd.settings import (
     NetworkConfig,
     NoiseConfig,
     OptimizerConfig,
-    PosteriorConfig,
     Registry,
     RunConfig,
     Section,
@@ -48,7 +56,7 @@ class Config(Section):
 
     recipe: str = Field(description="recipe: a name in recipes/ or a path to a YAML")
     method: named("noisybsd.methods.presets:METHODS") = Field(  # type: ignore[valid-type]
-        "bsd_supcon", description="method: a preset of target rule, loss and contrastive term"
+        "bsd_plus", description="method: a preset of target rule, loss and contrastive term"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, order, views, noise")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
@@ -67,8 +75,8 @@ class Config(Section):
     loss: named("noisybsd.methods.registry:LOSSES") = Field(  # type: ignore[valid-type]
         "cross_entropy", description="classification loss; a method's preset chooses it"
     )
-    options: dict[str, float] = Field(
-        {}, description="numbers of the method's own, see the list of methods"
+    options: dict[str, bool | int | float | str | None] = Field(
+        {}, description="the method's own options, see the list of methods"
     )
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -77,14 +85,32 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
-    posterior: PosteriorConfig = PosteriorConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @field_validator("options", mode="before")
+    @classmethod
+    def _typed_options(cls, given: Any, info: ValidationInfo) -> Any:
+        """Every option as its part's annotation says; lists all mistakes."""
+        if not isinstance(given, dict) or not info.data.keys() >= {"method", "targets", "loss"}:
+            return given  # other mistakes come first
+        known = method_options(info.data["targets"], info.data["loss"])
+        typed, mistakes = {}, []
+        for name, value in given.items():
+            try:
+                if name not in known:
+                    raise ValueError(_unknown_option(name, value, known, info.data["method"]))
+                typed[name] = _option_value(name, value, known[name])
+            except ValueError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return typed
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        conflicts = [*self._conflicts(), *self._conflicts_of_parts(), *self._unknown_options()]
+        conflicts = [*self._conflicts(), *self._conflicts_of_parts()]
         if conflicts:
             raise ValueError("\n".join(conflicts))
         return self
@@ -104,10 +130,10 @@ class Config(Section):
             )
         if near.weight > 0 and near.k == 0:
             yield f"neighbours.weight={near.weight} needs neighbours.k of at least 1, got 0"
-        if near.weight > 0 and self.posterior.top_k is not None:
+        if near.weight > 0 and self.options.get("top_k") is not None:
             yield (
                 f"neighbours.weight={near.weight} keeps a vote for every class of every "
-                f"sample: use posterior.top_k=null, got {self.posterior.top_k}"
+                f"sample: use options.top_k=null, got {self.options['top_k']}"
             )
         if noise.name == "none" and noise.rate > 0:
             yield (
@@ -140,17 +166,31 @@ class Config(Section):
                 f"targets={self.targets} takes none: use targets=posterior"
             )
 
-    def _unknown_options(self) -> Iterator[str]:
-        known = set(method_options(self.targets, self.loss))
-        for key, value in self.options.items():
-            if key not in known:
-                valid = did_you_mean(key, known) if known else "no options"
-                yield f"options.{key}={value}: method {self.method} takes {valid}"
+
+def method_options(targets: str, loss: str) -> dict[str, FieldInfo]:
+    """What `options.*` a target rule and a loss take together: types and defaults."""
+    return options(TARGET_RULES[targets]) | options(LOSSES[loss])
 
 
-def method_options(targets: str, loss: str) -> dict[str, float]:
-    """What `options.*` a target rule and a loss take together, with the defaults."""
-    return {p.name: p.default for p in (*options(TARGET_RULES[targets]), *options(LOSSES[loss]))}
+def _unknown_option(name: str, value: Any, known: Collection[str], method: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    valid = f"did you mean options.{close[0]}? " if close else ""
+    takes = ", ".join(f"options.{each}" for each in known) or "no options"
+    return f"options.{name}: unknown option (got {_plain(value)}); {valid}method {method} takes {takes}"
+
+
+def _option_value(name: str, value: Any, option: FieldInfo) -> Any:
+    """The value, of the option's type; raises ValueError. A switch is no number, nor the other way round."""
+    of_type: TypeAdapter[Any] = TypeAdapter(
+        Annotated[option.annotation, option], config={"strict": True, "allow_inf_nan": False}
+    )
+    try:
+        text = isinstance(value, str)
+        return of_type.validate_strings(value) if text else of_type.validate_python(value)
+    except ValidationError:
+        raise ValueError(
+            f"options.{name}: got {_plain(value)} (valid: {_type_name(option)})"
+        ) from None
 
 
 def load_config(arguments: Sequence[str]) -> Config:
@@ -195,11 +235,13 @@ def _mistakes(recipe: Mapping[str, Any]) -> list[str]:
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """Merge layers of (nested) settings, later ones over earlier ones, and validate the result."""
     merged: Any = OmegaConf.create({})
-    for layer in layers:
+    for layer in ({"method": Config.model_fields["method"].default}, *layers):
         preset = METHODS.get(str(layer.get("method")), {})
         if preset:
             merged.pop("options", None)  # another method's
-        merged = OmegaConf.merge(merged, OmegaConf.create(preset), OmegaConf.create(dict(layer)))
+        merged = OmegaConf.merge(merged, OmegaConf.create(preset))
+        _drop_options_of_replaced_parts(merged, layer)
+        merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
     try:
         values = OmegaConf.to_container(merged, resolve=True)
         return Config.model_validate(values)
@@ -207,6 +249,18 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
     except ValidationError as error:
         raise UserError("\n".join(_explain(error))) from None
+
+
+def _drop_options_of_replaced_parts(merged: Any, layer: Mapping[str, Any]) -> None:
+    """Where a layer names another target rule or loss, the options that only the one before took go."""
+    before = {key: merged.get(key, Config.model_fields[key].default) for key in ("targets", "loss")}
+    after = {key: str(layer.get(key, name)) for key, name in before.items()}
+    known = [
+        parts["targets"] in TARGET_RULES and parts["loss"] in LOSSES for parts in (before, after)
+    ]
+    if before != after and all(known) and merged.get("options"):
+        for name in method_options(**before).keys() - method_options(**after).keys():
+            merged["options"].pop(name, None)
 
 
 def save_config(config: Config, path: Path, header: str) -> None:
@@ -258,38 +312,37 @@ def _read_recipe(name: str) -> dict[str, Any]:
             raise UserError(f"recipe={name}: there is no such file")
         raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
     content = read_yaml(path)
-    if content.keys() >= {"recipe", "run", "targets"}:
-        # what a run recorded reruns it as it was, also if it was made by an older version
-        content = completed(content)
+    if content.keys() >= {"recipe", "run", "targets"}:  # what a run recorded reruns it as it was
+        refuse_earlier(content, name)
     return {"recipe": path.stem, **content}
 
 
-# Settings that came later: what runs did before them, where their default does something else.
-_BEFORE: dict[str, dict[str, Any]] = {
-    "posterior": {
-        "agreement_temperature": None,
-        "align": False,
-        "label_evidence": False,
-        "evidence_share": 0.0,  # 0.9 in the last runs before, which cannot be told from the others
-        "target_temperature": 1.0,
-        "sharp_until": None,
-    }
+# Keys that are gone, and what to use instead.
+_GONE = {
+    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds"
 }
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The settings that a run recorded, of an older version too."""
-    return completed(read_yaml(path))
+    """The settings that a run recorded in its config.yaml.
+
+    Raises:
+        UserError: it is not readable, or of an earlier version.
+    """
+    record = read_yaml(path)
+    refuse_earlier(record, str(path))
+    return record
 
 
-def completed(record: dict[str, Any]) -> dict[str, Any]:
-    """A run's record with the settings that came later, as the run had them."""
-    filled = {
-        section: before | record[section]
-        for section, before in _BEFORE.items()
-        if isinstance(record.get(section), dict)
-    }
-    return record | filled
+def refuse_earlier(record: Mapping[str, Any], place: str) -> None:
+    """Raise UserError for the record of a run whose method's name means another method now."""
+    if "posterior" in record:
+        raise UserError(
+            f"{place}: made by a development version of noisybsd (before release 0.1.0) in which "
+            f"method={record.get('method')} meant another method than it does now, and which had settings "
+            "posterior.*. Use the version that results.json names under git_commit, or train again: "
+            "bsd_supcon of then is bsd_plus now, bsd is bsd_plus_one_view"
+        )
 
 
 def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -304,11 +357,14 @@ def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple
 def _explain(error: ValidationError) -> Iterator[str]:
     """One line for each mistake: key, value received, what is valid."""
     keys = dict(_fields())
+    parts = (*TARGET_RULES.values(), *LOSSES.values())
+    names = [*keys, *(f"options.{name}" for part in parts for name in options(part))]
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             for part, value in _settings(key, item["input"]):
-                yield f"{part}: unknown key (got {value!r}); {_nearest_key(part, list(keys))}"
+                instead = _GONE.get(part) or _nearest_key(part, names)
+                yield f"{part}: unknown key (got {value!r}); {instead}"
         elif item["type"] == "missing":
             yield f"{key}: is required and was not given"
         elif item["type"] == "model_type":
@@ -316,6 +372,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{key}: is a section, got {item['input']!r}; its keys: {inside}"
         elif item["type"] == "value_error" and not key:
             yield str(item["ctx"]["error"])
+        elif item["type"] == "value_error" and key == "options":
+            yield from str(item["ctx"]["error"]).splitlines()
         elif item["type"] == "value_error":
             yield f"{key}: {item['ctx']['error']}"
         else:
@@ -355,7 +413,7 @@ def _annotation_name(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return f"[{_annotation_name(get_args(annotation)[0])},…]"
     if get_origin(annotation) is dict:
-        return "name=number"
+        return "name=value"
     if get_args(annotation):  # X | None
         return " or ".join(_annotation_name(part) for part in get_args(annotation))
     return "null" if annotation is type(None) else annotation.__name__
@@ -388,7 +446,7 @@ def describe_keys() -> str:
 
 
 def describe_methods() -> str:
-    """Every method with its parts and options, for --help."""
+    """Every method with its parts and the values of its options, for --help."""
     lines = []
     for name, preset in METHODS.items():
         parts = [f"{preset['loss']} to {preset['targets']}"]
@@ -399,8 +457,23 @@ def describe_methods() -> str:
         if preset["neighbours"]["weight"] > 0:
             parts.append("neighbours")
         lines.append(f"  {name:<20}{' + '.join(parts)}")
-        taken = method_options(preset["targets"], preset["loss"]) | preset.get("options", {})
-        lines += [f"      options.{key}={_plain(value)}" for key, value in taken.items()]
+        values = preset.get("options", {})
+        taken = method_options(preset["targets"], preset["loss"])
+        lines += [
+            f"      options.{key}={_plain(values.get(key, option.default))}"
+            for key, option in taken.items()
+        ]
+    return "\n".join(lines)
+
+
+def describe_options() -> str:
+    """The options of every target rule and loss, with their types, for --help."""
+    lines = []
+    for kind, registry in (("targets", TARGET_RULES), ("loss", LOSSES)):
+        for name, part in registry.items():
+            for key, option in options(part).items():
+                meaning = f"{option.description} " if option.description else ""
+                lines.append(f"  {kind}={name:<19}options.{key}: {meaning}[{_type_name(option)}]")
     return "\n".join(lines)
 
 

@@ -323,7 +323,6 @@ class _JointBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
         assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        self.num_batches_tracked += 1

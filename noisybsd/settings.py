@@ -45,7 +45,12 @@ class RunConfig(Section):
         description="auto: continue the unfinished run of the same configuration, if there is one; "
         "none: start anew; or the path of a run directory or checkpoint",
     )
-    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    checkpoint_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="save after an epoch once so many seconds have gone by since the last time, and always "
+        "after the last epoch and at a signal; 0: after every epoch",
+    )
 
 
 class DataConfig(Section):
@@ -146,74 +151,12 @@ class EmaConfig(Section):
     )
 
 
-class PosteriorConfig(Section):
-    prior_strength: float = Field(
-        8.0, ge=0, description="c: pseudo-count of the given label in the prior"
-    )
-    prior_floor: float = Field(
-        1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
-    )
-    discount: float = Field(0.8, gt=0, le=1, description="gamma: what stays of old evidence")
-    top_k: int | None = Field(
-        None,
-        ge=2,
-        description="keep so many classes of each sample apart and the others together, for many "
-        "classes; null: all",
-    )
-    temperature: float = Field(
-        0.7,
-        ge=0.1,
-        le=1,
-        description="T sharpens the prediction that is evidence: p^(1/T), normalised; 1: the paper's",
-    )
-    target_temperature: float = Field(
-        0.25,
-        ge=0.1,
-        le=1,
-        description="sharpens the belief likewise where it is the target; 1: the paper's",
-    )
-    sharp_until: float | None = Field(
-        0.5,
-        ge=0,
-        lt=0.9,
-        description="share of the run after which these two temperatures rise, to 1 at nine tenths of it; "
-        "null: never",
-    )
-    agreement_temperature: float | None = Field(
-        0.25,
-        ge=0.1,
-        le=1,
-        description="a visit counts as much as two views' predictions, sharpened to this temperature, "
-        "agree; null: fully, the paper's",
-    )
-    align: bool = Field(
-        True,
-        description="scale predictions so that classes are as frequent in them as in the given labels; "
-        "false: the paper's",
-    )
-    label_evidence: bool = Field(
-        True,
-        description="at every visit the given label is evidence too, for as much as it has shown "
-        "itself to be worth; false: only in the prior, the paper's",
-    )
-    evidence_share: float = Field(
-        0.75,
-        ge=0,
-        le=1,
-        description="what labels are worth is learned from so much evidence, the rest predictions",
-    )
-    observe: Literal["weak", "mean"] = Field(
-        "weak", description="evidence: the first view's prediction, or the mean over all views"
-    )
-
-
 class ContrastiveConfig(Section):
     name: named("noisybsd.methods.contrastive:CONTRASTIVE", "none") = Field(  # type: ignore[valid-type]
         "none", description="contrastive term; a method's preset chooses it"
     )
     weight: float = Field(1.0, ge=0, description="weight of the contrastive term in the loss")
     temperature: float = Field(0.3, gt=0, description="temperature of the contrastive term")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the weight rises from 0")
 
 
 class NeighboursConfig(Section):

@@ -30,7 +30,7 @@ usage: python -m noisybsd.sweep recipe=A[,B…] [key=value[,value…] …] [swee
 Train every combination of the values given, each in a process and a run directory of its own. The same
 command again skips what is finished and continues what was interrupted.
 
-  python -m noisybsd.sweep recipe=digits_sym40 method=ce,bsd_simclr seed=0,1,2 jobs=2
+  python -m noisybsd.sweep recipe=digits_sym40 method=ce,bsd_plus seed=0,1,2 jobs=2
 
 sweep settings:
   out=runs/sweep     where the run directories go

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 
 from noisybsd import distributed
-from noisybsd.config import Config, describe_keys, describe_methods, describe_recipes, load_config
+from noisybsd.config import (
+    Config,
+    describe_keys,
+    describe_methods,
+    describe_options,
+    describe_recipes,
+    load_config,
+)
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.errors import UserError, command, is_out_of_gpu_memory
@@ -68,8 +75,9 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
             if run is not None:
                 # rows past the checkpoint belong to a part of the run that is trained again
                 write_jsonl(run.metrics, trainer.history)
+            checkpoints = Checkpoints(trainer, run)
             while trainer.epoch < config.epochs:
-                _one_epoch(trainer, run, tracker, stop)
+                _one_epoch(trainer, run, tracker, stop, checkpoints)
             results = trainer.results()
             record(trainer, None if run is None else run.path)
             if run is not None:
@@ -92,15 +100,39 @@ def _open_tracker(trainer: Trainer, run: RunDirectory | None, total_steps: int) 
     )
 
 
+class Checkpoints:
+    """Writes the checkpoints of a run. All processes take part; the first one, which has `run`, writes."""
+
+    def __init__(self, trainer: Trainer, run: RunDirectory | None):
+        self.trainer, self.run = trainer, run
+        self.written = time.monotonic()  # or begun, before the first one
+
+    def due(self) -> bool:
+        """Whether `run.checkpoint_seconds` have gone by since the last one, by the first process's clock."""
+        passed = time.monotonic() - self.written
+        due = self.run is not None and passed >= self.trainer.config.run.checkpoint_seconds
+        return distributed.largest(int(due)) == 1
+
+    def write(self) -> None:
+        state = self.trainer.state()
+        if self.run is not None:
+            save_checkpoint(state, self.run.checkpoint)
+        self.written = time.monotonic()
+
+
 def _one_epoch(
-    trainer: Trainer, run: RunDirectory | None, tracker: Tracker, stop: StopSignal
+    trainer: Trainer,
+    run: RunDirectory | None,
+    tracker: Tracker,
+    stop: StopSignal,
+    checkpoints: Checkpoints,
 ) -> None:
     begin, waited = time.perf_counter(), trainer.loader.waited_seconds
     try:
         trainer.train_epoch(tracker, stop)
     except Stopped:
         trainer.seconds += time.perf_counter() - begin
-        _save(trainer, run)
+        checkpoints.write()
         raise
     metrics = trainer.end_epoch()
     trainer.seconds += time.perf_counter() - begin
@@ -113,16 +145,10 @@ def _one_epoch(
     tracker.epoch(metrics)
     last = trainer.epoch == trainer.config.epochs
     received = distributed.largest(stop.received)
-    if last or received or trainer.epoch % trainer.config.run.checkpoint_every == 0:
-        _save(trainer, run)
+    if checkpoints.due() or last or received:
+        checkpoints.write()
     if received and not last:
         raise Stopped(received)
-
-
-def _save(trainer: Trainer, run: RunDirectory | None) -> None:
-    state = trainer.state()
-    if run is not None:
-        save_checkpoint(state, run.checkpoint)
 
 
 def _check_fits(config: Config, dataset: Dataset) -> None:
@@ -259,6 +285,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         print(f"recipes:\n{describe_recipes()}\n")
         print(f"methods, each a loss to targets + a contrastive term:\n{describe_methods()}\n")
+        print(f"options, of target rules and losses:\n{describe_options()}\n")
         print(f"keys, with their defaults:\n{describe_keys()}")
         return 0 if arguments else 2
     with distributed.process_group():

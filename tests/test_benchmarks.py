@@ -99,7 +99,7 @@ def test_the_profile_of_a_step_names_its_parts() -> None:
     from step import PROFILED, build_trainer, profile_step, random_dataset
 
     args = argparse.Namespace(batch=16, network="small_cnn", width=4, settings=["neighbours.k=5"])
-    trainer = build_trainer("bsd_supcon", random_dataset(64, 3, 16), args, torch.device("cpu"))
+    trainer = build_trainer("bsd_plus", random_dataset(64, 3, 16), args, torch.device("cpu"))
     backward = Tensor.backward
     table = profile_step(trainer, steps=2).split("\n\n")[0].splitlines()
     assert Tensor.backward is backward
@@ -152,7 +152,7 @@ def test_every_ablation_is_a_configuration_of_its_own() -> None:
     made = {load_config(run.arguments).model_dump_json() for run in runs}
     assert len(made) == len({run.directory for run in runs}) == len(runs)
     base = [load_config(run.arguments) for run in runs if run.variant == BASE]
-    assert {config.method for config in base} == {"bsd_supcon"}
+    assert {config.method for config in base} == {"bsd_plus"}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from noisybsd import train as training
 from noisybsd.config import load_config
 from noisybsd.data.dataset import load_dataset
 from noisybsd.data.loader import epoch_order
+from noisybsd.engine import trainer as trainer_module
 from noisybsd.engine.trainer import Trainer, step_seed
 from noisybsd.errors import UserError
 from noisybsd.evaluate import evaluate_run
@@ -50,6 +51,7 @@ SMALL = (
     "neighbours.k=5",
     "device=cpu",
     "tracking.wandb=disabled",
+    "run.checkpoint_seconds=0",
 )
 
 
@@ -151,18 +153,18 @@ def slow(*arguments: Any) -> Any:
 
 
 # a method for each way to look at a batch: rows alone, pairs, class balance, a mixture, neighbours
-TYPICAL = ("ce", "bsd_supcon", "ctrr", "sop_plus", "tcl", "bsd_neighbours")
+TYPICAL = ("ce", "bsd_plus", "ctrr", "sop_plus", "tcl", "bsd_plus_neighbours")
 
 
 @pytest.mark.parametrize(
     ("settings", "world_size"),
     [
         *((((f"method={m}",), 2) if m in TYPICAL else slow((f"method={m}",), 2)) for m in METHODS),
-        (("method=bsd_supcon", "optimizer.clip_norm=1"), 3),
+        (("method=bsd_plus", "optimizer.clip_norm=1"), 3),
         slow(("method=tcl",), 3),
         slow(("method=sop_plus",), 3),
-        slow(("method=bsd_neighbours", "data.storage=stream"), 3),
-        (("method=bsd_supcon", "posterior.top_k=4", "data.balanced=6"), 2),
+        slow(("method=bsd_plus_neighbours", "data.storage=stream"), 3),
+        (("method=bsd_plus", "options.top_k=4", "data.balanced=6"), 2),
         slow(("method=ce", "data.balanced=6"), 2),
     ],
 )
@@ -192,8 +194,8 @@ def test_joint_steps_are_those_of_a_single_process(
 def seeds_on_rank() -> list[int]:
     torch.set_num_threads(1)
     with distributed.process_group():
-        trainer, seeds, seed = build(("method=ce",)), [], torch.manual_seed
-        torch.manual_seed = lambda number: seeds.append(number) or seed(number)  # type: ignore[assignment, func-returns-value]
+        trainer, seeds = build(("method=ce",)), []
+        trainer_module.seed_generators = lambda number, device: seeds.append(number)
         train_epochs(trainer, 1)
         return seeds
 

@@ -604,7 +604,7 @@ def test_slurm_from_submission_to_results(
     main(arguments)
     output = capsys.readouterr().out
     assert "0 to start" in output or "done" in output
-    assert "pending  digits_sym40-bsd_simclr-s1 (job 77_1)" in output
+    assert "pending  digits_sym40-bsd_plus-s1 (job 77_1)" in output
 
     deadline = time.monotonic() + 300
     while len(list((tmp_path / "o").glob("*/results.json"))) < 2:

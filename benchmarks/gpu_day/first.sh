@@ -49,7 +49,7 @@ fi
 say "smoke passed"; cat "$state/smoke/out/status.csv"
 
 read -ra step <<<"${STEP:---steps 30}"
-"$python" benchmarks/step.py --device "$device" --methods ce,bsd_supcon --rounds 3 "${step[@]}" \
+"$python" benchmarks/step.py --device "$device" --methods ce,bsd_plus --rounds 3 "${step[@]}" \
   --out "$state/out/step.csv" --profile "$state/out/step.txt" >"$state/step.log" 2>&1 ||
   { say "step.py failed"; tail -n 8 "$state/step.log"; }
 say "step profile"; grep -o '^method=[a-z_]*  ms_median=[0-9.]*' "$state/step.log"

@@ -6,7 +6,7 @@
 # DATA is a folder with make_cifar10.py, a script that writes CIFAR-10 and the CIFAR-N label files into the folder
 # it is given, and with the files that the script needs. It runs on the GPU machine, with numpy and pillow.
 #   .whl/    wheels for Python 3.12 on Linux x86-64 of what an image with torch, scikit-learn, pyarrow, matplotlib,
-#            rich, torchmetrics and pytest lacks; further packages are named as arguments
+#            rich and pytest lacks; further packages are named as arguments
 #   .data/   a copy of DATA; and the commit of this checkout, for the results. So pack after the last commit.
 set -euo pipefail
 usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }

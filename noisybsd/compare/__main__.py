@@ -28,7 +28,7 @@ seed, with its 95 % confidence interval. Folders are searched for run directorie
 keys:
   baseline=METHOD    the method, or the whole label of a row, that the others are compared with; default: ce
   columns=main       all: the terminal shows every metric and its difference; files always have them
-  out=FILE[,FILE…]   write the tables too, as .csv, .md or .tex
+  out=FILE[,FILE…]   write the tables too, as .csv or .md
   plots=DIR          draw accuracy and memorised wrong labels over epochs, accuracy against noise rate,
                      and reliability diagrams, as PNG and SVG
   published=false    true: show published numbers beside ours
@@ -63,9 +63,9 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         mistakes.append(f"columns: {did_you_mean(options['columns'], ('main', 'all'))}")
     options["out"] = [Path(name).expanduser() for name in filter(None, options["out"].split(","))]
     mistakes += [
-        f"out: got {str(file)!r}; valid: a file name that ends in .csv, .md or .tex"
+        f"out: got {str(file)!r}; valid: a file name that ends in .csv or .md"
         for file in options["out"]
-        if file.suffix not in (".csv", ".md", ".tex")
+        if file.suffix not in (".csv", ".md")
     ]
     if not paths:
         mistakes.append("give run directories, or folders that contain some; --help says more")

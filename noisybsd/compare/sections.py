@@ -23,7 +23,6 @@ from scipy import stats
 from noisybsd.compare.runs import Metric, Run
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.methods.presets import AVERAGED, METHODS
-from noisybsd.methods.registry import TARGET_RULES
 from noisybsd.runs.directory import flatten, is_place
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -241,14 +240,12 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
     free: dict[str, set[str]] = defaultdict(set)  # values of what no preset makes
     for run in runs:
         for key, value in run.settings.items():
-            if key not in presets[run.method] and has_effect(key, run.settings):
+            if key not in presets[run.method]:
                 free[key].add(json.dumps(value))
 
     def named(run: Run) -> Iterator[str]:
         for key, value in run.settings.items():
             if is_place(key) or key in ("recipe", "method", "seed", "noise.rate"):
-                continue
-            if not has_effect(key, run.settings):
                 continue
             preset = presets[run.method]
             differs = value != preset[key] if key in preset else len(free[key]) > 1
@@ -256,16 +253,6 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
                 yield f"{key}={_typed(value)}"
 
     return {run.path: tuple(named(run)) for run in runs}
-
-
-def has_effect(key: str, settings: dict[str, Any]) -> bool:
-    """Whether a run of these settings, by dotted key, uses `key`, or lacks the part it belongs to."""
-    part, _, name = key.partition(".")
-    if part == "posterior":
-        rule = TARGET_RULES.get(settings["targets"])  # None: an idea of somebody's own, not here
-        used = key != "posterior.evidence_share" or settings.get("posterior.label_evidence", True)
-        return used and (rule is None or rule.uses_posterior)
-    return part != "contrastive" or name == "name" or settings["contrastive.name"] != "none"
 
 
 def _typed(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""A comparison as tables: in the terminal, as Markdown, as LaTeX (booktabs) and as CSV.
+"""A comparison as tables: in the terminal, as Markdown and as CSV.
 
-The first three show the same rounded cells; the terminal shows only the main columns by default. CSV has
+The first two show the same rounded cells; the terminal shows only the main columns by default. CSV has
 unrounded numbers, fractions in [0,1].
 """
 
@@ -285,62 +285,6 @@ def _markdown_escape(text: str) -> str:
     return re.sub(r"([\\|*<])", r"\\\1", text)
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "–": "--",
-}
-
-
-def latex_escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def latex(comparison: Comparison) -> str:
-    """Tables that shrink to the width of the line; the notes are comments."""
-    lines = [line for note in _provenance(comparison) for line in note.splitlines()]
-    lines.append("needs \\usepackage{booktabs, adjustbox}")
-    parts = ["".join(f"% {line}\n" for line in lines)]
-    for section in comparison.sections:
-        for table in section_tables(section):
-            lines = [" & ".join(map(latex_escape, row)) + r" \\" for row in table.rows]
-            headings = " & ".join(map(latex_escape, table.headings))
-            columns = "".join("l" if heading in LEFT else "r" for heading in table.headings)
-            parts.append(
-                "\n".join(
-                    [
-                        r"\begin{table}",
-                        r"\centering",
-                        rf"\caption{{{latex_escape(table.caption)}}}",
-                        r"\begin{adjustbox}{max width=\linewidth}",
-                        rf"\begin{{tabular}}{{{columns}}}",
-                        r"\toprule",
-                        rf"{headings} \\",
-                        r"\midrule",
-                        *lines,
-                        r"\bottomrule",
-                        r"\end{tabular}",
-                        r"\end{adjustbox}",
-                        r"\end{table}",
-                        "",
-                    ]
-                )
-            )
-    return "\n".join(parts)
-
-
 def _provenance(comparison: Comparison) -> Iterator[str]:
     yield f"made by: {comparison.command}"
     yield _legend()
@@ -435,5 +379,4 @@ def _difference_columns(section: Section, row: Row) -> dict[str, Any]:
 WRITERS: dict[str, Callable[[Comparison], str]] = {
     ".csv": csv_text,
     ".md": markdown,
-    ".tex": latex,
 }

@@ -48,9 +48,8 @@ examples:
 def main(arguments: list[str]) -> int:
     """Carry out `COMMAND NAME key=value …` and return the exit code."""
     if arguments[:1] == ["apply-review"]:
-        from noisybsd.report import (
-            review,  # the other commands need no trainer, which takes seconds
-        )
+        # here, because a trainer takes seconds to import, and the other commands need none
+        from noisybsd.report import review
 
         return review.main(arguments[1:])
     if not arguments or {"-h", "--help"} & set(arguments):

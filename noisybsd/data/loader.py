@@ -571,7 +571,7 @@ def eval_batches(
             `split.skipped`.
 
     Yields:
-        images (b,C,H,W) uint8, labels (b,) int64, on the device.
+        images (b,C,H,W) uint8 on the device, labels (b,) int64 on the host.
     """
     labels = torch.from_numpy(split.labels)
     if isinstance(split.images, Tensor):
@@ -581,7 +581,7 @@ def eval_batches(
     else:
         batches = _decoded(split.images, labels, batch_size, workers, on_error, split.skipped)
     for images, given in batches:
-        yield images.to(device), given.to(device)
+        yield images.to(device), given
 
 
 def _decoded(

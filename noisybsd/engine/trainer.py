@@ -29,13 +29,13 @@ from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_reside
 from noisybsd.data.views import Views
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
-from noisybsd.engine.predict import predict
+from noisybsd.engine.predict import evaluation_batch, predict
 from noisybsd.errors import UserError
 from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup, Task
 from noisybsd.methods.registry import LOSSES, build_loss, build_rule
 from noisybsd.models.bank import FeatureBank, knn_accuracy, vote
-from noisybsd.models.networks import FastResNet, Network, build_network
+from noisybsd.models.networks import FastResNet, Network, build_network, uncounted
 from noisybsd.models.optim import WeightEma, build_optimizer, learning_rate, set_learning_rate
 from noisybsd.runs.directory import RESULTS_SCHEMA
 from noisybsd.runs.environment import describe_environment
@@ -74,7 +74,7 @@ class Trainer:
         with distributed.one_first("network"):  # pretrained weights are downloaded
             network = build_run_network(config, dataset)
         # as the images are; weights in another order are copied at every step
-        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.network = uncounted(network.to(device).to(memory_format=torch.channels_last))
         distributed.joint_batch_norm(self.network)
         forward: torch.nn.Module = self.network
         if config.compile:
@@ -83,16 +83,17 @@ class Trainer:
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
         task = build_task(config, self.labels, self.num_classes)
         self.rule = build_rule(config.targets, task, config.options).to(device)
-        self.loss = build_loss(config.loss, task, config.options).to(device)
+        self.loss = uncounted(build_loss(config.loss, task, config.options).to(device))
         self.parameters = [*self.network.parameters(), *self.loss.parameters()]
         self.optimizer = build_optimizer([self.network, self.loss], config.optimizer)
         self.contrastive = CONTRASTIVE.get(config.contrastive.name)
         self.monitor = SampleMonitor(self.labels)
         self.sums = EpochSums(device)
+        self.amp = autocast_dtype(config, device)
         self.bank = None
         if config.neighbours.k > 0:
-            self.bank = FeatureBank(len(train), self.network.embedding_dim).to(device)
-        self.amp = autocast_dtype(config, device)
+            width, dtype = self.network.embedding_dim, torch.float16 if self.amp else torch.float32
+            self.bank = FeatureBank(len(train), width, dtype).to(device)
 
         self.step_number = 0  # steps taken since the start of the run
         self.seconds = 0.0  # spent training and evaluating, over all parts of the run
@@ -143,11 +144,6 @@ class Trainer:
         warmup = self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch
         return learning_rate(step, self.total_steps, warmup, self.config.optimizer)
 
-    def contrastive_weight(self, step: int) -> float:
-        """Linear warm-up over `contrastive.warmup_epochs`."""
-        warmup = self.config.contrastive.warmup_epochs * self.loader.steps_per_epoch
-        return self.config.contrastive.weight * min(1.0, (step + 1) / (warmup + 1))
-
     def view(self, name: str, index: Tensor, images: Tensor) -> Tensor:
         """The view "weak" or "strong" (B,C,S,S) of `images` (B,C,H,W) uint8, the samples `index` (B,)."""
         if name == "strong":
@@ -178,7 +174,7 @@ class Trainer:
         Never waits for the GPU; on several, torch's SyncBatchNorm does, once a layer.
         """
         step, num_views = self.step_number, len(self.config.augment.views)
-        torch.manual_seed(step_seed(self.config.seed, distributed.rank(), step))
+        seed_generators(step_seed(self.config.seed, distributed.rank(), step), self.device)
         set_learning_rate(self.optimizer, self.lr(step))
 
         views = [self.view(name, index, images) for name in self.config.augment.views]
@@ -206,7 +202,7 @@ class Trainer:
             contrast = self.contrastive(
                 z[: 2 * len(index)], targets, self.config.contrastive.temperature
             )
-        loss = classification + self.contrastive_weight(step) * contrast
+        loss = classification + self.config.contrastive.weight * contrast
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -217,7 +213,7 @@ class Trainer:
             )
         self.optimizer.step()
         if self.ema is not None:
-            self.ema.update(self.network, step)
+            self.ema.update(step)
 
         if self.bank is not None:
             self.bank.write(index, z.detach()[: len(index)])
@@ -299,7 +295,7 @@ class Trainer:
 
         metrics |= self.evaluate()
         if self.dataset.train.clean_labels is not None:
-            clean = torch.as_tensor(self.dataset.train.clean_labels, device=self.device)
+            clean = torch.as_tensor(self.dataset.train.clean_labels)  # these metrics are the host's
             of_given = of_given.masked_fill(self.monitor.visits == 0, torch.nan)  # dropped so far
             metrics |= label_metrics(
                 of_given, suggested, self.monitor.predicted, self.labels, clean
@@ -335,8 +331,9 @@ class Trainer:
             self.views,
             self.device,
             self.amp,
-            # where a smaller batch_size is what the memory needs, it helps here too
-            batch_size=min(500, 4 * self.config.batch_size),
+            batch_size=evaluation_batch(
+                self.config.batch_size // distributed.world_size(), self.dataset.size, self.device
+            ),
             workers=data.workers,
             on_error=data.on_error,
         )
@@ -527,9 +524,20 @@ def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
         views=len(config.augment.views),
         embedding_dim=config.network.embedding_dim,
         balanced=config.data.balanced,
-        posterior=config.posterior,
         neighbours=config.neighbours,
     )
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed what a step on `device` draws from. The numbers are those that follow torch.manual_seed.
+
+    torch.manual_seed seeds every generator of every device, and notes the call stack for a GPU that is
+    not in use. In a step of a GPU that is a noticeable part of the host's time.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[number].manual_seed(seed)
 
 
 def build_run_network(config: Config, dataset: Dataset) -> Network:

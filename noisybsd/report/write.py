@@ -41,9 +41,12 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
             findings.write(directory)
         elif findings is None:
             raise UserError(f"run={directory}: has neither a checkpoint nor labels.parquet yet")
-        else:
+        if findings.about["epoch"] < len(history):
+            checkpoint = (
+                "has no checkpoint any more" if trainer is None else "has no later checkpoint"
+            )
             notices.append(
-                f"The run went on to epoch {len(history)}, but its checkpoint is gone. This page shows "
+                f"The run went on to epoch {len(history)}, but it {checkpoint}. This page shows "
                 f"what was found after epoch {findings.about['epoch']}."
             )
     if dataset is None:

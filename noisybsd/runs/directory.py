@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from noisybsd.config import Config, completed, read_record, save_config
+from noisybsd.config import Config, read_record, refuse_earlier, save_config
 from noisybsd.errors import UserError
 from noisybsd.files import remove_temporaries, write_atomically
 from noisybsd.runs.checkpoint import load_checkpoint, load_latest, previous
@@ -119,7 +119,8 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     found = _latest(run.checkpoint) if source is None else (source, load_checkpoint(source))
     if found is not None:
         source, run.state = found
-        _check_same(str(source), completed(run.state["config"]), config)
+        refuse_earlier(run.state["config"], str(source))
+        _check_same(str(source), run.state["config"], config)
         if run.checkpoint.exists() and not source.samefile(run.checkpoint):
             # or else the next checkpoint would keep it in the place of the good one before it
             run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))
@@ -183,7 +184,7 @@ def _unfinished(config: Config) -> Iterator[Path]:
 
 def differences(record: dict[str, Any], config: Config) -> Iterator[str]:
     """One line for each setting that differs from the recorded configuration."""
-    # a record from before a key existed was made with what is now its default, or see read_record
+    # a record from before a key existed was made with its present default
     defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
     there, here = defaults | flatten(record), flatten(config.model_dump(mode="json"))
     for key in sorted(there.keys() | here.keys()):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 from torch import Tensor
 
@@ -379,8 +380,8 @@ import sys, time
 from functools import partial
 from pathlib import Path
 from torch.multiprocessing import active_children
-from noisybsd.images import ImageFiles
-from noisybsd.loader import StreamingLoader, epoch_order
+from noisybsd.data.images import ImageFiles
+from noisybsd.data.loader import StreamingLoader, epoch_order
 # no `if __name__ == "__main__"` on purpose: workers must not run this file again
 names = sorted(path.name for path in Path(sys.argv[1]).glob("*.png"))
 order = partial(epoch_order, len(names), 0)
@@ -402,7 +403,7 @@ def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(loader_module.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert program.stdout is not None
     workers = [int(pid) for pid in program.stdout.readline().split()]

@@ -379,6 +379,22 @@ def test_findings_of_an_earlier_epoch_are_made_anew(digits: Path, tmp_path: Path
     assert again is not None and again.table.equals(found.table)
 
 
+def test_a_run_that_is_past_its_checkpoint_says_so(digits: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(digits, directory)
+    metrics = directory / "metrics.jsonl"
+    *_, last = metrics.read_text("utf-8").splitlines()
+    with metrics.open("a", encoding="utf-8") as file:
+        file.write(last.replace('"epoch": 3', '"epoch": 4') + "\n")
+    (notice,) = report.load_run(directory, []).notices
+    assert "went on to epoch 4, but it has no later checkpoint" in notice
+    assert "after epoch 3" in notice
+    for path in directory.glob("checkpoint*"):
+        path.unlink()
+    (notice,) = report.load_run(directory, []).notices
+    assert "has no checkpoint any more" in notice
+
+
 def test_metrics_are_strict_json_without_clean_labels_too(nasty: Path) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(name)

@@ -127,7 +127,7 @@ def test_auto_is_not_stopped_by_a_strangers_damaged_record(make: Callable[..., C
 def test_where_things_are_may_differ(make: Callable[..., Config]) -> None:
     path = begin(make())
     moved = ("data.root=elsewhere", "data.workers=0", "tracking.wandb=offline", "device=auto")
-    assert open_run(make(*moved, "run.checkpoint_every=2")).path == path
+    assert open_run(make(*moved, "run.checkpoint_seconds=2")).path == path
 
 
 def test_small_numbers_survive_the_record(make: Callable[..., Config]) -> None:
