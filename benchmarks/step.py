@@ -37,6 +37,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ EPOCH = 50_000  # images of CIFAR
 
 # parts of a step by name: (attribute of the trainer, its method)
 PARTS = {
-    "views: weak": ("views", "weak"),
-    "views: strong": ("views", "strong"),
+    "views: weak": ("views.weak_view", "forward"),
+    "views: strong": ("views.strong_view", "forward"),
     "belief: observe": ("rule", "observe"),
     "belief: targets": ("rule", "targets"),
     "loss": ("loss", "forward"),
@@ -127,8 +128,8 @@ def bare_step(trainer: Trainer) -> Callable[[], None]:
     def step() -> None:
         nonlocal number
         index, images = next(batches)
-        views = (trainer.views.weak(images), trainer.views.strong(images))
-        inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        views = trainer.draw_views(images, ("weak", "strong"), None)
+        inputs = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp, enabled=amp is not None):
             logits, _ = trainer.forward(inputs)
         targets = one_hot(trainer.labels[index], trainer.num_classes)
@@ -168,7 +169,7 @@ def labelled(trainer: Trainer) -> Iterator[None]:
         setattr(owner, method, call)
 
     for name, (attribute, method) in PARTS.items():
-        if (owner := getattr(trainer, attribute)) is not None:
+        if (owner := attrgetter(attribute)(trainer)) is not None:
             mark(owner, method, name)
     mark(trainer, "forward", "network: forward")
     if trainer.contrastive is not None:

@@ -10,13 +10,12 @@ network, schedule and budget.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
     Field,
@@ -27,10 +26,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from yaml import YAMLError
 
-from noisybsd.errors import UserError, did_you_mean
-from noisybsd.files import read_yaml, resource_dir
+from noisybsd.errors import UserError, brief, did_you_mean
+from noisybsd.files import kind_of, resource_dir, user_path
 from noisybsd.methods.parts import TargetRule
 from noisybsd.methods.presets import AVERAGED, METHODS
 from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
@@ -49,6 +47,15 @@ from noisybsd.settings import (
     TrackingConfig,
     named,
 )
+from noisybsd.values import (
+    DEEPEST,
+    Unreadable,
+    annotation_of,
+    is_unicode,
+    merge,
+    read_value,
+    read_yaml,
+)
 
 
 class Config(Section):
@@ -64,11 +71,11 @@ class Config(Section):
         "auto",
         description="forward pass in bf16 autocast or fp32 (on cuda with TF32); auto: bf16 on cuda",
     )
-    epochs: int = Field(300, ge=1, description="passes over the training set")
+    epochs: int = Field(300, ge=1, le=10**6, description="passes over the training set")
     batch_size: int = Field(
         256, ge=2, description="images per step, of all processes together where there are many"
     )
-    compile: bool = Field(False, description="compile the network (torch.compile) for speed")
+    compile: bool = Field(False, description="compile network and views (torch.compile) for speed")
     targets: named("noisybsd.methods.registry:TARGET_RULES") = Field(  # type: ignore[valid-type]
         "labels", description="target rule; a method's preset chooses it"
     )
@@ -107,6 +114,14 @@ class Config(Section):
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return typed
+
+    @field_validator("recipe")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        """Refuse a name that leads elsewhere: run directories are made below runs/<recipe>/."""
+        if value in (".", "..") or {"/", "\0"} & set(value):
+            raise ValueError(f"got {brief(value)}; valid: a name without / in it")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -181,9 +196,8 @@ def _unknown_option(name: str, value: Any, known: Collection[str], method: str) 
 
 def _option_value(name: str, value: Any, option: FieldInfo) -> Any:
     """The value, of the option's type; raises ValueError. A switch is no number, nor the other way round."""
-    of_type: TypeAdapter[Any] = TypeAdapter(
-        Annotated[option.annotation, option], config={"strict": True, "allow_inf_nan": False}
-    )
+    annotation: Any = Annotated[option.annotation, option]
+    of_type = TypeAdapter(annotation, config={"strict": True, "allow_inf_nan": False})
     try:
         text = isinstance(value, str)
         return of_type.validate_strings(value) if text else of_type.validate_python(value)
@@ -208,7 +222,7 @@ def load_config(arguments: Sequence[str]) -> Config:
         recipe = _read_recipe(str(name))
     except UserError as error:
         try:  # the other settings may hold mistakes too
-            build_config({"recipe": str(name)}, overrides)
+            build_config({"recipe": "unread"}, overrides)
         except UserError as more:
             raise UserError(f"{error}\n{more}") from None
         raise
@@ -234,19 +248,16 @@ def _mistakes(recipe: Mapping[str, Any]) -> list[str]:
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """Merge layers of (nested) settings, later ones over earlier ones, and validate the result."""
-    merged: Any = OmegaConf.create({})
+    merged: dict[str, Any] = {}
     for layer in ({"method": Config.model_fields["method"].default}, *layers):
         preset = METHODS.get(str(layer.get("method")), {})
         if preset:
             merged.pop("options", None)  # another method's
-        merged = OmegaConf.merge(merged, OmegaConf.create(preset))
+        merged = merge(merged, preset)
         _drop_options_of_replaced_parts(merged, layer)
-        merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+        merged = merge(merged, layer)
     try:
-        values = OmegaConf.to_container(merged, resolve=True)
-        return Config.model_validate(values)
-    except OmegaConfBaseException as error:
-        raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
+        return Config.model_validate(merged)
     except ValidationError as error:
         raise UserError("\n".join(_explain(error))) from None
 
@@ -274,8 +285,10 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in resource_dir("recipes").glob("*.yaml"))
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` arguments into nested settings.
+def parse_overrides(arguments: Sequence[str], model: type[BaseModel] = Config) -> dict[str, Any]:
+    """Read `key=value` arguments into nested settings of `model`.
+
+    Text is taken as it is typed; what a number, a truth value, a list or a section is given is read as YAML.
 
     Raises:
         UserError: names the arguments that are not of that form, or whose value is not YAML.
@@ -284,37 +297,61 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     if wrong:
         raise UserError(
             "\n".join(
-                f"argument {a!r}: settings are written key=value, e.g. epochs=10" for a in wrong
+                f"argument {brief(a)}: settings are written key=value, e.g. epochs=10"
+                for a in wrong
             )
             + "\n--help lists every key"
         )
-    merged: Any = OmegaConf.create({})
+    merged: dict[str, Any] = {}
     unreadable = []
     for argument in arguments:
+        key, _, text = argument.partition("=")
+        parts = key.split(".")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([argument]))
-        except (OmegaConfBaseException, YAMLError) as error:
-            reason = " ".join(str(error).split())
-            unreadable.append(f"argument {argument!r}: not readable as YAML: {reason}")
+            if not is_unicode(argument):
+                raise Unreadable(
+                    "is no text in UTF-8; rename the file or folder, or make a link to it"
+                )
+            if len(parts) > DEEPEST:
+                raise Unreadable(f"a key of {len(parts)} parts")
+            value = read_value(text, annotation_of(model, parts))
+        except Unreadable as error:
+            unreadable.append(f"argument {brief(argument)}: {error}")
+        else:
+            merged = merge(merged, functools.reduce(lambda v, part: {part: v}, parts[::-1], value))
     if unreadable:
         raise UserError("\n".join(unreadable))
-    overrides = OmegaConf.to_container(merged)
-    assert isinstance(overrides, dict)
-    return {str(key): value for key, value in overrides.items()}
+    return merged
 
 
 def _read_recipe(name: str) -> dict[str, Any]:
     """Read recipes/NAME.yaml, or a YAML file by its path."""
     is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    path = Path(name).expanduser() if is_path else resource_dir("recipes") / f"{name}.yaml"
-    if not path.is_file():
+    path = user_path(name, "recipe") if is_path else resource_dir("recipes") / f"{name}.yaml"
+    if kind_of(path, f"recipe={name}") is None:
         if is_path:
             raise UserError(f"recipe={name}: there is no such file")
         raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
-    content = read_yaml(path)
-    if content.keys() >= {"recipe", "run", "targets"}:  # what a run recorded reruns it as it was
+    content = read_yaml(path, Config)
+    if not content.keys() & Config.model_fields.keys():
+        raise UserError(f"{path}: is no recipe: it has none of the keys that --help lists")
+    if is_record(content):  # what a run recorded reruns it as it was
         refuse_earlier(content, name)
+        return {"recipe": path.stem, **content}
+    own = [f"run.{key}" for key in ("dir", "resume") if key in _section(content, "run")]
+    for key in [*own, *(["recipe"] if "recipe" in content else [])]:
+        raise UserError(f"{path}: {key}: a recipe cannot say this; give {key}=… with the command")
     return {"recipe": path.stem, **content}
+
+
+def is_record(content: Mapping[str, Any]) -> bool:
+    """Whether settings are a run's record, which names every key, and not a recipe."""
+    return content.keys() >= {"recipe", "run", "targets"}
+
+
+def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 # Keys that are gone, and what to use instead.
@@ -327,10 +364,18 @@ def read_record(path: Path) -> dict[str, Any]:
     """The settings that a run recorded in its config.yaml.
 
     Raises:
-        UserError: it is not readable, or of an earlier version.
+        UserError: names the file and, for values of a wrong type, the keys; or the record is of an earlier
+            version. Keys and names of parts that this version does not know are no mistake.
     """
-    record = read_yaml(path)
+    record = read_yaml(path, Config)
     refuse_earlier(record, str(path))
+    try:
+        Config.model_validate(record)
+    except ValidationError as error:
+        other = ("extra_forbidden", "value_error", "missing")
+        wrong = [item for item in error.errors() if item["loc"] and item["type"] not in other]
+        if wrong:
+            raise UserError("\n".join(f"{path}: {line}" for line in _lines(wrong))) from None
     return record
 
 
@@ -356,20 +401,25 @@ def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple
 
 def _explain(error: ValidationError) -> Iterator[str]:
     """One line for each mistake: key, value received, what is valid."""
+    return _lines(error.errors())
+
+
+def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
+    """One line for each of pydantic's mistakes."""
     keys = dict(_fields())
     parts = (*TARGET_RULES.values(), *LOSSES.values())
     names = [*keys, *(f"options.{name}" for part in parts for name in options(part))]
-    for item in error.errors():
+    for item in mistakes:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             for part, value in _settings(key, item["input"]):
                 instead = _GONE.get(part) or _nearest_key(part, names)
-                yield f"{part}: unknown key (got {value!r}); {instead}"
+                yield f"{part}: unknown key (got {brief(value)}); {instead}"
         elif item["type"] == "missing":
             yield f"{key}: is required and was not given"
         elif item["type"] == "model_type":
             inside = ", ".join(each for each in keys if each.startswith(f"{key}."))
-            yield f"{key}: is a section, got {item['input']!r}; its keys: {inside}"
+            yield f"{key}: is a section, got {brief(item['input'])}; its keys: {inside}"
         elif item["type"] == "value_error" and not key:
             yield str(item["ctx"]["error"])
         elif item["type"] == "value_error" and key == "options":
@@ -379,7 +429,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         else:
             known = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
             valid = f" (valid: {_type_name(keys[known])})" if known in keys else ""
-            yield f"{key}: {item['msg']}, got {item['input']!r}{valid}"
+            yield f"{key}: {item['msg']}, got {brief(item['input'])}{valid}"
 
 
 def _settings(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -408,6 +458,8 @@ def _type_name(field: FieldInfo) -> str:
 
 
 def _annotation_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _annotation_name(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return "|".join(str(value) for value in get_args(annotation))
     if get_origin(annotation) is tuple:

@@ -7,6 +7,7 @@ directory and talks to the user.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -27,12 +28,20 @@ from noisybsd.config import (
 )
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
-from noisybsd.errors import UserError, command, is_out_of_gpu_memory
+from noisybsd.errors import (
+    UserError,
+    command,
+    is_out_of_gpu_memory,
+    is_out_of_memory,
+    shown,
+)
 from noisybsd.files import append_jsonl, write_json, write_jsonl
+from noisybsd.processes import follow_parent
 from noisybsd.report.collect import record
 from noisybsd.runs.checkpoint import save_checkpoint
 from noisybsd.runs.directory import RunDirectory, differences, open_run
 from noisybsd.runs.environment import pick_device
+from noisybsd.runs.results import RunRecord, data_notes, run_results
 from noisybsd.runs.signals import Stopped, StopSignal
 from noisybsd.runs.tracking import NoTracker, Tracker
 
@@ -54,16 +63,19 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     _check_same_data(config, dataset)
     trainer = Trainer(config, dataset, device)
     state = distributed.from_first(None if run is None else run.state)
+    kept = RunRecord(state)
     if state is not None:
-        trainer.load_state(state)
+        where = distributed.from_first(None if run is None else str(run.source))
+        trainer.load_state(state, where)
         if state.get("world_size", 1) != distributed.world_size():
             trainer.begin_epoch_anew()
+        _check_step(trainer, where)
     if run is not None:
         run.state = None
     # on every process now, for this decodes what stays in memory, and Ctrl-C still ends it at once
     total_steps = trainer.total_steps
     with (
-        _open_tracker(trainer, run, total_steps) as tracker,
+        _open_tracker(trainer, run, kept.wandb_id, total_steps) as tracker,
         StopSignal(tracker.stopping) as stop,
     ):
         if run is not None:
@@ -75,10 +87,11 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
             if run is not None:
                 # rows past the checkpoint belong to a part of the run that is trained again
                 write_jsonl(run.metrics, trainer.history)
-            checkpoints = Checkpoints(trainer, run)
+            checkpoints = Checkpoints(trainer, kept, run)
             while trainer.epoch < config.epochs:
-                _one_epoch(trainer, run, tracker, stop, checkpoints)
-            results = trainer.results()
+                _one_epoch(trainer, tracker, stop, checkpoints)
+            results = _results(trainer, kept)
+            _check_place(run)
             record(trainer, None if run is None else run.path)
             if run is not None:
                 write_json(run.results, results)  # last, for it says that the run is finished
@@ -88,13 +101,15 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     return results
 
 
-def _open_tracker(trainer: Trainer, run: RunDirectory | None, total_steps: int) -> Tracker:
+def _open_tracker(
+    trainer: Trainer, run: RunDirectory | None, wandb_id: str, total_steps: int
+) -> Tracker:
     if run is None:
         return NoTracker()
     return Tracker(
         trainer.config,
         run.path,
-        wandb_id=trainer.wandb_id,
+        wandb_id=wandb_id,
         total_steps=total_steps,
         first_step=trainer.step_number,
     )
@@ -103,8 +118,8 @@ def _open_tracker(trainer: Trainer, run: RunDirectory | None, total_steps: int) 
 class Checkpoints:
     """Writes the checkpoints of a run. All processes take part; the first one, which has `run`, writes."""
 
-    def __init__(self, trainer: Trainer, run: RunDirectory | None):
-        self.trainer, self.run = trainer, run
+    def __init__(self, trainer: Trainer, kept: RunRecord, run: RunDirectory | None):
+        self.trainer, self.kept, self.run = trainer, kept, run
         self.written = time.monotonic()  # or begun, before the first one
 
     def due(self) -> bool:
@@ -114,7 +129,7 @@ class Checkpoints:
         return distributed.largest(int(due)) == 1
 
     def write(self) -> None:
-        state = self.trainer.state()
+        state = self.trainer.state() | self.kept.state(self.trainer.loader.skipped)
         if self.run is not None:
             save_checkpoint(state, self.run.checkpoint)
         self.written = time.monotonic()
@@ -122,7 +137,6 @@ class Checkpoints:
 
 def _one_epoch(
     trainer: Trainer,
-    run: RunDirectory | None,
     tracker: Tracker,
     stop: StopSignal,
     checkpoints: Checkpoints,
@@ -132,6 +146,7 @@ def _one_epoch(
         trainer.train_epoch(tracker, stop)
     except Stopped:
         trainer.seconds += time.perf_counter() - begin
+        _check_place(checkpoints.run)
         checkpoints.write()
         raise
     metrics = trainer.end_epoch()
@@ -140,8 +155,9 @@ def _one_epoch(
     metrics["waited_seconds"] = trainer.loader.waited_seconds - waited  # of this epoch, for images
     metrics["images_per_second"] = trainer.images_seen / trainer.train_seconds
     trainer.history.append(metrics)
-    if run is not None:
-        append_jsonl(run.metrics, metrics)
+    _check_place(checkpoints.run)
+    if checkpoints.run is not None:
+        append_jsonl(checkpoints.run.metrics, metrics)
     tracker.epoch(metrics)
     last = trainer.epoch == trainer.config.epochs
     received = distributed.largest(stop.received)
@@ -149,6 +165,45 @@ def _one_epoch(
         checkpoints.write()
     if received and not last:
         raise Stopped(received)
+
+
+def _results(trainer: Trainer, kept: RunRecord) -> dict[str, Any]:
+    """results.json. All processes take part."""
+    data = trainer.dataset
+    about = {
+        "precision": trainer.precision,
+        "dataset": data.name,
+        "train_samples": len(data.train.labels),
+        "test_samples": len(data.test.labels),
+        "data_sha256": data.sha256,
+        "data": data_notes(data.notes, kept.skipped(trainer.loader.skipped)),
+    }
+    return run_results(
+        trainer.config,
+        trainer.history,
+        trainer.reliability_diagrams(),
+        about,
+        trainer.device,
+        images_seen=trainer.images_seen,
+        network_passes=trainer.network_passes,
+        train_seconds=trainer.train_seconds,
+        seconds=trainer.seconds,
+    )
+
+
+def _check_step(trainer: Trainer, where: str | None) -> None:
+    """Refuse a checkpoint whose step is in no epoch, or not in the one after its history."""
+    done, steps = trainer.epoch, trainer.loader.steps_per_epoch
+    if done > trainer.config.epochs or not 0 <= trainer.step_number - done * steps <= steps:
+        raise UserError(
+            f"{where}: damaged: step {trainer.step_number} after {done} of "
+            f"{trainer.config.epochs} epochs of {steps} steps"
+        )
+
+
+def _check_place(run: RunDirectory | None) -> None:
+    if run is not None:
+        run.check_place()
 
 
 def _check_fits(config: Config, dataset: Dataset) -> None:
@@ -259,8 +314,11 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         ("labels right after correction", percent("label_correction_accuracy")),
         ("AUROC of finding wrong labels", "unknown" if auroc is None else f"{auroc:.4f}"),
         ("time", f"{results['seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"),
-        ("which labels are wrong", f"python -m noisybsd.report run={shlex.quote(str(run.path))}"),
-        ("results", str(run.results)),
+        (
+            "which labels are wrong",
+            shown(f"python -m noisybsd.report run={shlex.quote(str(run.path))}"),
+        ),
+        ("results", shown(run.results)),
     ]
     return "\n".join(f"{name:<32}{value}" for name, value in filter(None, lines))
 
@@ -288,6 +346,7 @@ def main(arguments: list[str]) -> int:
         print(f"options, of target rules and losses:\n{describe_options()}\n")
         print(f"keys, with their defaults:\n{describe_keys()}")
         return 0 if arguments else 2
+    follow_parent()
     with distributed.process_group():
         return _run(load_config(arguments))
 
@@ -297,27 +356,34 @@ def _run(config: Config) -> int:
     run = open_run(config) if distributed.is_first() else None
     if distributed.from_first(run is not None and run.results.exists()):
         if run is not None:
-            print(f"this run is finished: {run.results}\nrun.dir=NEW trains it anew")
+            print(f"this run is finished: {shown(run.results)}\nrun.dir=NEW trains it anew")
         return 0
     try:
         results = train(config, run)
     except Stopped as stopped:
         if run is not None:
-            print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
+            with contextlib.suppress(OSError):  # the terminal may be what was closed
+                print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
         return 128 + stopped.number
     except NonFiniteLoss as error:
         if run is not None:
             good = run.checkpoint if run.checkpoint.exists() else "none yet"
-            print(f"error: {error}\nlast good checkpoint: {good}", file=sys.stderr)
+            print(f"error: {error}\nlast good checkpoint: {shown(good)}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        if not is_out_of_gpu_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_gpu_memory(error):
+            raise UserError(
+                f"the GPU is out of memory: {str(error).splitlines()[0]}\n"
+                f"Lower batch_size (got {config.batch_size}) or data.size, or use data.storage=stream (got "
+                f"{config.data.storage}), precision=bf16 (got {config.precision}), a smaller network.name, "
+                "or more GPUs (torchrun); see also what else runs on this one"
+            ) from None
+        if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"the GPU is out of memory: {str(error).splitlines()[0]}\n"
-            f"Lower batch_size (got {config.batch_size}) or data.size, or use data.storage=stream (got "
-            f"{config.data.storage}), precision=bf16 (got {config.precision}), a smaller network.name, "
-            "or more GPUs (torchrun); see also what else runs on this one"
+            f"out of memory: {str(error).splitlines()[0]}\n"
+            f"Lower batch_size (got {config.batch_size}), data.size, network.width or "
+            f"network.embedding_dim, or use data.storage=stream (got {config.data.storage})"
         ) from None
     if run is not None:
         print(summary(results, run))
@@ -330,7 +396,7 @@ def _continue_command(run: RunDirectory) -> str:
     if distributed.world_size() > 1:
         here = os.environ.get("LOCAL_WORLD_SIZE", str(distributed.world_size()))
         launcher = ["torchrun", "--nproc-per-node", here]
-    return shlex.join([*launcher, "-m", "noisybsd.train", *settings])
+    return shown(shlex.join([*launcher, "-m", "noisybsd.train", *settings]))
 
 
 if __name__ == "__main__":

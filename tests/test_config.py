@@ -190,16 +190,16 @@ def test_a_contrastive_term_needs_two_views() -> None:
     [
         ("a: [1", "not readable"),
         ("- 1\n- 2\n", "mapping"),
-        ("", "recipe"),
+        ("", "holds nothing"),
+        ("# a comment alone\n", "holds nothing"),
+        ("null\n", "holds nothing"),
+        ("{}", "holds nothing"),
         ("\x00", "not readable"),
     ],
 )
 def test_damaged_recipe_files_are_named(tmp_path: Path, content: str, says: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    if not content:  # an empty recipe is all defaults
-        assert load_config([f"recipe={path}"]).recipe == "mine"
-        return
     text = "\n".join(mistakes(f"recipe={path}"))
     assert str(path) in text and says in text
 

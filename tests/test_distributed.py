@@ -70,11 +70,13 @@ def build(settings: tuple[str, ...]) -> Trainer:
     def plain(images: Tensor) -> Tensor:
         return plain_view(images) + 0.5 * uneven
 
+    def draw_views(images: Tensor, names: tuple[str, ...], mirror: None) -> Tensor:
+        made = {"weak": plain(images), "strong": 0.8 * plain(images).roll(1, dims=3)}
+        return torch.stack([made[name] for name in names])
+
     plain_view = trainer.views.plain
-    views = SimpleNamespace(
-        plain=plain, weak=plain, strong=lambda images: 0.8 * plain(images).roll(1, dims=3)
-    )
-    trainer.views = views  # type: ignore[assignment]
+    trainer.views = SimpleNamespace(plain=plain)  # type: ignore[assignment]
+    trainer.draw_views = draw_views
     return trainer
 
 

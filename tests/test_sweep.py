@@ -371,9 +371,13 @@ time.sleep(60)
 
 
 def test_a_run_that_another_process_trains_is_left_alone(
-    stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stub: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stub(FINISH)
+    monkeypatch.setattr(sweep, "LET_END", 0.1)
     arguments = [DIGITS, "method=ce", "seed=0,1", "out=o"]
     other = tmp_path / "o" / "digits_sym40-ce-s0"
     with sweep.lock_run(other):
@@ -408,8 +412,12 @@ def test_a_place_that_cannot_be_written(
 ) -> None:
     stub(FINISH)
     (tmp_path / "file").touch()
-    assert main([DIGITS, "method=ce", "out=file"]) == 2
-    assert "file/digits_sym40-ce-s0: cannot be written: Not a directory" in capsys.readouterr().err
+    for out, answer in (
+        ("file", "out=file: is no folder"),
+        ("file/below", "file/below/digits_sym40-ce-s0: cannot be a run directory: Not a directory"),
+    ):
+        assert main([DIGITS, "method=ce", f"out={out}"]) == 2
+        assert answer in capsys.readouterr().err
 
 
 @pytest.mark.slow

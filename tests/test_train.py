@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -254,7 +254,7 @@ def test_alternating_flips_mirror_an_image_in_every_second_epoch(
 ) -> None:
     """The weak view of a sample is mirrored in one of two epochs running, and half of them in the first."""
     epochs: list[dict[int, bool]] = []
-    plain_step, plain_weak = Trainer.step, Views.weak
+    plain_step, plain_views = Trainer.step, Views.forward
 
     def step(self: Trainer, index: Tensor, images: Tensor) -> None:
         if self.step_number % self.loader.steps_per_epoch == 0:
@@ -262,17 +262,19 @@ def test_alternating_flips_mirror_an_image_in_every_second_epoch(
         indices.append(index.tolist())
         plain_step(self, index, images)
 
-    def weak(self: Views, images: Tensor, mirror: Tensor | None = None) -> Tensor:
+    def forward(
+        self: Views, images: Tensor, names: Sequence[str], mirror: Tensor | None = None
+    ) -> Tensor:
         assert mirror is not None and self.weak_view.flip == 0
         epochs[-1] |= dict(zip(indices[-1], mirror.tolist(), strict=True))
-        view = plain_weak(self, images, mirror)  # of "imagenet": a crop as large as the image
-        plain = self.plain(images)
+        (view,) = views = plain_views(self, images, names, mirror)
+        plain = self.plain(images)  # of "imagenet": a crop as large as the image
         assert torch.equal(view, torch.where(mirror[:, None, None, None], plain.flip(-1), plain))
-        return view
+        return views
 
     indices: list[list[int]] = []
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Views, "weak", weak)
+    monkeypatch.setattr(Views, "forward", forward)
     settings = ("method=ce", "augment.name=imagenet", "augment.flip=alternating", "epochs=3")
     assert main(tiny(*settings)) == 0
     first, second, third = epochs
@@ -931,6 +933,30 @@ def test_compile_without_triton(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Use compile=false" in error
     assert "(Cannot find a working triton installation." in error
+
+
+@pytest.mark.parametrize("method", ["tcl", "ce"])
+def test_network_and_views_are_one_graph_each_and_train_as_eager_ones(
+    method: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two views, with mixed images too, and with one; in no epoch is anything compiled anew."""
+    settings = (f"method={method}", "epochs=2", "augment.flip=alternating", "augment.name=imagenet")
+    assert main(tiny(*settings, "run.dir=eager")) == 0
+    compile_, graphs = torch.compile, []
+
+    def in_one_graph(module: torch.nn.Module, dynamic: bool, options: Any = None) -> Any:
+        graphs.append(type(module).__name__)
+        return compile_(module, fullgraph=True, dynamic=dynamic, backend="eager")
+
+    monkeypatch.setattr(training, "_check_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", in_one_graph)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert main(tiny(*settings, "compile=true", "run.dir=compiled")) == 0
+    torch.compiler.reset()
+    assert graphs == ["Network", "Views"]
+    assert [row["loss"] for row in rows(Path("compiled"))] == pytest.approx(
+        [row["loss"] for row in rows(Path("eager"))], rel=1e-5
+    )
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
   --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
   --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d "$work/whl" \
-  kornia==0.9.0 kornia-rs==0.2.0 faiss-cpu==1.15.1 omegaconf==2.4.0 \
+  kornia==0.9.0 kornia-rs==0.2.0 faiss-cpu==1.15.1 \
   pydantic==2.14.3 pydantic-core==2.50.4 typing-inspection==0.4.5 annotated-types==0.8.0 typing-extensions==4.16.0 "$@"
 mkdir "$work/data"
 cp -r --no-preserve=mode "$data/." "$work/data"

@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 
 from noisybsd.compare.runs import METRICS
 from noisybsd.compare.sections import MUST_AGREE, Row, Section, condition, describe, group
-from noisybsd.errors import UserError
+from noisybsd.files import naming, write_atomically
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -44,6 +45,7 @@ _STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#808080",
     "lines.linewidth": 1.8,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name may hold two $
     "svg.hashsalt": "noisybsd",  # the same picture is the same file
 }
 
@@ -76,14 +78,12 @@ def draw(sections: Sequence[Section], directory: Path) -> list[Path]:
         for name, figure in _figures(sections):
             for suffix in (".png", ".svg"):
                 file = directory / f"{re.sub(r'[^A-Za-z0-9.=+-]+', '_', name)}{suffix}"
-                try:
+                with naming(f"plots={directory}: cannot be written"):
                     directory.mkdir(parents=True, exist_ok=True)
-                    metadata = {"Date": None} if suffix == ".svg" else None
-                    figure.savefig(file, dpi=160, metadata=metadata)
-                except OSError as error:
-                    raise UserError(
-                        f"plots={directory}: cannot be written: {error.strerror}"
-                    ) from None
+                metadata = {"Date": None} if suffix == ".svg" else None
+                write_atomically(
+                    file, partial(figure.savefig, format=suffix[1:], dpi=160, metadata=metadata)
+                )
                 written.append(file)
     return written
 

@@ -24,8 +24,8 @@ from rich.text import Text
 
 from noisybsd.compare.runs import METRICS, SPREAD, Metric
 from noisybsd.compare.sections import Comparison, Difference, Row, Section, condition, describe
-from noisybsd.errors import UserError
-from noisybsd.files import write_atomically
+from noisybsd.errors import shown
+from noisybsd.files import naming, write_atomically
 
 UNKNOWN = "–"
 WORDS = ("network", "networks", "source")  # columns at a table's end
@@ -178,27 +178,27 @@ def show(comparison: Comparison, every: bool = False) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=250, soft_wrap=True)
     tables = section_tables if every else main_tables
-    shown = set()
+    headings = set()
     for section in comparison.sections:
         for table in tables(section):
-            shown |= set(table.headings)
-            console.print(Text(f"\n{table.caption}", style="bold"))
+            headings |= set(table.headings)
+            console.print(Text(f"\n{shown(table.caption)}", style="bold"))
             for columns in _parts(table, console.width):
                 console.print()
                 console.print(_drawn(columns))
     console.print(f"\n{SPREAD}")
-    meant = [metric for metric in METRICS if metric.heading in shown]
+    meant = [metric for metric in METRICS if metric.heading in headings]
     grid = RichTable.grid(padding=(0, 2))
     for metric in meant:
         grid.add_row(metric.heading, metric.meaning)
     console.print(grid)
     hidden = [m.heading for section in comparison.sections for m in _known(section)]
-    hidden = [heading for heading in dict.fromkeys(hidden) if heading not in shown]
+    hidden = [heading for heading in dict.fromkeys(hidden) if heading not in headings]
     if hidden:
         console.print(Text(f"not shown: {', '.join(hidden)}; columns=all or out=FILE has them"))
     console.print()
     for note in comparison.notes:
-        console.print(Text(note))
+        console.print(Text(shown(note)))
 
 
 def _drawn(columns: list[tuple[str, ...]]) -> RichTable:
@@ -209,7 +209,7 @@ def _drawn(columns: list[tuple[str, ...]]) -> RichTable:
         whole = justify == "right" or heading == "epoch"
         drawn.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=whole)
     for row in zip(*(cells for _, *cells in columns), strict=True):
-        drawn.add_row(*map(Text, row))  # as it is: brackets are no markup
+        drawn.add_row(*(Text(shown(cell)) for cell in row))  # brackets are no markup
     return drawn
 
 
@@ -251,12 +251,10 @@ def _width(columns: list[tuple[str, ...]]) -> int:
 
 def write(comparison: Comparison, file: Path) -> None:
     """Write in the format that the file's suffix names, a key of WRITERS."""
-    try:
+    with naming(f"out={file}: cannot be written"):
         file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={file}: cannot be written: {error.strerror}") from None
-    text = WRITERS[file.suffix](comparison)
-    write_atomically(file, lambda to: to.write(text.encode()))
+    content = WRITERS[file.suffix](comparison).encode("utf-8", "backslashreplace")
+    write_atomically(file, lambda to: to.write(content))
 
 
 def markdown(comparison: Comparison) -> str:

@@ -16,7 +16,8 @@ from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing
-from noisybsd.errors import UserError, command, did_you_mean
+from noisybsd.errors import UserError, command, did_you_mean, shown
+from noisybsd.files import user_path
 from noisybsd.settings import DataConfig
 
 HELP = """\
@@ -67,13 +68,18 @@ def main(arguments: list[str]) -> int:
 
 def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
     """The sections data and noise, typed and checked; and out=."""
-    given = parse_overrides(arguments)
-    out = given.pop("out", None)
-    if "name" in given:
-        raise UserError(f"name={given['name']}: write noise.name=…; the dataset is {name}")
-    short = {key: given.pop(key) for key in list(given) if key in DataConfig.model_fields}
-    layers = ({"recipe": "data", "data": {"name": name, **short}}, given)
-    return build_config(*layers), None if out is None else Path(str(out)).expanduser()
+    keys = [argument.partition("=")[0] for argument in arguments]
+    if "name" in keys:
+        given = arguments[keys.index("name")]
+        raise UserError(f"{given}: write noise.name=…; the dataset is {name}")
+    out = [a.removeprefix("out=") for a in arguments if a.startswith("out=")]
+    settings = [
+        f"data.{argument}" if key.split(".")[0] in DataConfig.model_fields else argument
+        for key, argument in zip(keys, arguments, strict=True)
+        if key != "out"
+    ]
+    config = build_config({"recipe": "data"}, parse_overrides([f"data.name={name}", *settings]))
+    return config, user_path(out[-1], "out") if out else None
 
 
 def prepare(config: Config, out: Path | None) -> int:
@@ -127,7 +133,7 @@ def noise(config: Config, out: Path | None) -> int:
     }
     write_labels(out, noisy.labels, notes, clean=clean)
     print(summary(noisy, clean, read.class_names))
-    print(f"{out}: train on these labels with data.name={data.name} data.labels={out}")
+    print(shown(f"{out}: train on these labels with data.name={data.name} data.labels={out}"))
     print("and, where the recipe has noise of its own, noise.name=none noise.rate=0")
     return 0
 

@@ -15,18 +15,18 @@ from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.pack import LISTED, decoded
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing, Split
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
 
 
 def check(config: Config, out: Path | None) -> int:
     """Say of everything whether it is as it should be; 1 if something is not."""
     card, data = load_card(config.data.name), config.data
-    print(f"{card.name}: {card.title}\n  data.root={data.root}")
+    print(f"{card.name}: {card.title}\n  data.root={shown(data.root)}")
     wrong = 0
     for ok, finding in findings(card, data):
         wrong += not ok
-        print(f"  {'ok   ' if ok else 'WRONG'}  {finding}")
+        print(f"  {'ok   ' if ok else 'WRONG'}  {shown(finding)}")
     if wrong:
         print(
             f"\n{wrong} thing{'s' * (wrong > 1)} wrong. How to get {card.name}: {card.obtain.strip()}"

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.errors import UserError
+from noisybsd.processes import end_with_main_process
 
 if TYPE_CHECKING:
     from noisybsd.data.splits import Split
@@ -224,7 +225,7 @@ class StreamingLoader(Loader):
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
                 multiprocessing_context=_process_context() if self.workers else None,
-                worker_init_fn=_ignore_interrupt,
+                worker_init_fn=_begin_worker,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # or else it draws from the global one
             )
@@ -252,7 +253,7 @@ class StreamingLoader(Loader):
         first = epoch * self.steps_per_epoch + start
         if self._stream is None or self._next_number != first:
             self._numbers.first = self._next_number = first
-            with _main_module_hidden(), _no_warning_of_cores():
+            with _main_module_hidden(), _no_warning_of_cores(), _hangup_blocked():
                 self._stream = iter(self._loader)
         count = self.steps_per_epoch - start
         return self._to_cuda(count) if self.device.type == "cuda" else self._on_host(count)
@@ -396,9 +397,26 @@ def _no_warning_of_cores() -> Iterator[None]:
         yield
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one stops the workers in order."""
+@contextlib.contextmanager
+def _hangup_blocked() -> Iterator[None]:
+    """Start processes that a closed terminal does not end, so that the main one can end its step.
+
+    A process inherits which signals are blocked; here, one that comes meanwhile is delivered afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(worker: int) -> None:
+    """Ignore Ctrl-C, which reaches every process of a terminal: the main one stops the workers in order.
+
+    Where the main process is killed, they stop by themselves.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_main_process()
 
 
 def _is_lost_worker(error: Exception) -> bool:

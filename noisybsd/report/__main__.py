@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from noisybsd.engine.saved import MAY_DIFFER, run_argument
-from noisybsd.errors import UserError, command
+from noisybsd.errors import UserError, command, shown
 from noisybsd.report.estimates import caution
 from noisybsd.report.write import report
 
@@ -59,7 +60,9 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
             )
             table.add_row(name, *told)
         console.print(table)
-    print(f"written to {directory}: report.html, labels.csv, labels.parquet, pred_probs.npz,")
+    print(
+        f"written to {shown(directory)}: report.html, labels.csv, labels.parquet, pred_probs.npz,"
+    )
     print("  labels_metrics.json")
 
 
@@ -80,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise UserError(f"top={text}: expected how many samples to show, an integer from 1")
     return int(text)
 

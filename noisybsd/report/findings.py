@@ -26,12 +26,11 @@ from noisybsd.data.images import ImageFiles
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
+from noisybsd.report.checked import array_mistakes, table_mistakes
 
 Floats = npt.NDArray[Any]  # float32 or float64
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-ARRAYS = ("belief", "network", "neighbours", "labels", "test", "test_labels")
 
 
 @dataclass(frozen=True)
@@ -97,19 +96,23 @@ class Findings:
             table = pyarrow.parquet.read_table(table_path)
             if "final_prob" not in table.column_names:
                 return None
-            about = json.loads(table.schema.metadata[b"noisybsd"])
+            about = json.loads((table.schema.metadata or {}).get(b"noisybsd", b"null"))
             with np.load(arrays_path, allow_pickle=False) as content:
                 arrays = dict(content)
-            missing = set(ARRAYS) - set(arrays)
-            if missing or len(arrays["belief"]) != len(table):
-                lacks = f"has no {min(missing)}" if missing else "is of other samples"
-                raise ValueError(f"pred_probs.npz {lacks}")
         except Exception as error:  # a damaged file can raise anything
             first = (str(error).splitlines() or [""])[0]
-            raise UserError(
-                f"{table_path}: not readable: {first}; delete it, and the report makes it again"
+            raise _damaged(
+                table_path, f"it or {arrays_path.name} is not readable: {first}"
             ) from None
+        for mistake in table_mistakes(table, about):
+            raise _damaged(table_path, mistake)
+        for mistake in array_mistakes(arrays, table, about):
+            raise _damaged(arrays_path, mistake)
         return cls(table, arrays, about)
+
+
+def _damaged(path: Path, mistake: str) -> UserError:
+    return UserError(f"{path}: damaged: {mistake}; delete it, and it is made anew")
 
 
 def label_table(

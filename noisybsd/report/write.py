@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from noisybsd.data.images import ImageFiles
 from noisybsd.data.splits import image_size
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.errors import UserError
-from noisybsd.files import write_atomically, write_json
+from noisybsd.files import kind_of, write_atomically, write_json
 from noisybsd.report.collect import collect
 from noisybsd.report.estimates import detection_metrics, estimates
 from noisybsd.report.findings import Findings
 from noisybsd.report.page import Run, build_page
+from noisybsd.runs.records import read_history
 
 
 def load_run(directory: Path, overrides: list[str]) -> Run:
@@ -67,12 +67,7 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path}: not readable: {error}") from None
+    return [] if kind_of(path, str(path)) is None else read_history(path)
 
 
 def _files(findings: Findings, config: Config) -> ImageFiles | None:
@@ -93,7 +88,9 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     run = load_run(directory, overrides)
     said, detection = estimates(run.findings), detection_metrics(run.findings)
     page = build_page(run, said, detection, top)
-    write_atomically(directory / "report.html", lambda file: file.write(page.encode()))
+    write_atomically(
+        directory / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace"))
+    )
     metrics = {
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": _json(said),

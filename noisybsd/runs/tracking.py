@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from noisybsd.config import Config
+from noisybsd.errors import shown
+from noisybsd.files import open_file
 from noisybsd.settings import TrackingConfig
 
 log = logging.getLogger("noisybsd")
@@ -66,7 +68,7 @@ class Tracker:
         )
         console = Console() if rich else None
         self._console = _AboveTheBar(console) if console else logging.StreamHandler(sys.stdout)
-        self._file = logging.FileHandler(directory / "log.txt", encoding="utf-8")
+        self._file = _log_file(directory / "log.txt")
         self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._progress: Progress | None = None
         if console:
@@ -97,9 +99,10 @@ class Tracker:
         trace: TracebackType | None,
     ) -> None:
         if self._progress:
-            self._progress.stop()
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                self._progress.stop()
         if error is not None:  # the console is told by the command
-            text = f"ended by {type(error).__name__}: {error}"
+            text = shown(f"ended by {type(error).__name__}: {error}")
             self._file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, text, (), None))
         for handler in (self._console, self._file):
             log.removeHandler(handler)
@@ -109,7 +112,8 @@ class Tracker:
         """Say that a signal has arrived, and leave the terminal as it was, should another one follow."""
         log.info("%s: saving after this step; a second one ends the run at once", signal_name)
         if self._progress:
-            self._progress.console.show_cursor(True)
+            with contextlib.suppress(OSError):
+                self._progress.console.show_cursor(True)
 
     def start_wandb(self, history: list[dict[str, Any]]) -> None:
         """Start the W&B run; `history` holds the metrics of the epochs done before."""
@@ -126,6 +130,16 @@ class Tracker:
     def finish(self, results: dict[str, Any] | None) -> None:
         """Close the W&B run; with `results`, they become its summary."""
         self._wandb.finish(results)
+
+
+def _log_file(path: Path) -> logging.Handler:
+    """A handler that adds to the file `path`; where it cannot be written, one that does nothing."""
+    try:
+        open_file(path, "ab").close()
+        return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        log.warning("%s is not written: %s", path, error.strerror)
+        return logging.NullHandler()
 
 
 class NoTracker(Tracker):

@@ -17,6 +17,7 @@ from noisybsd.models.networks import (
     NETWORKS,
     PreActBlock,
     UncountedBatchNorm,
+    _takes,
     build_network,
     uncounted,
 )
@@ -45,6 +46,11 @@ PARAMETERS = {  # encoder and classifier, 10 classes, 3 channels
 def _images(name: str, count: int, channels: int = 3) -> Tensor:
     pixels = 64 if name == "resnet50_imagenet" else 32
     return torch.randn(count, channels, pixels, pixels, generator=torch.Generator().manual_seed(0))
+
+
+def _is_large(name: str) -> bool:
+    """Whether the network has no width that makes it small."""
+    return not _takes(NETWORKS[name], "width")
 
 
 def _count(*modules: torch.nn.Module) -> int:
@@ -175,6 +181,24 @@ def test_batch_norms_are_torchs_but_do_not_count(name: str) -> None:
     for one, other in zip(ours(_images(name, 2)), torchs(_images(name, 2)), strict=True):
         assert torch.equal(one, other)
     ours.load_state_dict(torchs.state_dict())  # of a version that counted
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if _is_large(name) else ()) for name in NETWORKS],
+)
+def test_networks_compile_to_one_graph(name: str) -> None:
+    """Forward and backward, under autocast as on a GPU."""
+    width = {} if _is_large(name) else {"width": 8}
+    network = uncounted(build_network(name, num_classes=3, embedding_dim=4, **width))
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, backend="eager")
+    images = _images(name, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        (logits, z), (expected, _) = compiled(images), network(images)
+    torch.testing.assert_close(logits, expected)
+    (logits.sum() + z[:, 0].sum()).backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+    torch.compiler.reset()
 
 
 def test_identity_projection_normalises_the_features() -> None:

@@ -29,7 +29,7 @@ from noisybsd.report.findings import Findings
 from noisybsd.report.page import Run, build_page
 from noisybsd.report.plots import curves_plot, reliability_plot, transition_plot
 from noisybsd.report.sprites import SHEET, Sheets, sprite_sheets
-from noisybsd.report.write import report
+from noisybsd.report.write import load_run, report
 
 
 class Parsed(HTMLParser):
@@ -386,12 +386,12 @@ def test_a_run_that_is_past_its_checkpoint_says_so(digits: Path, tmp_path: Path)
     *_, last = metrics.read_text("utf-8").splitlines()
     with metrics.open("a", encoding="utf-8") as file:
         file.write(last.replace('"epoch": 3', '"epoch": 4') + "\n")
-    (notice,) = report.load_run(directory, []).notices
+    (notice,) = load_run(directory, []).notices
     assert "went on to epoch 4, but it has no later checkpoint" in notice
     assert "after epoch 3" in notice
     for path in directory.glob("checkpoint*"):
         path.unlink()
-    (notice,) = report.load_run(directory, []).notices
+    (notice,) = load_run(directory, []).notices
     assert "has no checkpoint any more" in notice
 
 
