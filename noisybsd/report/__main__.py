@@ -25,7 +25,7 @@ Say which training labels are wrong, from a run, finished or not. Writes into DI
   labels_metrics.json  the estimates and, with clean labels, how well each ranking finds wrong labels
 
 keys that may differ from the run's own: {", ".join(MAY_DIFFER)}.
-All but data.* matter only where training has left no labels.parquet of the run's last epoch.
+Except data.*, they matter only if training left no labels.parquet of the run's last epoch.
 """
 
 

@@ -42,7 +42,7 @@ class Findings:
         arrays: float32 probabilities. `belief` (N,K), what the run believes of each sample's class;
             `network` (N,K), its network's predictions without augmentation, NaN where an image is
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
-            share, zeros where there are none; `test` (M,K), the predictions on the test set. And the
+            share, zeros without neighbours; `test` (M,K), the predictions on the test set. And the
             given labels, `labels` (N,) and `test_labels` (M,) int64.
         about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, holds_belief (false:
             `belief` is what the network predicts), test_labels.
@@ -84,7 +84,7 @@ class Findings:
 
     @classmethod
     def read(cls, directory: Path) -> Findings | None:
-        """What `write` wrote, None where it is not there, or was written by an older version.
+        """The findings that `write` wrote; None if they are missing or of an older version.
 
         Raises:
             UserError: it is there and damaged.
@@ -129,7 +129,7 @@ def label_table(
     left_epoch: Ints,
     strength: Floats | None,
 ) -> pyarrow.Table:
-    """One row for each training sample, in the dataset's order; what is unknown is null.
+    """One row for each training sample, in the dataset's order; unknown values are null.
 
     | column | meaning |
     |---|---|
@@ -152,14 +152,14 @@ def label_table(
     Args:
         belief: (N,K), rows sum to one.
         network: (N,K), the final network's probabilities; rows of NaN where it could not look.
-        votes: (N,K) shares of the neighbours' given labels, zeros where there are none.
+        votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
         network_prob, margin, visits, left_epoch, strength: (N,) each; left_epoch from 0, -1: never.
     """
     labels, rows = train.labels, np.arange(len(train))
     suggested = belief.argmax(axis=1)
     given_prob, final_prob = belief[rows, labels], network[rows, labels]
-    # ties, as of samples never visited, by what the network said while it learned
+    # ties, such as samples never visited, are broken by the last prediction during training
     order = np.lexsort((network_prob, trust(given_prob, final_prob), visits == 0))
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
@@ -207,12 +207,12 @@ def label_table(
 
 
 def trust(given_prob: Floats, final_prob: Floats) -> Floats:
-    """How much speaks for each given label (N,), in [0,1]: belief times the final network's probability.
+    """Trust in each given label (N,), in [0,1]: belief times the final network's probability.
 
-    The belief averages what the network has said since its first epochs; the final network, looking
-    at the image as it is, knows more and remembers nothing. A score to rank by, no probability:
-    normalised over the classes it found more on digits and less on a subset of CIFAR-10N, where
-    beliefs are too sure (docs/LOG.md). Where the network could not look, the belief stands alone.
+    The belief averages all predictions since the first epochs; the final network, on the image without
+    augmentation, knows more and remembers nothing. The product is a score and not a probability:
+    normalised over the classes, it ranked worse on a subset of CIFAR-10N (docs/LOG.md). If an image is
+    unreadable, the belief stands alone.
     """
     return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
 

@@ -24,7 +24,7 @@ from noisybsd.runs.records import read_history
 
 
 def load_run(directory: Path, overrides: list[str]) -> Run:
-    """The findings of a run: those that training wrote, else made anew from its checkpoint.
+    """The findings of a run: those that training wrote; without them, from its checkpoint.
 
     Raises:
         UserError: not a run directory, or it holds neither findings nor a checkpoint; or findings
@@ -46,7 +46,7 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
                 "has no checkpoint any more" if trainer is None else "has no later checkpoint"
             )
             notices.append(
-                f"The run went on to epoch {len(history)}, but it {checkpoint}: this is "
+                f"The run went on to epoch {len(history)}, but it {checkpoint}. This page shows "
                 f"what was found after epoch {findings.about['epoch']}."
             )
     if dataset is None:
@@ -59,10 +59,10 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
     reason = (
         str(problem).splitlines()[0]
         if problem
-        else "they are not those the run was trained on any more"
+        else "they are no longer those that the run was trained on"
     )
     images = _files(findings, config)
-    shown = "no pictures are shown" if images is None else "pictures are shown where there are any"
+    shown = "no pictures are shown" if images is None else "pictures are shown if their files exist"
     return Run(findings, history, images, [*notices, f"The images: {reason}; {shown}."])
 
 
