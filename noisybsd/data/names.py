@@ -155,6 +155,8 @@ def _difference(one: str, other: str) -> str:
         return "how an accented letter is encoded (Unicode NFC and NFD)"
     if "".join(one.split()) == "".join(other.split()):
         return "white space"
+    if one.casefold() == other.casefold():
+        return "case"
     return "case, white space or the encoding of letters"
 
 
@@ -290,7 +292,7 @@ def match(
         more = f" and {len(strangers) - 3:,} more" if len(strangers) > 3 else ""
         raise UserError(
             f"{source}: no training image is called {', '.join(strangers[:3])}{more}; the images are "
-            f"called {examples([as_text(path) for path in images.paths])}"
+            f"called {examples([as_text(path) for path in images.paths])}, from data.root"
         )
     if missing := [as_text(path) for i, path in enumerate(images.paths) if i not in row_of]:
         raise UserError(

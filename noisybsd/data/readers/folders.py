@@ -281,8 +281,8 @@ class _Arranging:
         for name, splits in within.items():
             if name not in split or None in splits.values():
                 self.refuse(
-                    f"{self._list(sorted(split))} hold folders for training and testing, and "
-                    f"{self._list([name])} holds images outside of such folders"
+                    f"folders for training and testing are in {self._list(sorted(split))}, but "
+                    f"{self._list([name])} has images outside of such folders"
                 )
             for folder, paths in self.tree[name].items():
                 depth = len(self._path(name).split("/")) + 2
