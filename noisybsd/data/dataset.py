@@ -108,6 +108,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         train = train.take(_first(len(train), data.limit, _in_order(read.train.labels)))
     if data.test_limit is not None:
         test = test.take(_first(len(test), data.test_limit, _in_order(test.labels)))
+    train = train.without_unknown()
     clean = train.clean_labels
     for line in _first_of(problems):
         log.warning("left out: %s", line)

@@ -60,6 +60,12 @@ class Split:
             None if self.paths is None else [self.paths[i] for i in index],
         )
 
+    def without_unknown(self) -> Split:
+        """The same, without clean labels where not one is known."""
+        clean = self.clean_labels
+        some = clean is not None and (clean != UNKNOWN).any()
+        return self if some else replace(self, clean_labels=None)
+
 
 @dataclass(frozen=True)
 class Read:
@@ -184,9 +190,10 @@ def verified(test: Split, otherwise: str) -> tuple[Split, str]:
     Args:
         otherwise: what they are where no clean label is known.
     """
+    test = test.without_unknown()
     clean = test.clean_labels
-    if clean is None or (clean == UNKNOWN).all():
-        return replace(test, clean_labels=None), otherwise
+    if clean is None:
+        return test, otherwise
     known = clean != UNKNOWN
     labels = np.where(known, clean, test.labels)
     return replace(test, labels=labels), "clean" if known.all() else "partly verified"

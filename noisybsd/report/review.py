@@ -114,7 +114,7 @@ def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
     review = read_review(path)
     dataset = load_dataset(config.data, config.noise, config.seed)
     train, classes = dataset.train, len(dataset.class_names)
-    if review.data_sha256 != dataset.sha256:
+    if not dataset.is_of(review.data_sha256):
         raise UserError(
             f"review={path}: belongs to another dataset: it is about images and labels of sha256 "
             f"{review.data_sha256[:12]}…, those of data.name={config.data.name} in "

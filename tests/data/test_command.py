@@ -184,7 +184,7 @@ def test_prepare_downloads_unpacks_and_resumes(
             "downloads: []\n", f"downloads: {json.dumps(downloads)}\n"
         )
         card.write_text(text, "utf-8")
-        server.cut = len(images) // 3
+        server.cut, server.tag = len(images) // 3, '"one"'
         assert main(["prepare", str(card), f"root={root}"]) == 0
         assert len(server.asked) > 3 and any(server.asked)
         assert sorted(path.name for path in root.iterdir()) == [

@@ -55,7 +55,7 @@ def read_manifest(card: Card, data: DataConfig) -> Read:
         name = class_names[int(trained.argmin())]
         raise UserError(f"{table.path}: class {name} has no training image")
     whole = _whole(table, card, data, paths, given, class_names)
-    train = _without_unknown(whole.take(is_train))
+    train = whole.take(is_train).without_unknown()
     if not is_test.any():
         return Read(train, None, class_names, notices=notices)
     test, what = verified(whole.take(is_test), "unverified")
@@ -109,12 +109,6 @@ def _whole(
 ) -> Split:
     whole = file_split(card, data, paths, given)
     return replace(whole, clean_labels=_clean(table, class_names))
-
-
-def _without_unknown(split: Split) -> Split:
-    """Clean labels of which none is known are None."""
-    clean = split.clean_labels
-    return split if clean is None or (clean != UNKNOWN).any() else replace(split, clean_labels=None)
 
 
 # --- paths --------------------------------------------------------------------------------------
