@@ -145,12 +145,9 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
 
 
 def _takes_text(annotation: Any) -> bool:
-    """Whether a field takes text, or one of some words, and nothing else but null."""
-    kinds = [kind for kind in _alternatives(annotation) if kind is not NoneType]
-    words = [w for kind in kinds if get_origin(kind) is Literal for w in get_args(kind)]
-    if any(kind is not str and get_origin(kind) is not Literal for kind in kinds):
-        return False  # as of options, which may be numbers too: as YAML has it
-    return str in kinds or any(isinstance(word, str) for word in words)
+    kinds = list(_alternatives(annotation))
+    words = [a for a in kinds if get_origin(a) is Literal]
+    return str in kinds or any(isinstance(w, str) for a in words for w in get_args(a))
 
 
 def _inside(annotation: Any, key: str) -> Any:
