@@ -588,9 +588,11 @@ class Views(nn.Module):
         name: a key of `VIEWS`.
         size: S, the height and width of a view in pixels.
         mean, std: (C,) of the channels, for pixels in [0, 1].
+        flip: "random", or "alternating": the caller says which images the weak view mirrors.
 
     Raises:
-        UserError: for an unknown `name`, or `mean` and `std` that are no pair.
+        UserError: for an unknown `name`, for `mean` and `std` that are no pair, or for alternating
+            flips of views that never mirror.
 
     Example:
         >>> views = Views("cifar", 32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
@@ -602,7 +604,14 @@ class Views(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip: str = "random",
+    ) -> None:
         super().__init__()
         if name not in VIEWS:
             raise UserError(f"augment.name: {did_you_mean(name, VIEWS)}")
@@ -614,6 +623,13 @@ class Views(nn.Module):
         self.name, self.size = name, size
         self.weak_view, self.strong_view = (view(size) for view in VIEWS[name])
         self.plain_view = CentreCrop(size)
+        if flip == "alternating":
+            if not getattr(self.weak_view, "flip", 0.0):
+                raise UserError(
+                    f"augment.flip=alternating: the views {name!r} never mirror an image; use "
+                    "augment.flip=random"
+                )
+            self.weak_view.flip = 0.0
         self.register_buffer(
             "mean", torch.tensor(mean, dtype=torch.float).view(1, -1, 1, 1), persistent=False
         )
@@ -621,8 +637,10 @@ class Views(nn.Module):
             "std", torch.tensor(std, dtype=torch.float).view(1, -1, 1, 1), persistent=False
         )
 
-    def weak(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32 (B, C, S, S), lightly changed."""
+    def weak(self, images: Tensor, mirror: Tensor | None = None) -> Tensor:
+        """uint8 (B, C, H, W) to float32 (B, C, S, S), lightly changed; first mirrored where `mirror` (B,)."""
+        if mirror is not None:
+            images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
         return self.render(images, self.weak_view)
 
     def strong(self, images: Tensor) -> Tensor:

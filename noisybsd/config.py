@@ -145,6 +145,10 @@ class AugmentConfig(Section):
         max_length=2,
         description="the views of an image in a step; beliefs and neighbours see the first",
     )
+    flip: Literal["random", "alternating"] = Field(
+        "random",
+        description="mirror the weak view at random, or in every second epoch; the strong view at random",
+    )
     mixup: float = Field(
         0.0, ge=0, description="mix pairs of images, by Beta(mixup, mixup); 0: do not"
     )
@@ -153,10 +157,16 @@ class AugmentConfig(Section):
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
     lr: float = Field(0.05, gt=0, description="peak learning rate")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    schedule: Literal["cosine", "linear"] = Field(
+        "cosine", description="how the learning rate falls from lr, after the warm-up, to min_lr"
+    )
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the run")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    norm_bias_lr: float = Field(
+        1.0, gt=0, le=1000, description="batch-norm biases learn so many times as fast as the rest"
+    )
     clip_norm: float | None = Field(None, gt=0, description="clip the gradient's norm to this")
 
 

@@ -14,20 +14,38 @@ from noisybsd.networks import Network
 
 
 def build_optimizer(
-    parameters: Sequence[nn.Parameter], config: OptimizerConfig
+    modules: Sequence[nn.Module], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; fused on a GPU."""
+    """SGD with Nesterov momentum, or AdamW, of what `modules` learn; fused on a GPU.
+
+    Each parameter group has a `scale`, by which the learning rate of a step is multiplied: 1, and
+    `norm_bias_lr` for the biases of batch norms, whose weight decay is divided by it, so that both
+    groups shrink at the same pace.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     fused = parameters[0].is_cuda
+    groups = [{"params": parameters, "scale": 1.0}]
+    if config.norm_bias_lr != 1:
+        biases = _norm_biases(modules)
+        chosen = {id(p) for p in biases}
+        groups = [
+            {"params": [p for p in parameters if id(p) not in chosen], "scale": 1.0},
+            {
+                "params": biases,
+                "scale": config.norm_bias_lr,
+                "weight_decay": config.weight_decay / config.norm_bias_lr,
+            },
+        ]
     if config.name == "adamw":
         return torch.optim.AdamW(
-            parameters,
+            groups,
             lr=config.lr,
             betas=(config.momentum, 0.999),
             weight_decay=config.weight_decay,
             fused=fused,
         )
     return torch.optim.SGD(
-        parameters,
+        groups,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.momentum > 0,
@@ -36,14 +54,32 @@ def build_optimizer(
     )
 
 
+def _norm_biases(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    norms = (part for module in modules for part in module.modules())
+    return [
+        part.bias
+        for part in norms
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.bias is not None
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next step, times each group's own `scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("scale", 1.0)  # optimisers saved before there were scales
+
+
 def learning_rate(
     step: int, total_steps: int, warmup_steps: float, config: OptimizerConfig
 ) -> float:
-    """Linear warm-up to `lr`, then a cosine down to `min_lr`; a function of the step alone."""
+    """Linear warm-up to `lr`, then a cosine or a line down to `min_lr`; a function of the step alone."""
     if step < warmup_steps:
         return config.lr * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    left = 1 - progress
+    if config.schedule == "cosine":
+        left = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.min_lr + (config.lr - config.min_lr) * left
 
 
 class WeightEma(nn.Module):

@@ -30,12 +30,12 @@ from noisybsd.contrastive import CONTRASTIVE
 from noisybsd.data import Dataset, Split
 from noisybsd.environment import describe_environment
 from noisybsd.errors import UserError
-from noisybsd.loader import Loader, build_loader, keep_resident
+from noisybsd.loader import Loader, build_loader, eval_batches, keep_resident
 from noisybsd.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.monitor import EpochSums, SampleMonitor
-from noisybsd.networks import Network, build_network
+from noisybsd.networks import FastResNet, Network, build_network
 from noisybsd.objectives import LOSSES, build_loss, build_rule
-from noisybsd.optim import WeightEma, build_optimizer, learning_rate
+from noisybsd.optim import WeightEma, build_optimizer, learning_rate, set_learning_rate
 from noisybsd.parts import Batch, Mixup, Task
 from noisybsd.predict import predict
 from noisybsd.rundir import RESULTS_SCHEMA
@@ -62,7 +62,13 @@ class Trainer:
         if distributed.world_size() > 1:
             test = test.take(np.r_[distributed.share(len(test))])
         self.test = keep_resident(test, device, config.data.storage, config.data.on_error)
-        self.views = Views(config.augment.name, dataset.size, dataset.mean, dataset.std).to(device)
+        self.views = Views(
+            config.augment.name, dataset.size, dataset.mean, dataset.std, config.augment.flip
+        ).to(device)
+        self.mirrored_first = None  # (N,) bool: with alternating flips, whom the first epoch mirrors
+        if config.augment.flip == "alternating":
+            bits = np.random.Philox(key=config.seed).random_raw(len(train)) & 1
+            self.mirrored_first = torch.as_tensor(bits == 1, device=device)
         torch.manual_seed(config.seed)
         with distributed.one_first("network"):  # pretrained weights are downloaded
             network = build_run_network(config, dataset)
@@ -78,7 +84,7 @@ class Trainer:
         self.rule = build_rule(task).to(device)
         self.loss = build_loss(task).to(device)
         self.parameters = [*self.network.parameters(), *self.loss.parameters()]
-        self.optimizer = build_optimizer(self.parameters, config.optimizer)
+        self.optimizer = build_optimizer([self.network, self.loss], config.optimizer)
         self.contrastive = CONTRASTIVE.get(config.contrastive.name)
         self.monitor = SampleMonitor(self.labels)
         self.sums = EpochSums(device)
@@ -141,6 +147,31 @@ class Trainer:
         warmup = self.config.contrastive.warmup_epochs * self.loader.steps_per_epoch
         return self.config.contrastive.weight * min(1.0, (step + 1) / (warmup + 1))
 
+    def view(self, name: str, index: Tensor, images: Tensor) -> Tensor:
+        """The view "weak" or "strong" (B,C,S,S) of `images` (B,C,H,W) uint8, the samples `index` (B,)."""
+        if name == "strong":
+            return self.views.strong(images)
+        if self.mirrored_first is None:
+            return self.views.weak(images)
+        return self.views.weak(images, self.mirrored_first[index] ^ (self.epoch % 2 == 1))
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Before the first step: set what a network takes from the training images, its whitening."""
+        if not isinstance(self.network.encoder, FastResNet):
+            return
+        train = self.dataset.train
+        sample = train.take(np.linspace(0, len(train) - 1, min(len(train), 5000)).astype(int))
+        data = self.config.data
+        batches = eval_batches(
+            sample, 500, self.device, workers=data.workers, on_error=data.on_error
+        )
+        images = torch.cat([self.views.plain(images) for images, _ in batches])
+        for network in self.networks().values():
+            assert isinstance(network.encoder, FastResNet)
+            network.encoder.whiten(images)
+            distributed.copy_first_(network.encoder[0].weight)
+
     def step(self, index: Tensor, images: Tensor) -> None:
         """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8.
 
@@ -148,10 +179,9 @@ class Trainer:
         """
         step, num_views = self.step_number, len(self.config.augment.views)
         torch.manual_seed(step_seed(self.config.seed, distributed.rank(), step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(step)
+        set_learning_rate(self.optimizer, self.lr(step))
 
-        views = [getattr(self.views, name)(images) for name in self.config.augment.views]
+        views = [self.view(name, index, images) for name in self.config.augment.views]
         mixup, alpha = None, self.config.augment.mixup
         if alpha > 0:
             mixup = Mixup.draw(len(index), alpha, self.device)
@@ -212,6 +242,8 @@ class Trainer:
         self.rule.start_epoch(self.epoch)
         self.loss.start_epoch(self.epoch)
         begin = time.perf_counter()
+        if self.step_number == 0:
+            self.prepare()
         try:
             for index, images in self.loader.epoch(self.epoch, start=done):
                 self.step(index, images)
