@@ -345,6 +345,15 @@ class FastResNet(nn.Sequential):
             in_width = out_width
         super().__init__(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), _Scale(1 / 9))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B,4 width) of images x (B,C,H,W)."""
+        if min(x.shape[-2:]) < 16:
+            raise UserError(
+                f"network.name=fast_resnet takes images of at least 16 x 16 pixels, got {x.shape[-2]} x "
+                f"{x.shape[-1]}; small_cnn takes smaller ones"
+            )
+        return super().forward(x)
+
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
         """Set the first convolution by `images` (M,C,H,W), normalised: of them its outputs are white.

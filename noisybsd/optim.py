@@ -13,9 +13,7 @@ from noisybsd.config import OptimizerConfig
 from noisybsd.networks import Network
 
 
-def build_optimizer(
-    modules: Sequence[nn.Module], config: OptimizerConfig
-) -> torch.optim.Optimizer:
+def build_optimizer(modules: Sequence[nn.Module], config: OptimizerConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW, of what `modules` learn; fused on a GPU.
 
     Each parameter group has a `scale`, by which the learning rate of a step is multiplied: 1, and

@@ -65,7 +65,9 @@ class Trainer:
         self.views = Views(
             config.augment.name, dataset.size, dataset.mean, dataset.std, config.augment.flip
         ).to(device)
-        self.mirrored_first = None  # (N,) bool: with alternating flips, whom the first epoch mirrors
+        self.mirrored_first = (
+            None  # (N,) bool: with alternating flips, whom the first epoch mirrors
+        )
         if config.augment.flip == "alternating":
             bits = np.random.Philox(key=config.seed).random_raw(len(train)) & 1
             self.mirrored_first = torch.as_tensor(bits == 1, device=device)

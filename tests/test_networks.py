@@ -27,6 +27,11 @@ PARAMETERS = {  # encoder and classifier, 10 classes, 3 channels
     # 12 layers of 12 d^2 weights and 13 d others, patches, positions, class token, last norm
     "vit_small": 12 * (12 * 384**2 + 13 * 384) + 49 * 384 + 65 * 384 + 384 + 2 * 384 + 385 * 10,
     "small_cnn": 9 * (3 * 32 + 32 * 64 + 64 * 128) + 2 * (32 + 64 + 128) + 129 * 10,
+    # whitening and its bias, three groups of two convolutions, four numbers a pair of norms, classifier
+    "fast_resnet": 24 * 13
+    + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
+    + 4 * (64 + 256 + 256)
+    + 257 * 10,
 }
 
 
@@ -69,7 +74,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     without = [
         key
         for key, parameter in network.named_parameters()
-        if parameter.grad is None or not parameter.grad.any()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
     ]
     assert without == []
 
@@ -325,3 +330,48 @@ def test_vit_names_the_size_it_takes() -> None:
     network = build_network("vit_small", num_classes=3)
     with pytest.raises(UserError, match="32 x 32 pixels, got 28 x 28"):
         network(torch.randn(1, 3, 28, 28))
+
+
+def test_the_first_convolution_of_the_fast_network_whitens_patches() -> None:
+    """Half of its outputs, the filters of positive sign, have the identity as their covariance."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = F.avg_pool2d(torch.randn(64, 3, 20, 20, generator=generator), 3, stride=1)
+    network = build_network("fast_resnet", 10, width=4)
+    network.encoder.whiten(smooth)
+    out = network.encoder[0](smooth).permute(1, 0, 2, 3).flatten(1)  # (24,P)
+    positive, negative = out[:12], out[12:]
+    second_moments = positive @ positive.T / positive.shape[1]
+    # eigenvalues here are not small beside the 5e-4 that steadies the smallest
+    values = torch.linalg.eigvalsh(_patches(smooth).T @ _patches(smooth) / len(_patches(smooth)))
+    expected = (values / (values + 5e-4)).flip(0)
+    torch.testing.assert_close(second_moments, torch.diag(expected), atol=2e-3, rtol=0)
+    torch.testing.assert_close(positive, -negative)
+
+
+def _patches(images: Tensor) -> Tensor:
+    """All 2x2 patches (P,4C), one by one."""
+    count, _, height, width = images.shape
+    return torch.stack(
+        [
+            images[i, :, y : y + 2, x : x + 2].flatten()
+            for i in range(count)
+            for y in range(height - 1)
+            for x in range(width - 1)
+        ]
+    )
+
+
+def test_the_fast_network_starts_as_the_identity_and_learns_shifts_only_in_its_norms() -> None:
+    network = build_network("fast_resnet", 10, width=32)
+    first, second = network.encoder[2], network.encoder[6]
+    x = torch.randn(2, 24, 9, 9)
+    torch.testing.assert_close(first(x)[:, :24], x)
+    x = torch.randn(2, 32, 9, 9)
+    torch.testing.assert_close(second(x), x)
+    frozen = {name for name, p in network.encoder.named_parameters() if not p.requires_grad}
+    norms = {
+        f"{name}.weight"
+        for name, part in network.encoder.named_modules()
+        if isinstance(part, torch.nn.BatchNorm2d)
+    }
+    assert frozen == {"0.weight", *norms}

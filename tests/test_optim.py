@@ -1,10 +1,19 @@
+import itertools
+
 import pytest
 import torch
 
 from noisybsd.config import OptimizerConfig
-from noisybsd.optim import WeightEma, build_optimizer, learning_rate
+from noisybsd.networks import build_network
+from noisybsd.optim import WeightEma, build_optimizer, learning_rate, set_learning_rate
 
 CONFIG = OptimizerConfig(lr=0.4, min_lr=0.1)
+
+
+def holding(parameter: torch.nn.Parameter) -> torch.nn.Module:
+    module = torch.nn.Module()
+    module.x = parameter
+    return module
 
 
 def test_schedule_warms_up_linearly_then_follows_a_cosine() -> None:
@@ -13,6 +22,34 @@ def test_schedule_warms_up_linearly_then_follows_a_cosine() -> None:
     assert rates[3 + 97 // 2] == pytest.approx(0.25, abs=0.01)  # half way down
     assert rates[100] == pytest.approx(0.1)
     assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_a_linear_schedule_falls_by_the_same_amount_at_every_step() -> None:
+    config = OptimizerConfig(lr=0.4, min_lr=0.1, schedule="linear")
+    rates = [learning_rate(step, 100, 4, config) for step in range(101)]
+    falls = [before - after for before, after in itertools.pairwise(rates[4:])]
+    assert falls == pytest.approx([0.3 / 96] * 96)
+    assert rates[:5] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4]) and rates[
+        100
+    ] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_batch_norm_biases_learn_faster_and_shrink_at_the_same_pace(name: str) -> None:
+    network = build_network("fast_resnet", 10, width=4)  # with a batch norm in the projection head
+    config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.01, norm_bias_lr=64)
+    optimizer = build_optimizer([network], config)
+    set_learning_rate(optimizer, 0.05)
+    rates, shrinking = {}, set()
+    for group in optimizer.param_groups:
+        rates |= {id(p): group["lr"] for p in group["params"]}
+        shrinking.add(round(group["lr"] * group["weight_decay"], 9))
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 7
+    biases = {id(m.bias) for m in norms}
+    learned = {id(p) for p in network.parameters() if p.requires_grad}
+    assert rates == {p: 0.05 * (64 if p in biases else 1) for p in learned}
+    assert shrinking == {0.0005}
 
 
 def test_schedule_without_warm_up_starts_at_the_peak() -> None:
@@ -40,7 +77,7 @@ def test_ema_is_the_weighted_mean_of_the_weights_it_saw() -> None:
 def test_optimizers_lower_a_quadratic(name: str) -> None:
     x = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
     config = OptimizerConfig(name=name, lr=0.05, weight_decay=0.0)
-    optimizer = build_optimizer([x], config)
+    optimizer = build_optimizer([holding(x)], config)
     for _ in range(200):
         optimizer.zero_grad()
         (x**2).sum().backward()
@@ -51,7 +88,9 @@ def test_optimizers_lower_a_quadratic(name: str) -> None:
 def test_sgd_without_momentum_is_plain() -> None:
     """Nesterov needs momentum; without it there is none to refuse."""
     x = torch.nn.Parameter(torch.tensor([1.0]))
-    optimizer = build_optimizer([x], OptimizerConfig(lr=0.1, momentum=0.0, weight_decay=0.0))
+    optimizer = build_optimizer(
+        [holding(x)], OptimizerConfig(lr=0.1, momentum=0.0, weight_decay=0.0)
+    )
     (2 * x).sum().backward()
     optimizer.step()
     assert x.item() == pytest.approx(0.8)

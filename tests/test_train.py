@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from noisybsd import train as training
+from noisybsd.augment import Views
 from noisybsd.checkpoint import load_checkpoint
 from noisybsd.config import load_config
 from noisybsd.data import Dataset, load_dataset
@@ -199,6 +200,85 @@ def test_every_step_draws_anew(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # --- clean labels and test labels never reach training -----------------------------------------------
+
+
+def test_alternating_flips_mirror_an_image_in_every_second_epoch(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weak view of a sample is mirrored in one of two epochs running, and half of them in the first."""
+    epochs: list[dict[int, bool]] = []
+    plain_step, plain_weak = Trainer.step, Views.weak
+
+    def step(self: Trainer, index: Tensor, images: Tensor) -> None:
+        if self.step_number % self.loader.steps_per_epoch == 0:
+            epochs.append({})
+        indices.append(index.tolist())
+        plain_step(self, index, images)
+
+    def weak(self: Views, images: Tensor, mirror: Tensor | None = None) -> Tensor:
+        assert mirror is not None and self.weak_view.flip == 0
+        epochs[-1] |= dict(zip(indices[-1], mirror.tolist(), strict=True))
+        view = plain_weak(self, images, mirror)  # of "imagenet": a crop as large as the image
+        plain = self.plain(images)
+        assert torch.equal(view, torch.where(mirror[:, None, None, None], plain.flip(-1), plain))
+        return view
+
+    indices: list[list[int]] = []
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Views, "weak", weak)
+    settings = ("method=ce", "augment.name=imagenet", "augment.flip=alternating", "epochs=3")
+    assert main(tiny(*settings)) == 0
+    first, second, third = epochs
+    assert len(first) > 20
+    assert all(second[i] != mirrored for i, mirrored in first.items() if i in second)
+    assert all(third[i] == mirrored for i, mirrored in first.items() if i in third)
+    assert 0.3 < sum(first.values()) / len(first) < 0.7
+
+
+def test_alternating_flips_need_views_that_mirror(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny("augment.name=digits", "augment.flip=alternating")) == 2
+    assert "augment.flip=alternating: the views 'digits' never mirror" in capsys.readouterr().err
+
+
+def enlarged(data: Dataset) -> Dataset:
+    """Digits of 16 x 16 pixels: the fast network is not for 8 x 8."""
+    train, test = (
+        dataclasses.replace(
+            split, images=split.images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        )
+        for split in (data.train, data.test)
+    )
+    return dataclasses.replace(data, train=train, test=test, size=16)
+
+
+def test_the_fast_network_whitens_by_the_training_images_and_resumes_exactly(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("network.name=fast_resnet", "network.width=4", "augment.name=none", "epochs=2")
+    settings = (*settings, "optimizer.norm_bias_lr=64", "optimizer.schedule=linear")
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    with_dataset(monkeypatch, enlarged)
+    assert main(tiny(*settings, f"run.dir={whole}")) == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, send(signal.SIGINT))
+        assert main(tiny(*settings, f"run.dir={parted}")) == 130
+    assert main(tiny(*settings, f"run.dir={parted}")) == 0
+    assert_same(modules(parted), modules(whole))
+    state = load_checkpoint(whole / "checkpoint.pt")["modules"]
+    weight = state["network"]["encoder.0.weight"]
+    torch.testing.assert_close(weight[:4], -weight[4:])  # set by images, and not learned since
+    assert torch.equal(weight, state["ema"]["network.encoder.0.weight"])
+
+
+def test_images_too_small_for_the_fast_network_are_refused(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny("network.name=fast_resnet")) == 2
+    assert (
+        "fast_resnet takes images of at least 16 x 16 pixels, got 8 x 8" in capsys.readouterr().err
+    )
 
 
 def with_dataset(monkeypatch: pytest.MonkeyPatch, change: Callable[[Dataset], Dataset]) -> None:
