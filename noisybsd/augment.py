@@ -624,7 +624,7 @@ class Views(nn.Module):
         self.weak_view, self.strong_view = (view(size) for view in VIEWS[name])
         self.plain_view = CentreCrop(size)
         if flip == "alternating":
-            if not getattr(self.weak_view, "flip", 0.0):
+            if not isinstance(self.weak_view, RandomCropFlip) or self.weak_view.flip == 0:
                 raise UserError(
                     f"augment.flip=alternating: the views {name!r} never mirror an image; use "
                     "augment.flip=random"

@@ -355,10 +355,10 @@ class FastResNet(nn.Sequential):
         return super().forward(x)
 
     @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
-        """Set the first convolution by `images` (M,C,H,W), normalised: of them its outputs are white.
+    def whiten(self, images: Tensor) -> Tensor:
+        """Set and return the filters (8C,C,2,2) of the first convolution, whose outputs of `images` (M,C,H,W) are white.
 
-        Its filters are the eigenvectors of the covariance of all 2x2 patches, with both signs, each
+        They are the eigenvectors of the covariance of all 2x2 patches, with both signs, each
         divided by sqrt(eigenvalue + 5e-4), since a GELU passes one sign only.
         """
         whitening = self[0]
@@ -369,7 +369,7 @@ class FastResNet(nn.Sequential):
         values, vectors = torch.linalg.eigh(covariance)
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0)  # the largest eigenvalue first
         filters = filters.view(len(filters), *whitening.weight.shape[1:])
-        whitening.weight.copy_(torch.cat((filters, -filters)))
+        return whitening.weight.copy_(torch.cat((filters, -filters)))
 
 
 class _Scale(nn.Module):

@@ -65,9 +65,7 @@ class Trainer:
         self.views = Views(
             config.augment.name, dataset.size, dataset.mean, dataset.std, config.augment.flip
         ).to(device)
-        self.mirrored_first = (
-            None  # (N,) bool: with alternating flips, whom the first epoch mirrors
-        )
+        self.mirrored_first = None  # (N,) bool, with alternating flips: mirrored in the first epoch
         if config.augment.flip == "alternating":
             bits = np.random.Philox(key=config.seed).random_raw(len(train)) & 1
             self.mirrored_first = torch.as_tensor(bits == 1, device=device)
@@ -171,8 +169,7 @@ class Trainer:
         images = torch.cat([self.views.plain(images) for images, _ in batches])
         for network in self.networks().values():
             assert isinstance(network.encoder, FastResNet)
-            network.encoder.whiten(images)
-            distributed.copy_first_(network.encoder[0].weight)
+            distributed.copy_first_(network.encoder.whiten(images))
 
     def step(self, index: Tensor, images: Tensor) -> None:
         """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8.
