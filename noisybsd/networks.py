@@ -356,10 +356,13 @@ class FastResNet(nn.Sequential):
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> Tensor:
-        """Set and return the filters (8C,C,2,2) of the first convolution, whose outputs of `images` (M,C,H,W) are white.
+        """Set the first convolution so that its outputs of `images` (M,C,H,W), normalised, are white.
 
-        They are the eigenvectors of the covariance of all 2x2 patches, with both signs, each
-        divided by sqrt(eigenvalue + 5e-4), since a GELU passes one sign only.
+        Its filters are the eigenvectors of the covariance of all 2x2 patches, each divided by
+        sqrt(eigenvalue + 5e-4), once with either sign, since a GELU passes one sign only.
+
+        Returns:
+            The filters, (8C,C,2,2).
         """
         whitening = self[0]
         assert isinstance(whitening, nn.Conv2d)
