@@ -354,6 +354,14 @@ def main(arguments: list[str]) -> int:
 def _run(config: Config) -> int:
     _check_processes(config)
     run = open_run(config) if distributed.is_first() else None
+    try:
+        return _train_in(config, run)
+    finally:
+        if run is not None:
+            run.lock.close()  # an error that somebody keeps would keep the lock too
+
+
+def _train_in(config: Config, run: RunDirectory | None) -> int:
     if distributed.from_first(run is not None and run.results.exists()):
         if run is not None:
             print(f"this run is finished: {shown(run.results)}\nrun.dir=NEW trains it anew")

@@ -502,7 +502,7 @@ def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> N
         text = text.replace(f"{key}: true", f"{key}: false")
     record.write_text(text)
     with pytest.raises(
-        UserError, match=r"another version of noisybsd, whose rule was another: .*alignment"
+        UserError, match=r"is another run's; config.yaml has other settings\n.*align"
     ):
         evaluate_run(Path("run"), [])
 

@@ -40,7 +40,7 @@ _FILES = (
 
 @dataclass
 class RunDirectory:
-    """An opened run directory, locked until the process ends."""
+    """An opened run directory, locked until `lock` is closed or the process ends."""
 
     path: Path
     state: dict[str, Any] | None  # the checkpoint to continue from
