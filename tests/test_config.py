@@ -245,7 +245,7 @@ def test_an_option_the_method_does_not_take() -> None:
         ("discount=true", "options.discount: got True (valid: float > 0 ≤ 1)"),
         ("discount=1.5", "options.discount: got 1.5 (valid: float > 0 ≤ 1)"),
         ("discount=high", "options.discount: got 'high' (valid: float > 0 ≤ 1)"),
-        ("discount=.inf", "options.discount: got inf (valid: float > 0 ≤ 1)"),
+        ("discount=.inf", "options.discount: got '.inf' (valid: float > 0 ≤ 1)"),
         ("discount=null", "options.discount: got None (valid: float > 0 ≤ 1)"),
         ("align=1", "options.align: got 1 (valid: bool)"),
         ("top_k=1", "options.top_k: got 1 (valid: int or null ≥ 2)"),
