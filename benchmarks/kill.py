@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL again and again: does it end as if nothing had happened?
 
-    python benchmarks/kill.py --out results/kill.csv
+    python benchmarks/kill.py --out results/cost/kill.csv
 
 Trains a recipe once without interruption. Then starts it anew with the same command and kills the process
 at a random moment of its training, `--kills` times in the same run directory, wherever it happens to be: in

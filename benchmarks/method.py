@@ -1,7 +1,7 @@
 """The pictures of docs/method.md, drawn from real runs: what beliefs do while a network learns.
 
     python benchmarks/method.py recipe=digits_sym40 device=cpu --out docs/method-digits
-    python benchmarks/method.py recipe=tiny_cifar10n data.root=data device=cpu --out docs/method-cifar10n
+    python benchmarks/method.py recipe=small_cifar10n data.root=data device=cpu --out docs/method-cifar10n
 
 Trains the recipe twice, as it is and with method=ce, and writes OUT.svg and OUT.csv: a row for each epoch,
 with the mean belief in the true class of samples whose label is right or wrong, the mean share of a whole

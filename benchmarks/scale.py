@@ -1,7 +1,7 @@
 """What the per-sample state costs as samples N and classes K grow: belief, feature bank, neighbours.
 
-    python benchmarks/scale.py --out results/scale.csv                  # some minutes
-    python benchmarks/scale.py --full --out results/scale_full.csv      # + a million neighbours, 14M beliefs
+    python benchmarks/scale.py --out results/cost/scale.csv              # some minutes
+    python benchmarks/scale.py --full --out results/cost/scale_full.csv  # + a million neighbours, 14M beliefs
 
 Sizes are those of CIFAR-10 (50k x 10), Clothing1M (1M x 14) and 14M x 1,000. What does not fit here is
 extrapolated, and the column `how` says so and from what:

@@ -1,7 +1,7 @@
 """What a training step costs beyond the network's passes over two views with cross-entropy.
 
-    python benchmarks/step.py --width 8 --out results/step.csv
-    python benchmarks/step.py --device cuda --out results/step_cuda.csv --profile step.txt
+    python benchmarks/step.py --width 8 --out results/cost/step.csv
+    python benchmarks/step.py --device cuda --out results/cost/step_cuda.csv --profile step.txt
 
 Whole steps of `Trainer.step`, the loader included, of `--methods`, all with a weak and a strong view
 of random images. `bare` is a step of what none can do without: two views, the network without a

@@ -93,7 +93,7 @@ class Run:
 
     @property
     def failure(self) -> Path:
-        """Says why the process failed; exists from then until it is tried again."""
+        """Says why the process failed; removed when the run is tried again."""
         return self.directory / "failed.txt"
 
     @property
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def busy(self) -> bool:
-        """Some process trains it at this moment."""
+        """Whether a process trains it now."""
         if not self._has(".lock"):
             return False
         try:
@@ -184,14 +184,14 @@ def split_values(text: str) -> list[str]:
 
 
 def _with_own_settings(mistake: str) -> str:
-    """noisybsd.train's answer to an unknown key does not know the keys of a sweep."""
+    """Add a sweep's own key to the answer to an unknown key, if one is close."""
     key, unknown, _ = mistake.partition(": unknown key")
     close = difflib.get_close_matches(key.split(".")[0], _SETTINGS, n=1)
     return f"{mistake} Or {close[0]}, a setting of the sweep?" if unknown and close else mistake
 
 
 def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]:
-    """Lines to say that the run directory was made by other settings that its name does not show.
+    """Lines that say that the run directory holds a run with other settings than `config`.
 
     Args:
         place: the setting that puts the runs elsewhere.

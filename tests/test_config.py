@@ -217,7 +217,7 @@ def test_help_names_every_key_with_its_default_and_every_recipe() -> None:
         is_section = isinstance(value, dict) and section != "options"
         for name in [f"{section}.{name}" for name in value] if is_section else [section]:
             assert f"\n  {name}=" in f"\n{keys}"
-    assert "contrastive.temperature=0.3\n" in keys and "[float > 0" in keys
+    assert "contrastive.temperature=0.3\n" in keys and "[float > 0 ≤ 1000]" in keys
     assert all(name in describe_recipes() for name in recipe_names())
 
 

@@ -27,13 +27,12 @@ seed, with its 95 % confidence interval. Folders are searched for run directorie
   python -m noisybsd.compare runs/sweep out=table.md,table.csv plots=plots published=true
 
 keys:
-  baseline=METHOD    what differences are taken to: a method, or the whole label of a row; default: ce,
-                     where there is one
-  columns=main       or all: every metric and its difference, in the terminal too; files have them always
+  baseline=METHOD    the method, or the whole label of a row, that the others are compared with; default: ce
+  columns=main       all: the terminal shows every metric and its difference; files always have them
   out=FILE[,FILE…]   write the tables too, as .csv or .md
   plots=DIR          draw accuracy and memorised wrong labels over epochs, accuracy against noise rate,
                      and reliability diagrams, as PNG and SVG
-  published=false    true: published numbers beside ours
+  published=false    true: show published numbers beside ours
   mix=false          true: compare runs of one recipe whose data, noise conventions or budgets differ; the
                      tables then say so
 """
@@ -77,7 +76,7 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         if file.suffix not in (".csv", ".md")
     ]
     if not paths:
-        mistakes.append("give run directories, or folders that hold some; --help says more")
+        mistakes.append("give run directories, or folders that contain some; --help says more")
     if mistakes:
         raise UserError("\n".join(mistakes))
     return paths, options

@@ -26,11 +26,11 @@ class Metric:
     Args:
         key: its name in CSV files.
         field: its name in results.json.
-        percent: shown as such; in CSV files all fractions are in [0,1].
+        percent: whether tables show percent; in CSV files all fractions are in [0,1].
         digits: decimals to show.
         spread: whether to show the standard deviation.
         paired: whether to give differences to the baseline.
-        main: whether the terminal shows it unasked.
+        main: whether the terminal shows it by default.
     """
 
     key: str
@@ -92,7 +92,7 @@ METRICS = (
         "label_correction",
         "corrected %",
         "label_correction_accuracy",
-        "training labels that are right after correction by the belief, or, of a method without one, by the "
+        "training labels that are right after correction by the belief; for a method without one, by the "
         "network's last prediction",
         percent=True,
         digits=2,
@@ -103,7 +103,7 @@ METRICS = (
         "auroc",
         "AUROC",
         "noise_detection_auroc",
-        "of finding the wrong labels by the belief in them, or, of a method without one, by the network's "
+        "of finding the wrong labels by the belief in them; for a method without one, by the network's "
         "last prediction",
         paired=True,
         main=True,
@@ -218,7 +218,7 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
-    """Directories of runs, begun or failed before that, sorted; what lies inside one is its own."""
+    """Run directories at or below `path`, sorted, with those of runs that failed before they began."""
 
     def refused(error: OSError) -> None:
         raise error
@@ -231,7 +231,7 @@ def _run_directories(path: Path) -> Iterator[Path]:
 
 
 def _shown(path: Path) -> Path:
-    """As one would type it: relative to the working directory where it lies inside."""
+    """The path as one would type it: relative, if it is inside the working directory."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
@@ -259,7 +259,7 @@ def read_run(path: Path) -> Run:
     records.check_config(record, str(path / "config.yaml"))
     settings = defaults | flatten(record)
     results = _read_results(path / "results.json")
-    if settings["precision"] == "auto":  # where a run was made is no setting, but bits are
+    if settings["precision"] == "auto":  # the device decides, so it is named
         settings["precision"] = "auto: " + ("bf16" if results.get("device") == "cuda" else "fp32")
     run = Run(path, settings, results)
     if run.method in AVERAGED:
@@ -298,7 +298,7 @@ def read_history(path: Path, epochs: int) -> list[dict[str, Any]]:
 
 
 def _of_average(run: Run) -> dict[str, Any]:
-    """The weight average's test numbers by the names of the network's."""
+    """The test numbers of the weight average, under the names of the network's."""
     accuracies = [value for value in run.curve("test_accuracy") if value is not None]
     if len(accuracies) < len(run.history):
         raise UserError(f"{run.path}: method {run.method} without a weight average (ema.decay=0)")

@@ -1,7 +1,7 @@
 """A comparison as tables: in the terminal, as Markdown and as CSV.
 
-The first three show the same cells, rounded, the terminal only the main ones unasked; CSV holds every
-number whole, fractions in [0,1].
+The first two show the same rounded cells; the terminal shows only the main columns by default. CSV has
+unrounded numbers, fractions in [0,1].
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main_tables(section: Section) -> Iterator[Table]:
 
 
 def section_tables(section: Section) -> Iterator[Table]:
-    """All there is of a section: measured values, differences to the baseline, published numbers."""
+    """All tables of a section: measured values, differences to the baseline, published numbers."""
     mixing, known = _mixing(section), _known(section)
     yield Table(
         f"{section.title}: {describe(section)}.{mixing}",

@@ -23,6 +23,7 @@ import pyarrow.parquet
 import torch
 
 from noisybsd.data.images import ImageFiles
+from noisybsd.data.names import UNKNOWN, as_text
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
@@ -42,7 +43,7 @@ class Findings:
         arrays: float32 probabilities. `belief` (N,K), what the run believes of each sample's class;
             `network` (N,K), its network's predictions without augmentation, NaN where an image is
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
-            share, zeros where there are none; `test` (M,K), the predictions on the test set. And the
+            share, zeros without neighbours; `test` (M,K), the predictions on the test set. And the
             given labels, `labels` (N,) and `test_labels` (M,) int64.
         about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, holds_belief (false:
             `belief` is what the network predicts), test_labels.
@@ -62,8 +63,10 @@ class Findings:
 
     @property
     def clean(self) -> Ints | None:
-        """The clean labels (N,) of a benchmark."""
-        return self.column("clean") if "clean" in self.table.column_names else None
+        """The clean labels (N,), UNKNOWN where nobody has verified the given one; None: nowhere."""
+        if "clean" not in self.table.column_names:
+            return None
+        return self.table["clean"].fill_null(UNKNOWN).to_numpy()
 
     def write(self, directory: Path) -> None:
         """Write labels.parquet, labels.csv (the most suspicious first) and pred_probs.npz."""
@@ -84,7 +87,7 @@ class Findings:
 
     @classmethod
     def read(cls, directory: Path) -> Findings | None:
-        """What `write` wrote, None where it is not there, or was written by an older version.
+        """The findings that `write` wrote; None if they are missing or of an older version.
 
         Raises:
             UserError: it is there and damaged.
@@ -128,8 +131,11 @@ def label_table(
     visits: Floats,
     left_epoch: Ints,
     strength: Floats | None,
+    cosine: Floats | None = None,
+    identical_to: list[int | None] | None = None,
+    in_test: list[bool] | None = None,
 ) -> pyarrow.Table:
-    """One row for each training sample, in the dataset's order; what is unknown is null.
+    """One row for each training sample, in the dataset's order; unknown values are null.
 
     | column | meaning |
     |---|---|
@@ -146,26 +152,31 @@ def label_table(
     | final_prob | the final network's probability of it, without augmentation |
     | visits | how often training saw the sample; 0: the row says nothing |
     | neighbours | indices of the nearest neighbours, nearest first |
+    | nearest_cosine | cosine of the embeddings of the sample and its nearest neighbour |
+    | identical_to | the first sample of the same pixels, where there are several |
+    | in_test | whether a test image has the same pixels |
     | rank | 1 is the most suspicious: the least given_prob * final_prob |
-    | clean, clean_name, given_right, suggested_right | benchmarks only |
+    | clean, clean_name, given_right, suggested_right | where the right label is known |
 
     Args:
         belief: (N,K), rows sum to one.
         network: (N,K), the final network's probabilities; rows of NaN where it could not look.
-        votes: (N,K) shares of the neighbours' given labels, zeros where there are none.
+        votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
         network_prob, margin, visits, left_epoch, strength: (N,) each; left_epoch from 0, -1: never.
+        cosine: (N,) of each sample and its nearest neighbour.
+        identical_to, in_test: (N,) each.
     """
     labels, rows = train.labels, np.arange(len(train))
     suggested = belief.argmax(axis=1)
     given_prob, final_prob = belief[rows, labels], network[rows, labels]
-    # ties, as of samples never visited, by what the network said while it learned
+    # ties, such as samples never visited, are broken by the last prediction during training
     order = np.lexsort((network_prob, trust(given_prob, final_prob), visits == 0))
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
     positive = np.where(belief > 0, belief, 1).astype(np.float64)
     alone = votes.sum(axis=1) == 0
-    paths = None if train.paths is None else [_text(path) for path in train.paths]
+    paths = None if train.paths is None else [as_text(path) for path in train.paths]
 
     def numbers(values: Floats, unknown: Bools | None = None) -> pyarrow.Array:
         hidden = ~np.isfinite(values) if unknown is None else unknown
@@ -194,32 +205,33 @@ def label_table(
         "final_prob": numbers(final_prob),
         "visits": visits.astype(np.int64),
         "neighbours": pyarrow.array(neighbours, pyarrow.list_(pyarrow.int64())),
+        "nearest_cosine": pyarrow.nulls(len(train), pyarrow.float32())
+        if cosine is None
+        else numbers(cosine),
+        "identical_to": pyarrow.array(identical_to or [None] * len(train), pyarrow.int64()),
+        "in_test": pyarrow.array(in_test or [False] * len(train), pyarrow.bool_()),
         "rank": rank,
     }
     if (clean := train.clean_labels) is not None:
+        unknown = clean == UNKNOWN
         columns |= {
-            "clean": clean,
-            "clean_name": names(clean),
-            "given_right": labels == clean,
-            "suggested_right": suggested == clean,
+            "clean": pyarrow.array(clean, mask=unknown),
+            "clean_name": pyarrow.compute.if_else(pyarrow.array(unknown), None, names(clean)),
+            "given_right": pyarrow.array(labels == clean, mask=unknown),
+            "suggested_right": pyarrow.array(suggested == clean, mask=unknown),
         }
     return pyarrow.table(columns)
 
 
 def trust(given_prob: Floats, final_prob: Floats) -> Floats:
-    """How much speaks for each given label (N,), in [0,1]: belief times the final network's probability.
+    """Trust in each given label (N,), in [0,1]: belief times the final network's probability.
 
-    The belief averages what the network has said since its first epochs; the final network, looking
-    at the image as it is, knows more and remembers nothing. A score to rank by, no probability:
-    normalised over the classes it found more on digits and less on a subset of CIFAR-10N, where
-    beliefs are too sure (docs/LOG.md). Where the network could not look, the belief stands alone.
+    The belief averages all predictions since the first epochs; the final network, on the image without
+    augmentation, knows more and remembers nothing. The product is a score and not a probability:
+    normalised over the classes, it ranked worse on a subset of CIFAR-10N (docs/LOG.md). If an image is
+    unreadable, the belief stands alone.
     """
     return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
-
-
-def _text(path: str) -> str:
-    """A file name that is not Unicode, as text."""
-    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def pictures(images: torch.Tensor | ImageFiles, index: Ints) -> list[torch.Tensor | None]:

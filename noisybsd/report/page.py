@@ -18,8 +18,10 @@ import pyarrow
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from noisybsd.data.names import UNKNOWN
+from noisybsd.report.duplicates import Duplicates, differ, summary, told
 from noisybsd.report.estimates import caution
-from noisybsd.report.findings import Findings, Ints
+from noisybsd.report.findings import Findings, Ints, pictures
 from noisybsd.report.plots import (
     GIVEN,
     MUTED,
@@ -29,11 +31,12 @@ from noisybsd.report.plots import (
     reliability_plot,
     transition_plot,
 )
-from noisybsd.report.sprites import Pictures, sprite_sheets
+from noisybsd.report.sprites import Pictures, sprite_sheets, thumbnail
 
 PICTURE = 96  # pixels of a sample's side at most
 NEIGHBOUR = 48  # pixels of a neighbour's side at most
 NEIGHBOURS = 5  # shown of each sample
+DOUBLED = 50  # rows of each kind of images that are there more than once
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Run:
 
     Args:
         history: one entry of metrics.jsonl for each epoch.
-        images: of the N training samples; None where there are none any more.
-        notices: what the reader should know of how this came about.
+        images: of the N training samples; None if they are gone.
+        notices: sentences for the top of the page.
     """
 
     findings: Findings
@@ -52,13 +55,20 @@ class Run:
     notices: list[str]
 
 
-def build_page(run: Run, said: dict[str, Any], detection: Any, top: int) -> str:
+def build_page(
+    run: Run,
+    said: dict[str, Any],
+    detection: Any,
+    top: int,
+    duplicates: Duplicates | None = None,
+) -> str:
     """The page as HTML.
 
     Args:
         said: what `estimates` returns.
         detection: what `detection_metrics` returns.
         top: how many of the most suspicious samples to show.
+        duplicates: images that are there more than once; None: not known.
     """
     findings, about = run.findings, run.findings.about
     order = np.argsort(findings.column("rank"), kind="stable")[:top]
@@ -77,6 +87,7 @@ def build_page(run: Run, said: dict[str, Any], detection: Any, top: int) -> str:
         plots=list(_plots(findings, said, run.history)),
         detection=detection,
         best={key: max((row[key] for row in measured), default=0) for key in keys},
+        doubled=None if duplicates is None else _doubled(run, duplicates),
         wrong=None if findings.clean is None else f"{_wrong(findings):,}",
         **_heading(said, len(order)),
         data={
@@ -101,7 +112,39 @@ def _asset(name: str) -> Markup:
 
 def _wrong(findings: Findings) -> int:
     assert findings.clean is not None
-    return int((findings.clean != findings.arrays["labels"]).sum())
+    known = findings.clean != UNKNOWN
+    return int((findings.clean != findings.arrays["labels"])[known].sum())
+
+
+def _doubled(run: Run, found: Duplicates) -> dict[str, Any] | None:
+    """The images that are there more than once: a sentence, and rows of what is the same as what."""
+    findings, labels = run.findings, run.findings.arrays["labels"]
+    text = told(summary(found, labels))
+    if text is None:
+        return None
+    names, paths = findings.about["class_names"], findings.table["path"].to_pylist()
+
+    def row(index: list[int], kind: str) -> dict[str, Any]:
+        shown = pictures(run.images, np.array(index[:2])) if run.images is not None else []
+        kind += ", different labels" * differ(index, labels)
+        kind += ", also a test image" * bool(found.in_test[index].any())
+        return {
+            "kind": kind,
+            "images": [thumbnail(each) for each in shown if each is not None],
+            "members": [
+                f"{i} {paths[i] or ''} ({names[labels[i]]})".replace("  ", " ") for i in index[:4]
+            ],
+            "more": max(0, len(index) - 4),
+        }
+
+    first = sorted(found.identical, key=lambda group: not differ(group, labels))
+    grouped = {i for group in found.identical for i in group}
+    alone = [i for i in np.flatnonzero(found.in_test).tolist() if i not in grouped]
+    rows = [row(group, "identical") for group in first[:DOUBLED]]
+    rows += [row([i], "one image") for i in alone[:DOUBLED]]
+    rows += [row([i, j], f"nearly, cosine {cosine:.3f}") for i, j, cosine in found.near[:DOUBLED]]
+    left = sum(max(0, len(each) - DOUBLED) for each in (first, alone, found.near))
+    return {"text": text, "rows": rows, "left": left}
 
 
 def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
@@ -143,16 +186,16 @@ def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
     samples = said["samples"]
     heading = f"The {shown:,} most suspicious labels"
     text = (
-        "Ordered by how little speaks for the given label: the run's belief in it, times the final "
-        "network's probability of it."
+        "Ordered by the run's belief in the given label, times the final network's probability of it, "
+        "the smallest first."
     )
     if shown == samples:
         heading = f"All {samples:,} labels, the most suspicious first"
     if said["disputed"] == 0:
         heading = "No label is disputed"
         text = (
-            f"The run believes the given label of all {said['samples_seen']:,} samples it saw more than "
-            "any other; those that the least speaks for come first."
+            f"For all {said['samples_seen']:,} samples that it saw, the run believes the given label more "
+            "than any other. The least certain come first."
         )
     if shown < samples:
         text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
@@ -163,11 +206,17 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return "unknown" if value is None else f"{value:.{digits}%}"
 
 
+def _verified(said: dict[str, Any]) -> str:
+    """Among how many samples the truth is known, where that is not all of them."""
+    verified = said.get("verified", said["samples_seen"])
+    return "" if verified == said["samples_seen"] else f" among {verified:,} verified ones"
+
+
 def _range(found: dict[str, Any]) -> str:
     if found["estimate"] is None:
         return "no estimate is possible"
     if found["low"] is None:
-        return "no interval: the method holds no belief, its network's confident predictions are counted"
+        return "no interval: the method keeps no belief, so confident predictions are counted"
     return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
 
 
@@ -188,7 +237,7 @@ def _tiles(
         "value": _percent(rate["estimate"]),
         "lines": [
             _range(rate) + ", if the belief is honest" * (rate["low"] is not None),
-            *([] if truth is None else [f"in truth {_percent(truth)}"]),
+            *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
         ],
     }
     right = said.get("suggested_right")
@@ -197,7 +246,11 @@ def _tiles(
         "value": f"{said['disputed']:,}",
         "lines": [
             f"{_percent(said['disputed'] / max(said['samples_seen'], 1))} of all",
-            *([] if right is None else [f"{_percent(right)} of all suggestions are right"]),
+            *(
+                []
+                if right is None
+                else [f"{_percent(right)} of the suggestions are right{_verified(said)}"]
+            ),
         ],
     }
     if test["labels"] == "clean":
@@ -236,8 +289,8 @@ def _plots(
 ) -> Iterator[dict[str, Any]]:
     matrix = said["transition"]
     text = (
-        "Of what the belief takes for a class (row), the share given each label (column). Shades are "
-        "of the square root, so that rare errors show. A cell off the diagonal shows its samples."
+        "For each class by belief (row), the share of its samples with each given label (column). Shades "
+        "follow the square root, so that rare errors show. Click a cell off the diagonal for its samples."
     )
     if "transition_true" in said:
         gaps = np.abs(matrix - said["transition_true"])
@@ -270,8 +323,8 @@ def _curves(
     rate = said["noise_rate"]["estimate"]
     yield {
         "title": "Learning",
-        "text": "Training accuracy is against the given labels: above the dotted line, the share of labels "
-        "estimated right, the network is learning wrong ones by heart.",
+        "text": "Training accuracy counts given labels. Above the dotted line, the share of labels estimated "
+        "right, the network memorises wrong ones.",
         "svg": Markup(
             curves_plot(
                 epochs,
@@ -289,8 +342,8 @@ def _curves(
     share = [float((left <= epoch).mean()) for epoch in epochs]
     yield {
         "title": "Memorising and correcting",
-        "text": "How many labels the belief has left at some time; and, where clean labels are known, how "
-        "many wrong ones the network predicts (memorised) and how many suggestions are right.",
+        "text": "The share of labels that the belief has left at some time. If clean labels are known: the "
+        "share of wrong labels that the network predicts (memorised), and of suggestions that are right.",
         "svg": Markup(
             curves_plot(
                 epochs,

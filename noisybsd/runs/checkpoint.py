@@ -75,7 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
-    except Exception as error:  # there is no end to what torch raises on foreign bytes
+    except Exception as error:  # torch raises errors of all kinds on foreign bytes
         reason = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]
         reason = reason or type(error).__name__
         raise CheckpointError(f"{path}: not readable as a checkpoint ({reason})") from None
@@ -107,7 +107,7 @@ def _not_finite(content: dict[str, Any]) -> Iterator[str]:
 
 
 def load_latest(path: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint at `path`, or the one before it where `path` cannot be used.
+    """The checkpoint at `path`, or, if that cannot be used, the one before it.
 
     Args:
         warn: is told the name and the fault of each file that was passed over.

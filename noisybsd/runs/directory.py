@@ -223,8 +223,8 @@ def _check_same(place: str, there: dict[str, Any], config: Config) -> None:
     if changed:
         lines = "\n".join(changed)
         raise UserError(
-            f"{place} holds a run of another configuration; leave these settings as they are there, or "
-            f"train in a new directory\n{lines}"
+            f"{place} holds a run of another configuration; use its settings, or train in a new directory"
+            f"\n{lines}"
         )
 
 
@@ -256,15 +256,15 @@ def _unfinished(config: Config) -> Iterator[Path]:
             if _is_there(record.parent / "results.json"):
                 continue
             same = not list(differences(read_record(record), config))
-        except UserError:  # somebody else's damaged file is no reason not to start
+        except UserError:  # a damaged file of another run must not keep this one from starting
             continue
         if same:
             yield record.parent
 
 
 def differences(record: dict[str, Any], config: Config) -> Iterator[str]:
-    """One line for each setting of the recorded configuration that is another one here."""
-    # a record from before a key existed was made with what is now its default
+    """One line for each setting that differs from the recorded configuration."""
+    # a record from before a key existed was made with its present default
     defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
     there, here = defaults | flatten(record), flatten(config.model_dump(mode="json"))
     for key in sorted(there.keys() | here.keys()):

@@ -28,8 +28,8 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
 
     SIGHUP comes when a terminal is closed; under `nohup`, which ignores it, it stays ignored.
 
-    One Ctrl-C can come twice: from the terminal, and from a launcher that has it too and passes it on. So
-    what comes within half a second of the first is the same request.
+    One Ctrl-C can come twice: from the terminal, and from a launcher that passes it on. So a signal within
+    half a second of the first counts as the same request.
 
     Args:
         announce: is told the name of the first signal.
@@ -53,7 +53,7 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
         self._from_now_on(lambda *_: None)
         self._announce(signal.Signals(number).name)
         time.sleep(0.5)
-        self._from_now_on(signal.SIG_DFL)  # by the kernel, whatever the process is busy with
+        self._from_now_on(signal.SIG_DFL)  # the kernel ends the process, even if Python is busy
 
     def _from_now_on(self, action: signal.Handlers | Callable[..., None]) -> None:
         for each in self._before:

@@ -1,4 +1,4 @@
-"""Where a run is told of: the console, log.txt and Weights & Biases.
+"""What a run shows of itself: on the console, in log.txt and on Weights & Biases.
 
 metrics.jsonl and results.json are the record and are written by the training loop itself; nothing here
 may stop a run.
@@ -110,7 +110,7 @@ class Tracker:
 
     def stopping(self, signal_name: str) -> None:
         """Say that a signal has arrived, and leave the terminal as it was, should another one follow."""
-        log.info("%s: saving after this step; once more ends it at once", signal_name)
+        log.info("%s: saving after this step; a second one ends the run at once", signal_name)
         if self._progress:
             with contextlib.suppress(OSError):
                 self._progress.console.show_cursor(True)
@@ -200,7 +200,7 @@ class _Wandb:
             self._guard(lambda: self._init("offline", history))
 
     def _start_online(self, history: list[dict[str, Any]]) -> None:
-        """Start online; where that fails, record offline, so that nothing is lost."""
+        """Start online; if that fails, record offline, so that nothing is lost."""
         try:
             self._init("online", history)
         except Exception as error:
@@ -232,7 +232,7 @@ class _Wandb:
                 init_timeout=_INIT_SECONDS, login_timeout=_INIT_SECONDS, console="off", silent=True
             ),
         )
-        # a resumed run logs some epochs again: W&B wants its own axis to be free to go back
+        # a resumed run logs some epochs again, and W&B's own step axis cannot go back
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
         if not self._run.resumed:
@@ -255,7 +255,7 @@ class _Wandb:
             with contextlib.suppress(Exception):
                 run.finish(exit_code=0 if results else 1)
 
-        # it waits for the upload, without end where the network is gone
+        # it waits for the upload; without network it would wait forever
         thread = threading.Thread(target=finish, daemon=True)
         thread.start()
         thread.join(_FINISH_SECONDS)
@@ -284,7 +284,7 @@ def _first_line(error: Exception) -> str:
 
 
 def wandb_mode(tracking: TrackingConfig) -> tuple[str, str | None]:
-    """The mode to use, and a line for the user where the choice was ours and is `disabled`."""
+    """The mode to use; and, if `auto` became `disabled`, a line for the user."""
     if tracking.wandb != "auto":
         return tracking.wandb, None
     asked = os.environ.get("WANDB_MODE")
