@@ -112,7 +112,7 @@ class Findings:
 
 
 def _damaged(path: Path, mistake: str) -> UserError:
-    return UserError(f"{path}: damaged: {mistake}; delete it, and it is made anew")
+    return UserError(f"{path}: damaged: {mistake}; delete it, and the report makes it again")
 
 
 def label_table(
