@@ -82,7 +82,7 @@ class Config(Section):
     loss: named("noisybsd.methods.registry:LOSSES") = Field(  # type: ignore[valid-type]
         "cross_entropy", description="classification loss; a method's preset chooses it"
     )
-    options: dict[str, bool | int | float | str | None] = Field(
+    options: dict[str, Any] = Field(  # each as its part says, see _typed_options
         {}, description="the method's own options, see the list of methods"
     )
     run: RunConfig = RunConfig()
@@ -191,7 +191,9 @@ def _unknown_option(name: str, value: Any, known: Collection[str], method: str) 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     valid = f"did you mean options.{close[0]}? " if close else ""
     takes = ", ".join(f"options.{each}" for each in known) or "no options"
-    return f"options.{name}: unknown option (got {_plain(value)}); {valid}method {method} takes {takes}"
+    return (
+        f"options.{name}: unknown option (got {brief(value)}); {valid}method {method} takes {takes}"
+    )
 
 
 def _option_value(name: str, value: Any, option: FieldInfo) -> Any:
@@ -203,7 +205,7 @@ def _option_value(name: str, value: Any, option: FieldInfo) -> Any:
         return of_type.validate_strings(value) if text else of_type.validate_python(value)
     except ValidationError:
         raise ValueError(
-            f"options.{name}: got {_plain(value)} (valid: {_type_name(option)})"
+            f"options.{name}: got {brief(value)} (valid: {_type_name(option)})"
         ) from None
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from typing import TextIO
 
 LONGEST = 1500  # characters of a line that a command says
 
@@ -79,7 +80,7 @@ def command(main: Callable[[list[str]], int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             return _tell("interrupted", 128 + signal.SIGINT, prefix="")
         except BrokenPipeError:
-            _drop_output()
+            _drop(sys.stdout)
             return 128 + signal.SIGPIPE
         except OSError as error:
             return _tell(f"{error.filename or 'output'}: {error.strerror or error}", 2)
@@ -105,18 +106,19 @@ def _tell(text: str, code: int, prefix: str = "error: ") -> int:
     """Print to standard error, a line for each line of `text`; return `code`."""
     lines = [prefix + _shortened(shown(line), LONGEST) for line in text.split("\n")]
     with contextlib.suppress(OSError):  # a closed terminal, a full disk: there is nobody to tell
-        print("\n".join(lines), file=sys.stderr, flush=True)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _drop_output()
+        print("\n".join(lines), file=sys.stderr)
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            stream.flush()
+        except OSError:
+            _drop(stream)
     return code
 
 
-def _drop_output() -> None:
+def _drop(stream: TextIO) -> None:
     """Let the interpreter not try again, at its end, to write what nobody can read."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a number, as in tests
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _prepare_streams() -> None:

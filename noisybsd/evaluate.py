@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from noisybsd.config import build_config, parse_overrides
+from noisybsd.data.cards import load_card
 from noisybsd.data.corruptions import CORRUPTIONS, choose, corrupted_sets, possible
 from noisybsd.data.dataset import Evaluation, load_evaluation
 from noisybsd.data.loader import keep_resident
-from noisybsd.data.splits import Split
+from noisybsd.data.splits import Missing, Split
 from noisybsd.engine.metrics import prediction_metrics
-from noisybsd.engine.saved import load_run_config, load_trainer, run_argument
+from noisybsd.engine.saved import is_runs_data, load_run_config, load_trainer, run_argument
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError, command, shown
 from noisybsd.files import write_json
@@ -38,13 +39,20 @@ log-likelihood, Brier score and k-NN accuracy, of the raw weights and of their m
 table and writes DIR/evaluation.json.
 
 keys that may differ from the run's own:
-  data.root=PATH, data.download=true|false, data.workers=N, data.on_error=stop|skip,
+  data.download=true|false, data.workers=N, data.on_error=stop|skip,
   device=auto|cpu|cuda, precision=auto|fp32|bf16, neighbours.k=N
 
-data.name=NAME measures them on other test images of the same classes too: corrupted ones (cifar10c,
-cifar100c), ImageNet's of mini-WebVision's classes (webvision_imagenet), or the test split of any dataset.
-All keys of data then belong to these images, and the run's own are read from where they were in training:
+data.root=FOLDER, data.manifest=FILE name other images than those the run was trained on, of the same
+classes and labelled as own images are (docs/data.md): the networks are measured on all of them, or, where
+there is a split to test on, on that. Where they name the run's own data, which moved, its test set is meant.
+
+data.name=NAME measures the networks on test images of another dataset with the same classes too: corrupted
+ones (cifar10c, cifar100c), ImageNet's of mini-WebVision's classes (webvision_imagenet), own images, or the
+test split of any dataset. All keys of data then belong to these images:
   data.root=PATH, data.download, data.verify, data.manifest, data.on_error, data.size, data.workers
+
+run.data.root=PATH, run.data.manifest=FILE, run.data.labels=FILE say where the run's own data are now, if
+they are not where they were in training, seen from here.
 
 corruptions=all measures them on the run's own test set corrupted here with Kornia: noise, blurs, fog,
 contrast and others at five severities. Or some of them:
@@ -53,9 +61,11 @@ contrast and others at five severities. Or some of them:
 The severities are not those of cifar10c: compare networks with each other, not with published numbers.
 
   python -m noisybsd.evaluate run=runs/own/… corruptions=all
+  python -m noisybsd.evaluate run=runs/own/… data.root=new_photos
   python -m noisybsd.evaluate run=runs/cifar10n_worst/… data.name=cifar10c data.root=data
 """
 
+PLACES = ("data.root", "data.manifest", "data.labels")  # keys that say which data
 OF_OTHER_DATA = (
     *("data.name", "data.root", "data.download", "data.verify", "data.manifest"),
     *("data.on_error", "data.size", "data.workers"),
@@ -66,23 +76,26 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
     """Measure the networks in the latest checkpoint of the run in `directory`.
 
     Returns:
-        What evaluation.json holds: epoch, test_accuracy, test_ece, test_nll, test_brier, each with
-        `_ema` too, test_knn_accuracy, and machine and versions; with data.name among the overrides
-        `other_data` too, and with corruptions=… `corruptions`, see `evaluate_on`.
+        What evaluation.json holds: epoch, images (how many are in the test set), test_accuracy, test_ece,
+        test_nll, test_brier, each with `_ema` too, test_knn_accuracy, and machine and versions; of
+        other images `other_data` too, and with corruptions=… `corruptions`, see `evaluate_on`.
     """
-    other = corruptions = None
+    corruptions = None
     if named := [o for o in overrides if o.startswith("corruptions=")]:
         corruptions = choose(named[-1].removeprefix("corruptions="))
         overrides = [o for o in overrides if o not in named]
-    if any(override.startswith("data.name=") for override in overrides):
-        other = _other_data([o for o in overrides if o.startswith("data.")])
-        overrides = [o for o in overrides if not o.startswith("data.")]
-    trainer = load_trainer(directory, load_run_config(directory, overrides))
+    overrides, other = _whose_data(directory, overrides)
+    try:
+        trainer = load_trainer(directory, load_run_config(directory, overrides))
+    except Missing as error:
+        raise UserError(
+            f"{error}\nthese are the run's own data; run.data.root=PATH says where they are now"
+        ) from None
     if trainer is None:
         raise UserError(f"run={directory}: has no checkpoint yet")
     further: dict[str, tuple[Evaluation, DataConfig]] = {}
     if other is not None:
-        further["other_data"] = load_evaluation(other), other
+        further["other_data"] = load_evaluation(other, trainer.dataset.class_names), other
         _check_fits(further["other_data"][0], trainer)
     if corruptions is not None:
         further["corruptions"] = corrupted_test_set(trainer, corruptions), trainer.config.data
@@ -90,11 +103,38 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
         "run": str(directory),
         "epoch": trainer.epoch,
         "precision": trainer.precision,
+        "images": len(trainer.test),
         **trainer.evaluate(),
         **{key: evaluate_on(sets, trainer, data) for key, (sets, data) in further.items()},
         "data_sha256": trainer.dataset.sha256,
         **describe_environment(trainer.device),
     }
+
+
+def _whose_data(directory: Path, overrides: list[str]) -> tuple[list[str], DataConfig | None]:
+    """Tell the keys of the run's own data from those of other images to measure on.
+
+    Returns:
+        the overrides of the run's own settings; and the other images, if any are named.
+    """
+    of_data = [o for o in overrides if o.startswith("data.")]
+    own = [o.removeprefix("run.") for o in overrides if o.startswith("run.data.")]
+    rest = [o for o in overrides if o not in of_data and not o.startswith("run.data.")]
+    if any(o.startswith("data.name=") for o in of_data):
+        return [*rest, *own], _other_data(of_data)
+    config = load_run_config(directory, [*rest, *own, *of_data])
+    named = any(o.split("=", 1)[0] in PLACES for o in of_data)
+    if not named or load_card(config.data.name).layout != "own" or is_runs_data(directory, config):
+        return [*rest, *own, *of_data], None
+    given = {o.split("=", 1)[0] for o in of_data}
+    other = config.data.model_copy(
+        update={
+            "labels": "default",
+            "manifest": config.data.manifest if "data.manifest" in given else None,
+        }
+    )
+    kept = [o for o in of_data if o.split("=", 1)[0] not in PLACES]
+    return [*rest, *own, *kept], other
 
 
 def _other_data(overrides: list[str]) -> DataConfig:
@@ -130,27 +170,37 @@ def evaluate_on(evaluation: Evaluation, trainer: Trainer, data: DataConfig) -> d
         data: says how image files are read, by workers and on_error.
 
     Returns:
-        name; sets: by name accuracy, ece, nll and brier, each with `_ema` too; mean: the mean of each
-        over the sets; skipped: unreadable images that were left out.
+        name; root; images: how many were measured, of all sets together; sets: by name accuracy, ece, nll
+        and brier, each with `_ema` too; mean: the mean of each over the sets; skipped: unreadable images
+        that were left out.
 
     Raises:
         UserError: images that are not there.
     """
     sets: dict[str, dict[str, float]] = {}
     skipped: list[str] = []
+    images = 0
     for name, split in track(
         evaluation.sets,
         f"evaluating on {evaluation.name}",
         console=(console := Console(stderr=True)),
         disable=not console.is_terminal,
     ):
-        sets[name] = _measure(split, trainer, data)
+        sets[name], count = _measure(split, trainer, data)
+        images += count
         skipped += [file for file in split.skipped if file not in skipped]
     mean = {
         metric: sum(found[metric] for found in sets.values()) / len(sets)
         for metric in next(iter(sets.values()))
     }
-    return {"name": evaluation.name, "mean": mean, "sets": sets, "skipped": skipped}
+    return {
+        "name": evaluation.name,
+        "root": data.root,
+        "images": images,
+        "mean": mean,
+        "sets": sets,
+        "skipped": skipped,
+    }
 
 
 def _check_fits(evaluation: Evaluation, trainer: Trainer) -> None:
@@ -173,12 +223,15 @@ def _check_fits(evaluation: Evaluation, trainer: Trainer) -> None:
         )
 
 
-def _measure(split: Split, trainer: Trainer, data: DataConfig) -> dict[str, float]:
+def _measure(split: Split, trainer: Trainer, data: DataConfig) -> tuple[dict[str, float], int]:
+    """The metrics of a test set, and how many images it has that can be read."""
     metrics: dict[str, float] = {}
+    count = 0
     for suffix, network in trainer.networks().items():
         logits, _, labels = trainer.predict(network, split, data)
         metrics |= {f"{k}{suffix}": v for k, v in prediction_metrics(logits, labels).items()}
-    return metrics
+        count = len(labels)
+    return metrics, count
 
 
 @command
@@ -191,10 +244,12 @@ def main(arguments: list[str]) -> int:
     write_json(directory / "evaluation.json", found)
 
     console = Console()
-    console.print(_table(f"{directory}, after epoch {found['epoch']}", found, "test_"))
+    title = f"{directory}, after epoch {found['epoch']}: {found['images']:,} test images"
+    console.print(_table(title, found, "test_"))
     for other in (found[key] for key in ("other_data", "corruptions") if key in found):
         several = len(other["sets"]) > 1
-        title = other["name"] + (f", mean of {len(other['sets'])} sets" if several else "")
+        title = f"{other['name']}, {other['root']}: {other['images']:,} images"
+        title += f", mean of {len(other['sets'])} sets" if several else ""
         console.print(_table(title, other["mean"]))
         if several:
             for title, suffix in NETWORKS.items():

@@ -47,7 +47,7 @@ def expanded(text: str) -> Path:
     if text == "" or "\0" in text:
         raise UserError(f"got {brief(text)}; valid: a path, without NUL characters")
     try:
-        return Path(text).expanduser()
+        return Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError:
         raise UserError(
             f"got {brief(text)}: this machine knows no such home folder; write the whole path, or "

@@ -171,11 +171,11 @@ class AugmentConfig(Section):
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
-    lr: float = Field(0.05, gt=0, le=1000, description="peak learning rate")
+    lr: float = Field(0.05, gt=0, le=1e9, description="peak learning rate")
     schedule: Literal["cosine", "linear"] = Field(
         "cosine", description="how the learning rate falls from lr, after the warm-up, to min_lr"
     )
-    min_lr: float = Field(0.0, ge=0, le=1000, description="learning rate at the end of the run")
+    min_lr: float = Field(0.0, ge=0, le=1e9, description="learning rate at the end of the run")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
     weight_decay: float = Field(5e-4, ge=0, le=1000, description="weight decay")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")

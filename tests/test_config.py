@@ -12,11 +12,13 @@ from noisybsd.config import (
     describe_options,
     describe_recipes,
     load_config,
+    read_record,
     recipe_names,
     save_config,
 )
 from noisybsd.errors import UserError
 from noisybsd.methods.presets import METHODS
+from noisybsd.runs.directory import differences
 from noisybsd.train import main
 
 
@@ -215,7 +217,7 @@ def test_help_names_every_key_with_its_default_and_every_recipe() -> None:
         is_section = isinstance(value, dict) and section != "options"
         for name in [f"{section}.{name}" for name in value] if is_section else [section]:
             assert f"\n  {name}=" in f"\n{keys}"
-    assert "contrastive.temperature=0.3\n" in keys and "[float > 0]" in keys
+    assert "contrastive.temperature=0.3\n" in keys and "[float > 0 ≤ 1000]" in keys
     assert all(name in describe_recipes() for name in recipe_names())
 
 
@@ -240,11 +242,11 @@ def test_an_option_the_method_does_not_take() -> None:
 @pytest.mark.parametrize(
     ("option", "answer"),
     [
-        ("discount=true", "options.discount: got true (valid: float > 0 ≤ 1)"),
+        ("discount=true", "options.discount: got True (valid: float > 0 ≤ 1)"),
         ("discount=1.5", "options.discount: got 1.5 (valid: float > 0 ≤ 1)"),
-        ("discount=high", "options.discount: got high (valid: float > 0 ≤ 1)"),
+        ("discount=high", "options.discount: got 'high' (valid: float > 0 ≤ 1)"),
         ("discount=.inf", "options.discount: got inf (valid: float > 0 ≤ 1)"),
-        ("discount=null", "options.discount: got null (valid: float > 0 ≤ 1)"),
+        ("discount=null", "options.discount: got None (valid: float > 0 ≤ 1)"),
         ("align=1", "options.align: got 1 (valid: bool)"),
         ("top_k=1", "options.top_k: got 1 (valid: int or null ≥ 2)"),
         ("top_k=3.5", "options.top_k: got 3.5 (valid: int or null ≥ 2)"),
@@ -271,6 +273,14 @@ def test_an_option_is_of_the_type_that_its_part_says() -> None:
     assert given["prior_strength"] == 3 and type(given["prior_strength"]) is float
     assert given["align"] is False and given["sharpen"] is True
     assert given["top_k"] == 4 and type(given["top_k"]) is int
+
+
+def test_options_are_read_from_a_record_as_they_were(tmp_path: Path) -> None:
+    """So that a run goes on, and a comparison shows what differs."""
+    for method in ("bsd", "bsd_plus", "sop_plus"):
+        config = load_config(["recipe=digits_sym40", f"method={method}"])
+        save_config(config, tmp_path / "config.yaml", "")
+        assert list(differences(read_record(tmp_path / "config.yaml"), config)) == []
 
 
 def test_another_part_does_not_inherit_the_options_of_the_one_before() -> None:

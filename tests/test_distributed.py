@@ -184,9 +184,8 @@ def test_joint_steps_are_those_of_a_single_process(
     alone = train_alone(settings, world_size, [drawn for _, drawn in ended], monkeypatch)
     for state in states:
         assert state.pop("world_size") == world_size
-        for times in ("train_seconds", "wandb_id"):
-            del state[times]
-    for name in ("world_size", "train_seconds", "wandb_id"):
+        del state["train_seconds"]
+    for name in ("world_size", "train_seconds"):
         del alone[name]
     assert_close(states[0], alone)
     for other in states[1:]:  # a rank differs from another in nothing
@@ -494,7 +493,7 @@ def run_out_of_memory() -> None:
         ([], partial(start_otherwise, 1, "seed=7"), 2, "seed: 7 there, 0 here"),
         ([], partial(see_other_data, 1), 2, "that process 1 of 2 sees are not those of process 0"),
         ([], run_out_of_memory, 2, "Lower batch_size (got 24)"),
-        (["optimizer.lr=1e30"], None, 1, "is not finite"),
+        (["optimizer.lr=1e9"], None, 1, "is not finite"),
     ],
 )
 def test_a_mistake_is_told_once_and_ends_all(

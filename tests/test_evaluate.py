@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from helpers.compared import rows, strict
 from noisybsd.compare.__main__ import main as compare
 from noisybsd.config import load_config
 from noisybsd.data.corruptions import corrupt
-from noisybsd.data.dataset import load_dataset
+from noisybsd.data.dataset import load_dataset, load_evaluation
 from noisybsd.data.images import ImageFiles, decode_image
 from noisybsd.engine.predict import evaluation_batch, predict
 from noisybsd.engine.saved import load_run_config, load_trainer
@@ -282,6 +283,100 @@ def test_images_that_the_network_was_not_made_for(
     assert not Path("run/evaluation.json").exists()
 
 
+# new images of the run's own classes
+
+
+@pytest.fixture
+def on_own_images(tiny: Tiny) -> Callable[..., int]:
+    """`evaluate` with these overrides, of a run on 24 images of two classes in folders."""
+    trees.folders(Path("photos"), n=12)
+    own = ("data.name=own", "data.root=photos", "data.size=8", "data.workers=0", "network.width=4")
+    settings = (*own, "augment.name=cifar", "noise.name=none", "noise.rate=0", "data.limit=null")
+    assert train(tiny("run.dir=run", "epochs=1", "batch_size=8", "neighbours.k=2", *settings)) == 0
+    return lambda *more: main(["run=run", *map(str, more)])
+
+
+def measured(key: str = "other_data") -> Any:
+    return strict(Path("run/evaluation.json").read_text()).get(key)
+
+
+def test_a_new_folder_is_measured_whole(
+    on_own_images: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.folders(Path("new"), n=7)
+    for arguments in (["data.root=new"], ["data.name=own", "data.root=new", "data.size=8"]):
+        capsys.readouterr()
+        assert on_own_images(*arguments) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert measured()["images"] == 14 and "own, new: 14 images" in out
+        assert measured("images") == 4 and "after epoch 1: 4 test images" in out
+
+
+def test_a_new_folder_need_not_have_every_class(on_own_images: Callable[..., int]) -> None:
+    trees.folders(Path("dogs"), ["dog"], n=7)
+    assert on_own_images("data.root=dogs") == 0
+    config = load_run_config(Path("run"), [])
+    trainer = load_trainer(Path("run"), config)
+    assert trainer is not None
+    (_, split), *_ = load_evaluation(
+        config.data.model_copy(update={"root": "dogs"}), trainer.dataset.class_names
+    ).sets
+    assert split.labels.tolist() == [1] * 7 and measured()["images"] == 7
+    trees.folders(Path("foxes"), ["fox", "dog"], n=2)
+    assert on_own_images("data.root=foxes") == 2
+
+
+def test_a_new_folder_with_a_split_is_measured_on_it(
+    on_own_images: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
+    trees.folders(Path("new/Test"), n=3)
+    assert on_own_images("data.root=new") == 0 and measured()["images"] == 6
+    trees.folders(Path("new/train"), n=2)
+    assert on_own_images("data.root=new") == 0 and measured()["images"] == 6
+    assert "not used: train/ and its 4 images" in caplog.text
+
+
+def test_a_manifest_of_test_rows_alone_is_measured(on_own_images: Callable[..., int]) -> None:
+    trees.folders(Path("new"), n=4)
+    rows = [
+        f"{name}/00{i}.{'jpg' if i % 2 else 'png'},{name}"
+        for name in ("cat", "dog")
+        for i in range(4)
+    ]
+    marked = [f"{row},test" for row in rows[:5]]
+    Path("all.csv").write_text("\n".join(["path,label", *rows]))
+    Path("test.csv").write_text("\n".join(["path,label,split", *marked]))
+    assert on_own_images("data.root=new", "data.manifest=all.csv") == 0
+    assert measured()["images"] == 8
+    assert on_own_images("data.root=new", "data.manifest=test.csv") == 0
+    assert measured()["images"] == 5
+
+
+def test_a_run_is_told_where_its_data_are(
+    on_own_images: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert on_own_images() == 0
+    before = measured("test_nll")
+    Path("photos").rename("moved")
+    trees.folders(Path("new"), n=3)
+    capsys.readouterr()
+    assert on_own_images("data.root=new") == 2
+    assert (
+        "photos: not there" in (error := capsys.readouterr().err) and "run.data.root=PATH" in error
+    )
+    assert on_own_images("data.root=moved") == 0
+    assert measured() is None and measured("test_nll") == before
+    assert on_own_images("data.root=new", "run.data.root=moved") == 0
+    assert measured()["images"] == 6 and measured("test_nll") == before
+    # and from another working directory
+    here = Path.cwd()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main([f"run={here}/run", "run.data.root=../moved", "data.root=../new"]) == 0
+
+
 # the run's own test images, corrupted here
 
 
@@ -325,8 +420,8 @@ def test_generated_corruptions_are_of_the_images_that_the_network_sees(tiny: Tin
         "data.workers=0",
         "data.on_error=skip",
     )
-    assert train(tiny("run.dir=run", "epochs=1", "data.limit=null", *settings, *more)) == 0
     Path("photos/test/dog/000.png").write_text("not a picture")
+    assert train(tiny("run.dir=run", "epochs=1", "data.limit=null", *settings, *more)) == 0
     config = load_run_config(Path("run"), [])
     trainer = load_trainer(Path("run"), config)
     assert trainer is not None

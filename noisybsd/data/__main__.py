@@ -9,7 +9,7 @@ from pathlib import Path
 from noisybsd.config import Config, build_config, parse_overrides
 from noisybsd.data.cards import card_names, load_card
 from noisybsd.data.check import check
-from noisybsd.data.dataset import draw_noise, read_splits, with_labels
+from noisybsd.data.dataset import before_noise, draw_noise, read_splits, with_labels
 from noisybsd.data.download import fetch
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.noise import summary
@@ -122,9 +122,9 @@ def noise(config: Config, out: Path | None) -> int:
     if config.noise.name == "none":
         raise UserError("noise: noise.name is missing, e.g. noise.name=symmetric noise.rate=0.4")
     read, _ = read_splits(card, data)
-    train, _ = with_labels(card, data, read.train, len(read.class_names))
+    train, _ = with_labels(card, data, read.train, read.class_names)
     noisy = draw_noise(card, config.noise, config.seed, train, len(read.class_names))
-    clean = train.labels if train.clean_labels is None else train.clean_labels
+    clean = before_noise(train)
     notes = {
         "dataset": card.name,
         "classes": list(read.class_names),

@@ -9,14 +9,26 @@ import numpy as np
 
 from noisybsd.config import Config
 from noisybsd.data.cards import Card, load_card
-from noisybsd.data.dataset import read_splits, with_labels
+from noisybsd.data.dataset import (
+    check_fits_card,
+    known_clean,
+    read_splits,
+    real_rate,
+    with_labels,
+)
 from noisybsd.data.download import checksum
+from noisybsd.data.duplicates import HashedFiles, describe, hashes_of, identical
 from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.names import kinds
 from noisybsd.data.pack import LISTED, decoded
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing, Split
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
+
+_STATUS = {True: "ok   ", False: "WRONG", None: "NOTE "}
+
+Finding = tuple[bool | None, str]  # whether it is as it should be; None: a person decides
 
 
 def check(config: Config, out: Path | None) -> int:
@@ -25,8 +37,8 @@ def check(config: Config, out: Path | None) -> int:
     print(f"{card.name}: {card.title}\n  data.root={shown(data.root)}")
     wrong = 0
     for ok, finding in findings(card, data):
-        wrong += not ok
-        print(f"  {'ok   ' if ok else 'WRONG'}  {shown(finding)}")
+        wrong += ok is False
+        print(f"  {_STATUS[ok]}  {shown(finding)}")
     if wrong:
         print(
             f"\n{wrong} thing{'s' * (wrong > 1)} wrong. How to get {card.name}: {card.obtain.strip()}"
@@ -35,8 +47,8 @@ def check(config: Config, out: Path | None) -> int:
     return int(wrong > 0)
 
 
-def findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
-    """Everything that can be said of a dataset on disk, each with whether it is as it should be."""
+def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
+    """Everything that can be said of a dataset on disk."""
     root = Path(data.root)
     for name, expected in card.checksums.items():
         if not (root / name).exists():
@@ -60,16 +72,21 @@ def findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
         yield False, str(error)
 
 
-def _evaluation_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
+def _evaluation_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     total = 0
     for name, split in EVALUATIONS[card.layout](card, data):
         total += len(split)
-        yield from _unreadable(name, split)
+        if isinstance(split.images, ImageFiles):
+            yield from _unreadable(name, HashedFiles(split.images))
     yield _counted("test", total, card.test_images)
 
 
-def _split_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
+def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     read, _ = read_splits(card, data)
+    check_fits_card(read, card)
+    yield from ((None, notice) for notice in read.notices)
+    if read.left_out:
+        yield None, f"left out: {kinds(read.left_out)}"
     packed = read.images_sha256 is not None  # what was left out then is as it should be
     told, left_out = "left out when packed: " * packed, packed * len(read.problems)
     yield from ((packed, f"{told}{problem}") for problem in read.problems)
@@ -90,13 +107,22 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[tuple[bool, str]]:
     yield bool(per_class.all()), f"{len(read.class_names)} classes, {counts}"
     for name in dict.fromkeys([*card.labels, data.labels]):
         if name != "default":
-            yield _labels_finding(card, data, name, read.train, len(read.class_names))
-    for name, split in (("training", read.train), ("test", read.test)):
-        if split is not None:
-            yield from _unreadable(name, split)
+            yield _labels_finding(card, data, name, read.train, read.class_names)
+    if (known := known_clean(read.train.clean_labels)) not in (None, "known"):
+        yield True, f"clean labels {known}"
+    splits = {"train": read.train} | ({} if read.test is None else {"test": read.test})
+    hashes: dict[str, list[bytes | None]] = {}
+    for name, split in splits.items():
+        if isinstance(split.images, ImageFiles):
+            files = HashedFiles(split.images)
+            yield from _unreadable({"train": "training"}.get(name, name), files)
+            hashes[name] = files.hashes
+        else:
+            hashes[name] = hashes_of(split.images)
+    yield from ((None, told) for told in describe(identical(hashes), splits, read.class_names))
 
 
-def _counted(name: str, count: int, expected: int | None, left_out: int = 0) -> tuple[bool, str]:
+def _counted(name: str, count: int, expected: int | None, left_out: int = 0) -> Finding:
     if expected is None or count == expected:
         return True, f"{count:,} {name} images"
     if count < expected <= count + left_out:
@@ -105,30 +131,32 @@ def _counted(name: str, count: int, expected: int | None, left_out: int = 0) -> 
 
 
 def _labels_finding(
-    card: Card, data: DataConfig, name: str, train: Split, num_classes: int
-) -> tuple[bool, str]:
+    card: Card, data: DataConfig, name: str, train: Split, class_names: tuple[str, ...]
+) -> Finding:
     try:
         chosen = data.model_copy(update={"labels": name})
-        split, note = with_labels(card, chosen, train, num_classes)
+        split, note = with_labels(card, chosen, train, class_names)
     except Missing as error:
         return name != data.labels, f"labels {name}: {error.path} is not there"
     except UserError as error:
         return False, str(error)
-    if split.clean_labels is None:
-        return True, f"labels {name}: {len(split):,}, in range"
-    rate = (split.labels != split.clean_labels).mean()
+    rate = real_rate(split.labels, split.clean_labels)
+    matched = note.get("labels_matched_by")
+    if rate is None:
+        how = f", matched by {matched}" if matched else ""
+        return True, f"labels {name}: {len(split):,}, in range{how}"
     published = card.labels[name].noise_rate if name in card.labels else None
     told = "" if published is None else f" (published: {published:.2%})"
     right = published is None or abs(rate - published) < 1e-4
-    order = "in the images' order" if note["order_proven"] else "in an order that nothing proves"
+    order = "in an order that nothing proves"
+    if note["order_proven"] or matched in ("name", "index"):
+        order = "in the images' order"
     return right, f"labels {name}: {order}, {rate:.2%} wrong{told}"
 
 
-def _unreadable(name: str, split: Split) -> Iterator[tuple[bool, str]]:
+def _unreadable(name: str, files: ImageFiles) -> Iterator[Finding]:
     """Decode every image file of a split."""
-    if not isinstance(split.images, ImageFiles):
-        return
-    errors = [result for result in decoded(split.images, name) if isinstance(result, ImageError)]
+    errors = [result for result in decoded(files, name) if isinstance(result, ImageError)]
     yield from ((False, str(error)) for error in errors[:LISTED])
     if len(errors) > LISTED:
         yield False, f"… and {len(errors) - LISTED} more"

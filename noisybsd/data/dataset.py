@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,15 @@ import numpy as np
 
 from noisybsd.data.cards import Card, load_card
 from noisybsd.data.download import checksum, fetch
+from noisybsd.data.fingerprint import NOTHING, covered, hash_images
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.label_files import labels_sha256, read_description, read_labels, read_matrix
+from noisybsd.data.names import UNKNOWN, ImageNames, as_text, kinds
 from noisybsd.data.noise import NoisyLabels, inject
+from noisybsd.data.readers.own import read_own_to_test
 from noisybsd.data.readers.packed import PACK, read_packed
 from noisybsd.data.readers.registry import EVALUATIONS, LAYOUTS
-from noisybsd.data.splits import Labels, Read, Split, hold_out, image_size, need
+from noisybsd.data.splits import Labels, Read, Split, check_labels, hold_out, image_size, need
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.settings import DataConfig, NoiseConfig
 
@@ -45,7 +49,10 @@ class Dataset:
         size: side of the network's input; image files are stored larger where views crop them.
         channels: C.
         mean, std: per channel, on the 0..1 scale.
-        sha256: of training images (of files: paths and sizes) and given labels, in their order.
+        sha256: of training and test images and of the given labels, in their order; `notes` says what of
+            the images it covers.
+        sha256_before: the same as versions made it that looked at the training images alone and, of
+            files, at paths and sizes alone; their runs are known by it.
         notes: what a run's results say about the data; JSON-able.
     """
 
@@ -59,6 +66,11 @@ class Dataset:
     std: tuple[float, ...]
     sha256: str
     notes: dict[str, Any]
+    sha256_before: str = ""
+
+    def is_of(self, sha256: str) -> bool:
+        """Whether these are the data that a run recorded by their hash."""
+        return sha256 in (self.sha256, self.sha256_before)
 
 
 def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
@@ -76,16 +88,19 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     card = load_card(data.name)
     _refuse_what_has_no_effect(card, data)
     read, verified = read_splits(card, data)
+    check_fits_card(read, card)
+    _tell(read)
     train, test, problems = read.train, read.test, list(read.problems)
-    train, label_note = with_labels(card, data, train, len(read.class_names))
-    train, images_sha256 = leave_out_missing(train, data, problems)
-    images_sha256 = read.images_sha256 or images_sha256 or _pixels_sha256(train)
-    test_labels = read.test_labels
+    train, label_note = with_labels(card, data, train, read.class_names)
+    (train, sizes), test_labels = leave_out_missing(train, data, problems), read.test_labels
+    known_train, known_test = read.images_sha256 or (None, None)
+    hashes, test_hashes = hash_images(train.images, sizes, known_train), NOTHING
     if test is None:
         train, test, test_labels = hold_out(train, data.test_fraction)
     else:
-        test, _ = leave_out_missing(test, data, problems)
-    known = "known" if train.clean_labels is not None else None
+        test, sizes = leave_out_missing(test, data, problems)
+        test_hashes = hash_images(test.images, sizes, known_test)
+    known = known_clean(train.clean_labels)
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
     if known is None and train.clean_labels is not None:
         known = "the given ones, before noise"
@@ -93,6 +108,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         train = train.take(_first(len(train), data.limit, _in_order(read.train.labels)))
     if data.test_limit is not None:
         test = test.take(_first(len(test), data.test_limit, _in_order(test.labels)))
+    train = train.without_unknown()
     clean = train.clean_labels
     for line in _first_of(problems):
         log.warning("left out: %s", line)
@@ -105,21 +121,71 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         channels=card.channels,
         mean=card.mean,
         std=card.std,
-        sha256=_fingerprint(images_sha256, train.labels),
+        sha256=_fingerprint(f"{hashes.content} {test_hashes.content}", train.labels),
+        sha256_before=_fingerprint(hashes.before, train.labels),
         notes={
             "pixels_verified": verified,
+            "sha256_covers": f"{covered(train.images)}, of training and test images; the training labels",
             **label_note,
             "noise": {
                 **noise_note,
-                "real_rate": None if clean is None else float((train.labels != clean).mean()),
+                "real_rate": real_rate(train.labels, clean),
                 "labels_sha256": labels_sha256(train.labels),
             },
             "clean_labels": known,
             "test_labels": test_labels,
             "skipped_images": len(problems),
             "skipped": problems[:20],
+            "left_out": dict(read.left_out),
+            "notices": read.notices,
         },
     )
+
+
+def _tell(read: Read) -> None:
+    """Say in the log how the files were read, and which of them are left out."""
+    for line in read.notices:
+        log.warning("%s", line)
+    if read.left_out:
+        log.warning("left out: %s", kinds(read.left_out))
+
+
+def check_fits_card(read: Read, card: Card) -> None:
+    """Refuse images and labels that are not what the card says, before they fail in a step."""
+    num_classes = len(read.class_names)
+    for name, split in (("training", read.train), ("test", read.test)):
+        if split is None:
+            continue
+        source = f"{card.name}: its card has {num_classes} classes, but among the {name} images"
+        check_labels(split.labels, num_classes, source)
+        if split.clean_labels is not None:
+            check_labels(
+                split.clean_labels[split.clean_labels != UNKNOWN], num_classes, f"{source} clean"
+            )
+        if isinstance(split.images, ImageFiles):
+            continue
+        channels, side = split.images.shape[1], split.images.shape[-1]
+        if channels != card.channels:
+            raise UserError(
+                f"{card.name}: the card has channels={card.channels}, the {name} images {channels}"
+            )
+        if read.size is None and side != card.size:
+            raise UserError(f"{card.name}: the card has size={card.size}, the {name} images {side}")
+
+
+def known_clean(clean: Labels | None) -> str | None:
+    """What is known of clean labels (N,)."""
+    if clean is None or (clean == UNKNOWN).all():
+        return None
+    known = int((clean != UNKNOWN).sum())
+    return "known" if known == len(clean) else f"known for {known:,} of {len(clean):,} images"
+
+
+def real_rate(labels: Labels, clean: Labels | None) -> float | None:
+    """The share of labels (N,) that are wrong, among those whose clean ones are known."""
+    if clean is None or (clean == UNKNOWN).all():
+        return None
+    return float((labels != clean)[clean != UNKNOWN].mean())
 
 
 @dataclass(frozen=True)
@@ -140,16 +206,20 @@ class Evaluation:
     sets: Iterator[tuple[str, Split]]
 
 
-def load_evaluation(data: DataConfig) -> Evaluation:
+def load_evaluation(data: DataConfig, class_names: tuple[str, ...] = ()) -> Evaluation:
     """Test sets for a trained network.
 
     Args:
-        data: name: cifar10c, cifar100c, webvision_imagenet, or any dataset for its test split.
+        data: name: cifar10c, cifar100c, webvision_imagenet; own images, all of them where they are not
+            split; or any dataset for its test split.
+        class_names: the network's; own images need not have all of them.
 
     Raises:
         UserError: here or while iterating over the sets: data that are missing or damaged.
     """
     card = load_card(data.name)
+    if card.layout == "own" and not (Path(data.root) / PACK).is_file():
+        return _own_evaluation(card, data, class_names)
     if card.layout not in EVALUATIONS:
         found = load_dataset(data, NoiseConfig(), seed=0)
         sets = iter([("test", found.test)])
@@ -162,6 +232,22 @@ def load_evaluation(data: DataConfig) -> Evaluation:
         image_size(card, data)[0],
         card.channels,
         ((name, _present(split, data)) for name, split in EVALUATIONS[card.layout](card, data)),
+    )
+
+
+def _own_evaluation(card: Card, data: DataConfig, class_names: tuple[str, ...]) -> Evaluation:
+    if not card.classes:
+        card = card.model_copy(update={"classes": class_names})
+    read = read_own_to_test(card, data)
+    _tell(read)
+    problems = list(read.problems)
+    split, _ = leave_out_missing(read.train, data, problems)
+    return Evaluation(
+        card.name,
+        read.class_names,
+        image_size(card, data)[0],
+        card.channels,
+        iter([("test", replace(split, skipped=problems))]),
     )
 
 
@@ -234,7 +320,7 @@ def _official(card: Card, data: DataConfig, name: str) -> bool:
 
 
 def with_labels(
-    card: Card, data: DataConfig, train: Split, num_classes: int
+    card: Card, data: DataConfig, train: Split, class_names: tuple[str, ...]
 ) -> tuple[Split, dict[str, Any]]:
     """Put the labels that data.labels names in place, after a check that they are in order.
 
@@ -246,6 +332,7 @@ def with_labels(
         UserError: an unknown label set, a file that is not the official one, or labels whose clean
             counterparts are not the images' own.
     """
+    num_classes, images = len(class_names), None
     if data.labels == "default":
         return train, {"label_set": "default", "published_rate": card.noise_rate}
     if data.labels in card.labels:
@@ -253,26 +340,40 @@ def with_labels(
         path = need(Path(data.root) / entry.file, card)
         if entry.file in card.checksums and not _official(card, data, entry.file):
             raise UserError(f"{path}: not the official file, its checksum differs: get it again")
-        labels, clean = read_labels(path, num_classes, len(train), entry.key, entry.clean_key)
+        labels, clean, _ = read_labels(path, num_classes, len(train), entry.key, entry.clean_key)
         if clean is None:
             raise UserError(f"{path}: has no entry {entry.clean_key}, which proves the order")
         note: dict[str, Any] = {"label_set": data.labels, "published_rate": entry.noise_rate}
     elif Path(data.labels).expanduser().is_file():
-        labels, clean = read_labels(data.labels, num_classes, len(train))
+        if train.paths is not None:
+            images = ImageNames(train.paths, data.root)
+        labels, clean, by = read_labels(
+            data.labels, num_classes, len(train), class_names=class_names, images=images
+        )
+        if by == "position":
+            log.warning(
+                "data.labels=%s names no images: label i is taken as that of training image i",
+                data.labels,
+            )
         about = read_description(data.labels)
         described = {key: (about or {}).get(key) for key in ("name", "rate", "seed")}
-        note = {"label_set": data.labels, "label_file": described}
-        if clean is None and about is None and train.clean_labels is not None:
-            _check_better_than_chance(data, labels, train.clean_labels)
+        note = {"label_set": data.labels, "label_file": described, "labels_matched_by": by}
+        own = train.clean_labels
+        if clean is None and about is None and by == "position" and own is not None:
+            _check_better_than_chance(data, labels, own)
     else:
         options = did_you_mean(data.labels, ["default", *card.labels])
         missing = " (there is no such file)" if Path(data.labels).suffix else ""
         raise UserError(f"data.labels: {options}, or a label file's path{missing}")
-    if clean is not None and train.clean_labels is not None:
-        _check_order(data, clean, train.clean_labels)
-    note["order_proven"] = clean is not None and train.clean_labels is not None
-    known = train.clean_labels if train.clean_labels is not None else clean
-    return replace(train, labels=labels, clean_labels=known), note
+    own, both = train.clean_labels, np.zeros(len(train), dtype=bool)
+    if clean is not None and own is not None:
+        both = (clean != UNKNOWN) & (own != UNKNOWN)
+    if clean is not None and own is not None and both.any():
+        _check_order(data, clean[both], own[both])
+    note["order_proven"] = bool(both.any())
+    if clean is not None and own is not None:
+        clean = np.where(own != UNKNOWN, own, clean)
+    return replace(train, labels=labels, clean_labels=own if clean is None else clean), note
 
 
 def _check_order(data: DataConfig, clean: Labels, own: Labels) -> None:
@@ -289,6 +390,9 @@ def _check_order(data: DataConfig, clean: Labels, own: Labels) -> None:
 
 def _check_better_than_chance(data: DataConfig, labels: Labels, own: Labels) -> None:
     """Refuse labels (N,) that agree with the images' own (N,) no more than in a random order."""
+    labels, own = labels[own != UNKNOWN], own[own != UNKNOWN]
+    if not len(own):
+        return
     k = int(max(labels.max(), own.max())) + 1
     shares = [np.bincount(part, minlength=k) / len(own) for part in (labels, own)]
     chance = float(shares[0] @ shares[1])
@@ -310,8 +414,14 @@ def with_noise(
             raise UserError(f"noise.file={noise.file}: goes with noise.name=matrix, got none")
         return train, {"name": "none", "rate": 0.0, "seed": None}
     noisy = draw_noise(card, noise, seed, train, num_classes)
-    clean = train.labels if train.clean_labels is None else train.clean_labels
-    return replace(train, labels=noisy.labels, clean_labels=clean), noisy.notes
+    return replace(train, labels=noisy.labels, clean_labels=before_noise(train)), noisy.notes
+
+
+def before_noise(train: Split) -> Labels:
+    """The labels (N,) that count as clean beside synthetic noise: the clean ones, else the given ones."""
+    if train.clean_labels is None:
+        return train.labels
+    return np.where(train.clean_labels == UNKNOWN, train.labels, train.clean_labels)
 
 
 def draw_noise(
@@ -322,7 +432,7 @@ def draw_noise(
     Raises:
         UserError: see noise.inject; or the given labels are known to be noisy already.
     """
-    if train.clean_labels is not None and (train.clean_labels != train.labels).any():
+    if (before_noise(train) != train.labels).any():
         raise UserError(
             f"noise.name={noise.name}: the training labels are noisy already; for these as they are, "
             "noise.name=none noise.rate=0; for synthetic noise, data.labels=default of a dataset whose "
@@ -363,49 +473,46 @@ def _first(n: int, limit: int, in_order: bool) -> np.ndarray:
 
 def leave_out_missing(
     split: Split, data: DataConfig, problems: list[str]
-) -> tuple[Split, str | None]:
+) -> tuple[Split, list[int]]:
     """Leave out files that are missing or empty, if data.on_error=skip, and add them to `problems`.
 
     Returns:
-        what is left, and the SHA-256 of its files' paths and sizes (None: it is not in files).
+        what is left, and the bytes of its files, if it is in files.
 
     Raises:
         UserError: lists the first problems, if data.on_error=stop.
     """
     if not isinstance(split.images, ImageFiles):
-        return split, None
+        return split, []
     assert split.paths is not None
-    digest = hashlib.sha256()
     usable = np.zeros(len(split), dtype=bool)
+    sizes = np.zeros(len(split), dtype=np.int64)
     for i, path in enumerate(split.paths):
         full = os.path.join(split.images.root, path)  # noqa: PTH118 (up to a million times)
         try:
-            size = os.stat(full).st_size  # noqa: PTH116
-        except OSError as error:
-            problems.append(f"{full}: {error.strerror}")
+            status = os.stat(full)  # noqa: PTH116
+        except (OSError, ValueError) as error:  # a name may hold a NUL
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            problems.append(f"{as_text(full)}: {reason}")
             continue
-        if size == 0:
-            problems.append(f"{full}: is empty (zero bytes)")
-            continue
-        usable[i] = True
-        digest.update(b"%s\0%d\n" % (os.fsencode(path), size))
+        if not stat.S_ISREG(status.st_mode):
+            problems.append(f"{as_text(full)}: is no file")
+        elif status.st_size == 0:
+            problems.append(f"{as_text(full)}: is empty (zero bytes)")
+        else:
+            usable[i], sizes[i] = True, status.st_size
     if problems and data.on_error == "stop":
         advice = "data.on_error=skip leaves such files out and counts them"
         raise UserError("\n".join([*_first_of(problems), advice]))
     if not usable.any():
         because = f": {problems[-1]}" if len(split) else ""
         raise UserError(f"data.root={data.root}: not one usable image of {len(split)}{because}")
-    return split if usable.all() else split.take(usable), digest.hexdigest()
+    return split if usable.all() else split.take(usable), sizes[usable].tolist()
 
 
 def _first_of(problems: list[str]) -> list[str]:
     more = [f"… and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
     return problems[:NAMED] + more
-
-
-def _pixels_sha256(split: Split) -> str:
-    assert not isinstance(split.images, ImageFiles)
-    return hashlib.sha256(split.images.contiguous().numpy().data).hexdigest()
 
 
 def _fingerprint(images_sha256: str, labels: Labels) -> str:

@@ -1,4 +1,4 @@
-"""Fetching and unpacking files: resumed where it broke, checked, never half-written.
+"""Fetching files: resumed where it broke, checked, never half-written.
 
 A download grows in FILE.part and becomes FILE only when it is whole and its checksum holds.
 torchvision's downloader cannot resume, which matters at 17 GB, so all downloads come through here.
@@ -10,20 +10,19 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import json
 import logging
 import os
+import re
 import shutil
 import socket
-import tarfile
-import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -35,24 +34,26 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from noisybsd.data.archives import Damaged, unpack
 from noisybsd.data.cards import Download
 from noisybsd.errors import UserError
 
 log = logging.getLogger("noisybsd")
 
-# keeps owners and modes of an archive out; Python has it from 3.11.4
-_DATA_ALONE: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-
 CHUNK = 1 << 20
 ATTEMPTS = 5
 TIMEOUT = 30.0  # seconds without a byte
-
+STALL = (
+    30.0  # seconds in which an answer must begin, and in which it must bring SLOWEST bytes a second
+)
+SLOWEST = 1024
+SPARE = 1 << 30  # bytes of the disk that a download of unknown length leaves free
 
 _DROPPED = (ConnectionError, TimeoutError)
 
 
 class _Broken(Exception):
-    """The connection ended too early: worth another attempt."""
+    """The connection ended too early, or another file came: worth another attempt."""
 
 
 def checksum(path: Path, algorithm: str) -> str:
@@ -87,82 +88,261 @@ def download(
 
     Args:
         expected: `algorithm:hexdigest`, e.g. `sha256:ab12…`.
-        size: bytes, for the progress display where the server does not say.
+        size: bytes that the file must have.
         pause: seconds before the second attempt, doubled for each further one.
 
     Raises:
-        UserError: no network, no such file on the server, no room on the disk, a wrong checksum
-            (the file is removed), a connection that keeps breaking (the next call resumes it).
+        UserError: no network, no such file on the server, something else in its place (a login page), no
+            room on the disk, a wrong size or checksum (the file is removed), a connection that keeps
+            breaking (the next call resumes it).
     """
-    part = path.with_name(path.name + ".part")
+    part = _Part(path, url, expected, size)
     _make(path.parent)
-    left_over = part.exists()
-    by_hand = f"or put the file at {path} yourself"
+    left_over = part.path.exists()
+    shown, by_hand = _shown(url), f"or put the file at {path} yourself"
     for attempt in range(ATTEMPTS):
         try:
-            _fetch(url, part, size)
+            _fetch(part)
             break
+        except UserError as error:
+            raise UserError(f"{error}; {by_hand}") from None
+        except http.client.InvalidURL as error:
+            raise UserError(f"{shown}: not a usable address: {error}; {by_hand}") from None
         except (_Broken, urllib.error.URLError, http.client.HTTPException, *_DROPPED) as error:
             reason = getattr(error, "reason", error)
             if isinstance(error, urllib.error.HTTPError):
                 reason = f"HTTP {error.code} {error.reason}"
                 if error.code < 500 and error.code != 429:  # others pass: a busy server
-                    raise UserError(f"{url}: {reason}; {by_hand}") from None
+                    raise UserError(f"{shown}: {reason}; {by_hand}") from None
             if isinstance(reason, socket.gaierror | ConnectionRefusedError):
-                raise UserError(f"{url}: no connection ({reason}); {by_hand}") from None
+                raise UserError(f"{shown}: no connection ({reason}); {by_hand}") from None
             if attempt == ATTEMPTS - 1:
                 raise UserError(
-                    f"{url}: the connection broke {ATTEMPTS} times ({reason}); "
-                    f"run it again to continue from {part}, {by_hand}"
+                    f"{shown}: the connection broke {ATTEMPTS} times ({reason}); "
+                    f"run it again to continue from {part.path}, {by_hand}"
                 ) from None
             time.sleep(pause * 2**attempt)
         except OSError as error:
-            raise UserError(f"{part}: cannot be written: {error.strerror or error}") from None
+            raise UserError(f"{part.path}: cannot be written: {error.strerror or error}") from None
+        except ValueError as error:  # an address that is none, of the card or of a redirect
+            raise UserError(f"{shown}: not a usable address: {error}; {by_hand}") from None
     try:
-        verify(part, expected)
+        part.check()
     except UserError as error:
-        part.unlink()
+        part.remove()
         if left_over:  # perhaps the pieces are of two versions: once more, from the start
             return download(url, path, expected=expected, size=size, pause=pause)
-        raise UserError(f"{error} (from {url}; removed); {by_hand}") from None
-    part.replace(path)
+        raise UserError(f"{error} (from {shown}; removed); {by_hand}") from None
+    part.path.replace(path)
+    part.remove()
     return path
 
 
-def _fetch(url: str, part: Path, size: int | None) -> None:
+class _Part:
+    """What there is of a file so far, PATH.part, and, in PATH.part.json, which version of it that is.
+
+    Args:
+        path: where the whole file goes.
+        expected: its checksum, `algorithm:hexdigest`.
+        size: its bytes.
+    """
+
+    def __init__(self, path: Path, url: str, expected: str | None, size: int | None):
+        self.path = path.with_name(path.name + ".part")
+        self.url = url
+        self.expected = expected
+        self.size = size
+        self._note = path.with_name(path.name + ".part.json")
+
+    def have(self) -> int:
+        """Bytes to continue from; 0 where nothing would tell another version of the file from this one.
+
+        Raises:
+            UserError: it is a link, through which a download would write elsewhere.
+        """
+        if self.path.is_symlink():
+            raise UserError(f"{self.path}: is a symbolic link; remove it")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return size if self.expected or self.version() else 0
+
+    def version(self) -> str | None:
+        """The server's mark of the version that the bytes are of: its ETag, or its date."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(self._note.read_text("utf-8"))
+            if note["url"] == self.url:
+                return str(note["version"])
+        return None
+
+    def begin(self, version: str | None) -> None:
+        """Note the version of a file that begins anew."""
+        self._note.unlink(missing_ok=True)
+        if version is not None:
+            self._note.write_text(json.dumps({"url": self.url, "version": version}), "utf-8")
+
+    def check(self) -> None:
+        """Compare size and checksum with what they should be.
+
+        Raises:
+            UserError: one of them differs, or, where neither is known, it is a web page.
+        """
+        with self.path.open("rb") as file:
+            start = file.read(512).lstrip().lower()
+        if self.expected is None and start.startswith((b"<!doctype html", b"<html")):
+            raise UserError(f"{self.path}: is a web page, not the file")
+        found = self.path.stat().st_size
+        if self.size is not None and found != self.size:
+            raise UserError(f"{self.path}: has {found:,} bytes, expected {self.size:,}")
+        verify(self.path, self.expected)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+
+
+def _shown(url: str) -> str:
+    """An address without the user name and password that it may hold."""
+    return re.sub(r"//[^/?#]*@", "//", url)
+
+
+class _Punctual(http.client.HTTPConnection):
+    """A connection whose answer must begin within STALL seconds, however it trickles in."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        timer = threading.Timer(STALL, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().getresponse()
+        finally:
+            timer.cancel()
+
+    def _cut(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class _PunctualSecure(_Punctual, http.client.HTTPSConnection):
+    pass
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Punctual, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PunctualSecure, req)
+
+
+def _fetch(part: _Part) -> None:
     """Append to `part` what is missing of it."""
-    have = part.stat().st_size if part.exists() else 0
+    have, version = part.have(), part.version()
     headers = {"User-Agent": "noisybsd", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    request = urllib.request.Request(url, headers=headers)
+        if version:
+            headers["If-Range"] = version
+    request = urllib.request.Request(part.url, headers=headers)
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = urllib.request.build_opener(_Http, _Https).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
         # nothing comes after what is here: it is whole, or it is of another file
         if error.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
-            part.unlink()
-            _fetch(url, part, size)
+            part.remove()
+            _fetch(part)
         return
     with response:
-        continues = response.status == 206
-        start = have if continues else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else size
-        with part.open("ab" if continues else "wb") as file:
-            _copy(response, file, part.name.removesuffix(".part"), start, total)
+        start, total = _place(response, have, version)
+        _refuse_other_files(response, part, total)
+        if start == 0:
+            part.begin(_version(response))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (0 if start else os.O_TRUNC)
+        with open(os.open(part.path, flags, 0o666), "ab" if start else "wb") as file:  # noqa: PTH123
+            _copy(response, file, part, start, total)
             file.flush()
             os.fsync(file.fileno())
-    if length and part.stat().st_size != total:
-        raise _Broken(f"{part.stat().st_size} of {total} bytes")
+    if total is not None and part.path.stat().st_size != total:
+        raise _Broken(f"{part.path.stat().st_size} of {total} bytes")
+
+
+def _place(
+    response: http.client.HTTPResponse, have: int, version: str | None
+) -> tuple[int, int | None]:
+    """Where in the file an answer begins, and the file's bytes, if the server says so.
+
+    Raises:
+        _Broken: it begins elsewhere than asked for, or is of another version of the file.
+        UserError: it is no file.
+    """
+    length = response.headers.get("Content-Length")
+    if length is not None and not length.isdecimal():
+        raise UserError(f"{_shown(response.url)}: answers Content-Length: {length[:40]!r}")
+    if response.status == 200:
+        return 0, None if length is None else int(length)
+    if response.status != 206:
+        raise UserError(
+            f"{_shown(response.url)}: HTTP {response.status} {response.reason}: no file in it"
+        )
+    found = re.fullmatch(
+        r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip()
+    )
+    if found is None or int(found[1]) not in (0, have):
+        raise _Broken(f"the server sends another part than from byte {have}")
+    if version is not None and int(found[1]) and _version(response) not in (None, version):
+        raise _Broken("the file has changed on the server")
+    end = int(found[2]) + 1
+    return int(found[1]), end if found[3] == "*" else int(found[3])
+
+
+def _version(response: http.client.HTTPResponse) -> str | None:
+    """What marks the version of the file: its ETag, unless that is a weak one, or its date."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified")
+
+
+def _refuse_other_files(response: http.client.HTTPResponse, part: _Part, total: int | None) -> None:
+    """Refuse a web page, a file of another size, and one for which there is no room.
+
+    Raises:
+        UserError: says which.
+    """
+    shown = _shown(part.url)
+    if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+        to = "" if response.url == part.url else f", at {_shown(response.url)}"
+        raise UserError(
+            f"{shown}: the server answers with a web page{to}, not with the file: perhaps it wants you to "
+            "log in or to agree to terms; open the address in a browser"
+        )
+    if total is None:
+        if part.size is None and part.expected is None and not response.chunked:
+            raise UserError(
+                f"{shown}: neither the server nor the card says how long the file is, so nobody can tell "
+                "whether it is whole"
+            )
+        return
+    if part.size is not None and total != part.size:
+        raise UserError(
+            f"{shown}: the server's file has {total:,} bytes, expected {part.size:,}: not the official file"
+        )
+    there = part.path.stat().st_size if part.path.exists() else 0
+    free = shutil.disk_usage(part.path.parent).free
+    if total - there > free:
+        raise UserError(f"{part.path}: no room: the file has {total:,} bytes, {free:,} are free")
 
 
 def _copy(
-    source: http.client.HTTPResponse, target: IO[bytes], name: str, start: int, total: int | None
+    source: http.client.HTTPResponse,
+    target: IO[bytes],
+    part: _Part,
+    start: int,
+    total: int | None,
 ) -> None:
+    """Copy the rest of an answer, as long as it comes fast enough and is no longer than it may be."""
     console = Console(stderr=True)
+    most, size = total if total is not None else part.size, start
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -172,19 +352,33 @@ def _copy(
         console=console,
         disable=not console.is_terminal,
     ) as progress:
-        task = progress.add_task(name, total=total, completed=start)
+        name = part.path.name.removesuffix(".part")
+        task = progress.add_task(name, total=most, completed=start)
+        since, arrived = time.monotonic(), 0
         while True:
             try:
                 chunk = source.read1(CHUNK)  # what is there: an interruption loses nothing
             except http.client.IncompleteRead as error:
                 target.write(error.partial)
                 raise _Broken("it ended early") from None
-            except (http.client.HTTPException, OSError) as error:
+            except (http.client.HTTPException, OSError, ValueError) as error:
                 raise _Broken(str(error)) from None
             if not chunk:
                 return
+            size += len(chunk)
+            if most is not None and size > most:
+                raise UserError(
+                    f"{_shown(part.url)}: sends more than the {most:,} bytes of the file"
+                )
+            if most is None and shutil.disk_usage(part.path.parent).free < SPARE:
+                raise UserError(f"{part.path}: no room: the server sends without end")
             target.write(chunk)
             progress.advance(task, len(chunk))
+            arrived += len(chunk)
+            if (passed := time.monotonic() - since) > STALL:
+                if arrived < SLOWEST * passed:
+                    raise _Broken(f"{arrived:,} bytes in {passed:.0f} s")
+                since, arrived = time.monotonic(), 0
 
 
 def fetch(item: Download, root: Path) -> None:
@@ -204,11 +398,17 @@ def fetch(item: Download, root: Path) -> None:
             download(item.url, path, expected=item.checksum, size=item.bytes)
         else:
             verify(path, item.checksum)
-        if item.unpack is not None:
-            if item.unpack not in unpack(path, root):
-                raise UserError(f"{path}: unpacked, but there is no {item.unpack} in it")
-            if fetched:  # a file that someone put there stays
-                path.unlink()
+        if item.unpack is None:
+            return
+        try:
+            unpack(path, root, item.unpack)
+        except Damaged as error:
+            if not fetched:
+                raise UserError(f"{error}; get it again from {_shown(item.url)}") from None
+            path.unlink()
+            raise UserError(f"{error}; removed: run it again to download it anew") from None
+        if fetched:  # a file that someone put there stays
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -234,51 +434,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
-
-
-def unpack(archive: Path, folder: Path) -> list[str]:
-    """Unpack a tar or zip archive into `folder`; each top-level entry appears whole or not at all.
-
-    Returns:
-        The top-level entries.
-
-    Raises:
-        UserError: a damaged archive, one with members that lead outside the folder, no room.
-    """
-    _make(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as temporary:
-        try:
-            if zipfile.is_zipfile(archive):
-                with zipfile.ZipFile(archive) as bundle:
-                    _refuse_outside(archive, bundle.namelist())
-                    bundle.extractall(temporary)
-            else:
-                with tarfile.open(archive) as bundle:
-                    _refuse_outside(archive, bundle.getnames())
-                    _refuse_links(archive, bundle.getmembers())
-                    bundle.extractall(temporary, **_DATA_ALONE)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
-            if isinstance(error, OSError) and error.errno:  # gzip's own has none
-                raise UserError(f"{folder}: cannot unpack {archive}: {error.strerror}") from None
-            raise UserError(f"{archive}: damaged or not an archive: {error}") from None
-        entries = sorted(entry.name for entry in Path(temporary).iterdir())
-        for name in entries:
-            if (folder / name).exists():
-                raise UserError(f"{folder / name}: is there already; remove it to unpack {archive}")
-            shutil.move(Path(temporary) / name, folder / name)
-    return entries
-
-
-def _refuse_links(archive: Path, members: list[tarfile.TarInfo]) -> None:
-    for member in members:
-        if not (member.isreg() or member.isdir()):
-            raise UserError(
-                f"{archive}: refused to unpack: member {member.name!r} is neither file nor folder"
-            )
-
-
-def _refuse_outside(archive: Path, names: list[str]) -> None:
-    for name in names:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{archive}: refused to unpack: member {name!r} leads outside")

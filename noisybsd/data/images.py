@@ -13,8 +13,10 @@ Dimensions: N images, C channels (3: RGB, 1: grey), S stored side, H×W pixels o
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +30,75 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from noisybsd.data.names import as_text
 from noisybsd.errors import UserError
 
 MODES = {3: "RGB", 1: "L"}
 BLOCK = 512  # images that `decode_many` decodes ahead at most
+
+# Formats that the first bytes of a file tell from all else.
+_MARKED = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "WEBP",
+    "BMP",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+    "QOI",
+    "PSD",
+    "ICO",
+    "DDS",
+)
+# Formats that Pillow may take a file for. Those it hands to another program (EPS: Ghostscript), opens
+# again as any format (IPTC), or has no decoder for (video, weather data, PDF) are not among them.
+_FORMATS = (
+    *_MARKED,
+    *(
+        "TIFF",
+        "ICNS",
+        "FITS",
+        "SGI",
+        "SUN",
+        "DIB",
+        "BLP",
+        "FTEX",
+        "GBR",
+        "XBM",
+        "XPM",
+        "PCX",
+        "DCX",
+    ),
+    *("CUR", "FLI", "IM", "IMT", "MCIDAS", "MSP", "PCD", "PIXAR", "SPIDER", "TGA", "XVTHUMB"),
+)
+_METADATA = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}  # PNG chunks that pixels do not need
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats of image files that are read: those of `_FORMATS` that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, that files of these formats have."""
+    read = {*formats(), "MPO"}  # a JPEG with several pictures
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in known if name in read)
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the first bytes of a file say that it is an image, whatever its name says."""
+    try:
+        with Image.open(path, formats=[name for name in _MARKED if name in formats()]):
+            return True
+    except Image.DecompressionBombError:
+        return True  # it is one, and decoding refuses it
+    except Exception:  # on damaged files Pillow raises nearly every type
+        return False
 
 
 class ImageError(UserError):
@@ -39,7 +106,7 @@ class ImageError(UserError):
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(str(path), reason)
-        self.path = str(path)
+        self.path = as_text(path)
         self.reason = reason
 
     def __str__(self) -> str:
@@ -77,13 +144,39 @@ def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
     if not data:
         raise ImageError(path, "is empty (zero bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = _pixels(image, MODES[channels], size)
+        try:
+            pixels = _decoded(data, MODES[channels], size)
+        except Exception:  # Pillow refuses a PNG for metadata that are large or damaged, too
+            bare = without_metadata(data)
+            if bare is None:
+                raise
+            pixels = _decoded(bare, MODES[channels], size)
     except UnidentifiedImageError:
         raise ImageError(path, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
         raise ImageError(path, f"cannot be decoded: {str(error) or type(error).__name__}") from None
     return _square(pixels, size)
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """A PNG without its colour profile and texts; None if `data` is none, or has none of these."""
+    start = 8
+    if data[:start] != b"\x89PNG\r\n\x1a\n":
+        return None
+    kept = [data[:start]]
+    while start + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[start : start + 8])
+        end = start + 12 + length
+        if kind not in _METADATA:
+            kept.append(data[start:end])
+        start = end
+    bare = b"".join(kept)
+    return bare if len(bare) < len(data) else None
+
+
+def _decoded(data: bytes, mode: str, size: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=formats()) as image:
+        return _pixels(image, mode, size)
 
 
 def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:

@@ -8,19 +8,42 @@ Dimensions: N samples, K classes.
 from __future__ import annotations
 
 import _codecs
-import csv
 import hashlib
 import json
+import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from noisybsd import __version__
+from noisybsd.data.images import image_suffixes
+from noisybsd.data.names import (
+    UNKNOWN,
+    ImageNames,
+    class_of,
+    is_missing,
+    labels_of,
+    match,
+    unknown_class,
+    whole_number,
+)
+from noisybsd.data.tables import (
+    CLEAN,
+    INDEX,
+    KNOWN,
+    LABELS,
+    WEAK_NAMES,
+    Table,
+    names_of,
+    plain_key,
+    read_table,
+)
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.files import write_atomically
 
@@ -31,6 +54,13 @@ FloatArray = npt.NDArray[np.float64]
 def labels_sha256(labels: npt.NDArray[Any]) -> str:
     """SHA-256 of labels (N,) as little-endian int64, whatever file or machine they come from."""
     return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+
+
+_Place = Callable[[int], str]  # position in an array -> where that is in its file
+
+
+def at_index(i: int) -> str:
+    return f"index {i}"
 
 
 # --- transition matrices in files ---------------------------------------------------------------
@@ -45,8 +75,11 @@ def read_matrix(path: str | Path, num_classes: int) -> FloatArray:
         UserError: names the file and the row that is wrong.
     """
     path = _existing(path, (".npy", ".csv", ".txt"), "transition matrices")
-    if path.suffix == ".npy":
-        return check_matrix(_load_numpy(path), num_classes, str(path))
+    if path.suffix.lower() == ".npy":
+        content = _load_numpy(path)
+        if isinstance(content, dict):
+            raise UserError(f"{path}: holds several arrays, expected one")
+        return check_matrix(content, num_classes, str(path))
     rows = []
     for number, line in enumerate(text_lines(path), start=1):
         cells = line.split("#")[0].replace(",", " ").split()
@@ -88,11 +121,19 @@ def check_matrix(matrix: npt.NDArray[Any], num_classes: int, source: str) -> Flo
 
 # --- label files --------------------------------------------------------------------------------
 
-_Place = Callable[[int], str]  # position in an array -> where that is in its file
 
+class LabelFile(NamedTuple):
+    """What `read_labels` found.
 
-def at_index(i: int) -> str:
-    return f"index {i}"
+    Args:
+        labels: (N,) int64.
+        clean: (N,) int64, UNKNOWN where the file has none for an image; None: for no image.
+        by: how rows were matched with images: name, index or position.
+    """
+
+    labels: IntArray
+    clean: IntArray | None
+    by: str
 
 
 def read_labels(
@@ -101,84 +142,202 @@ def read_labels(
     n: int,
     key: str | None = None,
     clean_key: str = "clean_label",
-) -> tuple[IntArray, IntArray | None]:
+    *,
+    class_names: Sequence[str] = (),
+    images: ImageNames | None = None,
+) -> LabelFile:
     """Read the given labels of n samples, and the clean ones where the file has them.
 
     | suffix | content |
     |---|---|
-    | .npy | integers (N,) |
+    | .npy | integers, or names of classes (N,) |
     | .npz, .pt | the same, or several by name; a .pt is read without running code from it |
-    | .csv | a column `label`, or one column only; optional: `index`, `clean_label` |
-    | .csv without a header | `label` or `index,label` |
-    | .txt | one label per line |
+    | .csv, .tsv, .parquet | a column `label`, or one column only; optional: `clean_label`, and `index` or a \
+column that names the images |
+    | .csv without a header | `label`, `index,label` or `path,label` |
+    | .txt | one label per line, or `path label` |
 
-    Where there is an `index` (from 0), the labels are put in its order. A description beside the
-    file, as `write_labels` makes it, must fit the labels.
+    Where anything names the images, the labels are put in their order by these names; else where there is
+    an `index` (from 0), in its order; else row i is image i. A description beside the file, as
+    `write_labels` makes it, must fit the labels.
 
     Args:
         key: which array or column holds the labels, if there are several.
         clean_key: the one that holds the clean labels, if any does.
-
-    Returns:
-        labels (N,), clean labels (N,) or None.
+        class_names: what labels may be called instead of 0..num_classes-1.
+        images: the names of the n images; None: they have none.
 
     Raises:
         UserError: names the file, the line or index, the value and what is valid.
     """
     path = _existing(path, LABEL_READERS, "label files")
-    columns, place = LABEL_READERS[path.suffix](path)
-    name = _label_column(path, columns, key, clean_key)
-    labels = integers_below(num_classes, columns[name], str(path), place)
+    table = LABEL_READERS[path.suffix.lower()](path, images)
+    numbered = read_description(path) is not None  # `write_labels` writes numbers
+    names = () if numbered else class_names
+    by, order = _order(table, n, images, class_names)
+    if len(order) != n:
+        raise UserError(f"{path}: got {len(order)} labels, valid: {n}, one for each image")
+    clean_column = _clean_column(table, clean_key)
+    name = _label_column(table, key, {clean_column} - {None})
+    labels = _labels(table, name, num_classes, names)
     if len(labels) != n:
         raise UserError(f"{path}: got {len(labels)} labels, valid: {n}, one for each image")
     clean = None
-    if clean_key in columns:
-        clean = integers_below(num_classes, columns[clean_key], f"{path}: {clean_key}", place)
+    if clean_column is not None:
+        clean = _clean_labels(table, clean_column, num_classes, names)
         if len(clean) != n:
-            raise UserError(f"{path}: {clean_key}: got {len(clean)} labels, valid: {n}")
-    if "index" in columns:
-        order = _positions(columns["index"], n, path, place)
-        labels = labels[order]
-        clean = None if clean is None else clean[order]
+            raise UserError(f"{path}: {clean_column}: got {len(clean)} labels, valid: {n}")
+    labels, clean = labels[order], None if clean is None else clean[order]
     _check_description(path, labels)
-    return labels, clean
+    return LabelFile(labels, clean, by)
 
 
-def _label_column(path: Path, columns: Mapping[str, Any], key: str | None, clean_key: str) -> str:
+def _order(
+    table: Table, n: int, images: ImageNames | None, class_names: Sequence[str]
+) -> tuple[str, IntArray]:
+    """By what rows are matched with images, and the order (N,) that puts them in place."""
+    index = table.only(INDEX, "the index")
+    column = _name_column(table, images, class_names)
+    if column is not None:
+        source = f"{table.path}: column {column}"
+        if images is None:
+            raise UserError(
+                f"{source} names images, but those of this dataset have no names; give a column index "
+                "(from 0), or labels alone, in the order of the images"
+            )
+        return "name", match(names_of(table, column), images, source, table.rows.__getitem__)
+    if index is not None:
+        return "index", _positions(table, index, n)
+    return "position", np.arange(n)
+
+
+def _name_column(table: Table, images: ImageNames | None, class_names: Sequence[str]) -> str | None:
+    """The column that names the images, by what it is called or by what is in it; None: there is none."""
+    suspected = list(table.name_columns())
+    for column in suspected:
+        if plain_key(column) in WEAK_NAMES and _holds(table, column, class_names.__contains__):
+            continue  # names of classes
+        return column
+    if images is not None and len(table.columns) > 1:
+        for column in table.columns:
+            if plain_key(column) not in KNOWN and _holds(table, column, images.find, distinct=True):
+                return column
+    return None
+
+
+def _holds(table: Table, column: str, test: Callable[[str], Any], distinct: bool = False) -> bool:
+    """Whether the first cells of a column are text that passes a test, and, if asked for, all differ."""
+    cells = table.columns[column]
+    first = cells[:50] if isinstance(cells, list) else []
+    if not first or not all(isinstance(cell, str) and test(cell) for cell in first):
+        return False
+    return not distinct or len(set(first)) == len(first)
+
+
+def _clean_column(table: Table, clean_key: str) -> str | None:
+    if clean_key in table.columns:
+        return clean_key
+    return table.only(CLEAN, "the clean labels") if clean_key == "clean_label" else None
+
+
+def _label_column(table: Table, key: str | None, others: set[str | None]) -> str:
     if key is not None:
-        if key not in columns:
-            raise UserError(f"{path}: {did_you_mean(key, columns)}")
+        if key not in table.columns:
+            raise UserError(f"{table.path}: {did_you_mean(key, table.columns)}")
         return key
-    if "label" in columns:
-        return "label"
-    candidates = [name for name in columns if name not in ("index", clean_key)]
+    if "label" in table.columns or len(table.called(LABELS)) > 1:
+        return table.label_column()
+    named = {*table.name_columns(), *table.called(INDEX), *others}
+    candidates = table.called(LABELS) or [name for name in table.columns if name not in named]
     if len(candidates) != 1:
         raise UserError(
-            f"{path}: which labels to use is not clear: expected one named label, got "
-            f"{', '.join(map(repr, columns))}"
+            f"{table.path}: which labels to use is not clear: expected one named label, got "
+            f"{', '.join(map(repr, table.columns))}"
         )
     return candidates[0]
+
+
+def _labels(
+    table: Table, column: str, num_classes: int, class_names: Sequence[str], what: str = ""
+) -> IntArray:
+    """A column's labels (N,): numbers below `num_classes`, or names of classes."""
+    values, source = table.columns[column], f"{table.path}{what}"
+    if not isinstance(values, list):
+        return integers_below(num_classes, values, source, table.rows.__getitem__)
+    names = []
+    for i, value in enumerate(values):
+        try:
+            names.append(class_of(value, class_names))
+        except ValueError as error:
+            raise table.wrong(i, f"{column} {error}; {_valid(class_names)}") from None
+    if not names:
+        raise UserError(f"{source}: holds no labels")
+    numbers = [whole_number(name) for name in names]
+    as_names = set(names) <= set(class_names)
+    if None in numbers and not as_names:
+        i = next(i for i, name in enumerate(names) if name not in class_names)
+        if class_names:
+            raise table.wrong(
+                i, f"class {unknown_class(names[i], class_names)}, or a number from 0"
+            )
+        i = numbers.index(None)
+        raise table.wrong(i, f"got {names[i]!r}, valid: an integer")
+    if not as_names:
+        return integers_below(
+            num_classes, np.array(numbers, object), source, table.rows.__getitem__
+        )
+    labels = labels_of(names, class_names, table.wrong)
+    ambiguous = None not in numbers and max(n for n in numbers if n is not None) < num_classes
+    if ambiguous and (labels != np.array(numbers)).any():
+        i = int((labels != np.array(numbers)).argmax())
+        raise table.wrong(
+            i,
+            f"{names[i]!r} is the name of class {labels[i]} and the number of class "
+            f"{class_names[int(names[i])]!r}: give numbers as a .npy file, or names in a manifest "
+            "(data.manifest)",
+        )
+    return labels
+
+
+def _valid(class_names: Sequence[str]) -> str:
+    return "valid: a number from 0" + ", or the name of a class" * bool(class_names)
+
+
+def _clean_labels(
+    table: Table, column: str, num_classes: int, class_names: Sequence[str]
+) -> IntArray:
+    """A column's clean labels (N,), UNKNOWN where its cell is empty."""
+    cells = table.columns[column]
+    if not isinstance(cells, list):
+        return _labels(table, column, num_classes, class_names, f": {column}")
+    known = [i for i, cell in enumerate(cells) if not is_missing(cell) or cell in class_names]
+    clean = np.full(len(cells), UNKNOWN)
+    if known:
+        part = Table(
+            table.path,
+            {column: [cells[i] for i in known]},
+            [table.rows[i] for i in known],
+        )
+        clean[known] = _labels(part, column, num_classes, class_names, f": {column}")
+    return clean
 
 
 def integers_below(
     limit: int, values: Any, source: str, place: _Place, what: str = "label"
 ) -> IntArray:
-    """Integers in 0..limit-1 from an array, a tensor, or a list of numbers or of strings."""
-    if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
-        array = np.array([_integer(v, source, place(i)) for i, v in enumerate(values)], object)
-    else:
-        try:
-            array = np.asarray(values)
-        except (ValueError, TypeError):  # a ragged list, a tensor that numpy has no type for
-            raise UserError(
-                f"{source}: got a {type(values).__name__} that is no array of integers"
-            ) from None
-        if array.size == 0:
-            raise UserError(f"{source}: holds no numbers")
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise UserError(
-                f"{source}: got {array.dtype} of shape {array.shape}, valid: integers of shape (N,)"
-            )
+    """Integers in 0..limit-1 from an array or a tensor (N,)."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError):  # a ragged list, a tensor that numpy cannot hold
+        raise UserError(
+            f"{source}: got a {type(values).__name__} that is no array of integers"
+        ) from None
+    if array.size == 0:
+        raise UserError(f"{source}: holds no numbers")
+    if array.ndim != 1 or array.dtype.kind not in "iuO":
+        raise UserError(
+            f"{source}: got {array.dtype} of shape {array.shape}, valid: integers of shape (N,)"
+        )
     wrong = np.flatnonzero((array < 0) | (array >= limit))
     if len(wrong):
         raise UserError(
@@ -188,32 +347,61 @@ def integers_below(
     return array.astype(np.int64)
 
 
-def _integer(text: str, source: str, place: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"{source}: {place}: got {text!r}, valid: an integer") from None
-
-
-def _positions(values: Any, n: int, path: Path, place: _Place) -> IntArray:
+def _positions(table: Table, column: str, n: int) -> IntArray:
     """The order (N,) that puts rows with these indices in place."""
-    index = integers_below(n, values, str(path), place, "index")
+    values: Any = table.columns[column]
+    if isinstance(values, list):
+        values = np.array(_whole_numbers(table, column), object)
+    index = integers_below(n, values, str(table.path), table.rows.__getitem__, "index")
     order = np.argsort(index, kind="stable")
     repeated = np.flatnonzero(np.diff(index[order]) == 0)
     if len(repeated):
         first, second = order[repeated[0]], order[repeated[0] + 1]
-        raise UserError(
-            f"{path}: {place(int(second))}: index {index[second]} is already on {place(int(first))}"
+        raise table.wrong(
+            int(second), f"index {index[second]} is already on {table.rows[int(first)]}"
         )
     return order
 
 
-def _read_numpy(path: Path) -> tuple[dict[str, Any], _Place]:
-    content = _load_numpy(path)
-    return content if isinstance(content, dict) else {"label": content}, at_index
+def _whole_numbers(table: Table, column: str) -> list[int]:
+    numbers = []
+    for i, cell in enumerate(table.columns[column]):
+        number = whole_number(str(cell).strip())
+        if number is None:
+            raise table.wrong(i, f"{column} is {str(cell)!r}, valid: an integer from 0")
+        numbers.append(number)
+    return numbers
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Any], _Place]:
+class _Indices(Sequence[str]):
+    """Where elements of an array are in it: `index 3`."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, i: Any) -> Any:
+        return at_index(i)
+
+
+def _arrays(path: Path, content: Any) -> Table:
+    """Arrays by name, or one array of labels; text as lists of strings."""
+    columns = content if isinstance(content, dict) else {"label": content}
+    read: dict[str, Any] = {}
+    for name, value in columns.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "US" and value.ndim == 1:
+            value = value.tolist()
+        elif isinstance(value, list | tuple):
+            plain = all(type(each) is int for each in value)
+            value = np.array(value, object) if plain else list(value)
+        read[str(name)] = value
+    return Table(path, read, _Indices())
+
+
+def _read_numpy(path: Path, images: ImageNames | None) -> Table:
+    return _arrays(path, _load_numpy(path))
+
+
+def _read_torch(path: Path, images: ImageNames | None) -> Table:
     # what CIFAR-N's files hold, which numpy 1 wrote: the constructor has another name in numpy 2
     reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     allowed: list[Any] = [
@@ -233,66 +421,57 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], _Place]:
             f"{path}: damaged, or holds more than tensors, lists and int64 arrays; other objects "
             "are not loaded, because they could run code"
         ) from None
+    if isinstance(content, dict) and content and all(isinstance(v, int) for v in content.values()):
+        labels = list(content.values())
+        return Table(path, {"path": list(content), "label": np.array(labels, object)}, _Indices())
     if isinstance(content, dict):
-        return {str(name): value for name, value in content.items()}, at_index
-    return {"label": content}, at_index
+        content = {str(name): _plain(value) for name, value in content.items()}
+    return _arrays(path, _plain(content))
 
 
-def _read_csv(path: Path) -> tuple[dict[str, Any], _Place]:
-    reader = csv.reader(text_lines(path))
-    try:
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: {error}") from None
-    if not rows:
-        raise UserError(f"{path}: is empty")
-    header = rows[0][1]
-    if all(cell.lstrip("+-").isdecimal() for cell in header):
-        if len(header) > 2:
-            raise UserError(
-                f"{path}: has {len(header)} columns and no header; give it one with a column label"
-            )
-        header = ["index", "label"][-len(header) :]
-    else:
-        rows = rows[1:]
-        if not rows:
-            raise UserError(
-                f"{path}: has the line {', '.join(header)} and no other; expected columns index, label or "
-                "label alone, with or without a header"
-            )
-        # pandas writes its index without a name
-        header = [name or "index" for name in header]
-    if len(set(header)) < len(header):
-        raise UserError(f"{path}: line 1: two columns have one name: {', '.join(header)}")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}: line {line}: got {len(row)} columns, valid: {len(header)} "
-                f"({', '.join(header)})"
-            )
-    columns = {name: [row[i] for _, row in rows] for i, name in enumerate(header)}
-    return columns, lambda i: f"line {rows[i][0]}"
+def _plain(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
-def _read_text(path: Path) -> tuple[dict[str, Any], _Place]:
-    lines = text_lines(path)
-    while lines and not lines[-1].strip():
+def _read_table(path: Path, images: ImageNames | None) -> Table:
+    return read_table(path, lambda cell: _names_image(cell, images))
+
+
+def _names_image(cell: str, images: ImageNames | None) -> bool:
+    looks_so = Path(cell).suffix.lower() in image_suffixes()
+    return looks_so or (
+        images is not None and whole_number(cell) is None and bool(images.find(cell))
+    )
+
+
+def _read_text(path: Path, images: ImageNames | None) -> Table:
+    lines = [line.strip() for line in text_lines(path)]
+    while lines and not lines[-1]:
         lines.pop()
-    return {"label": lines}, lambda i: f"line {i + 1}"
+    if not lines:
+        raise UserError(f"{path}: holds no numbers")
+    rows = [f"line {i + 1}" for i in range(len(lines))]
+    parts = [re.split(r"[\t,;|]\s*|\s+(?=\S+$)", line) for line in lines]
+    if all(len(part) == 2 and _names_image(part[0], images) for part in parts):
+        columns = dict(zip(("path", "label"), map(list, zip(*parts, strict=True)), strict=True))
+        return Table(path, columns, rows)
+    return Table(path, {"label": lines}, rows)
 
 
-LABEL_READERS: dict[str, Callable[[Path], tuple[dict[str, Any], _Place]]] = {
+LABEL_READERS: dict[str, Callable[[Path, ImageNames | None], Table]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     ".pt": _read_torch,
-    ".csv": _read_csv,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".parquet": _read_table,
     ".txt": _read_text,
 }
 
 
 def _existing(path: str | Path, suffixes: Sequence[str] | Mapping[str, Any], what: str) -> Path:
     path = Path(path).expanduser()
-    if path.suffix not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise UserError(f"{path}: got suffix {path.suffix!r}, {what} end in {', '.join(suffixes)}")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
@@ -338,7 +517,7 @@ def write_labels(
     Args:
         path: .csv (columns index, label and, if given, clean_label), .npy or .txt (labels only).
         notes: what the description says of them beside count, hash and version; JSON-able.
-        clean: (N,) true classes.
+        clean: (N,) true classes, UNKNOWN where they are not known.
 
     Raises:
         UserError: another suffix, or a place that cannot be written.
@@ -366,9 +545,13 @@ def write_labels(
 
 
 def _write_csv(file: BinaryIO, labels: IntArray, clean: IntArray | None) -> None:
-    columns = [np.arange(len(labels)), labels] + ([] if clean is None else [clean])
-    header = "index,label" + ("" if clean is None else ",clean_label")
-    np.savetxt(file, np.stack(columns, axis=1), "%d", ",", header=header, comments="")
+    rows = [f"{i},{label}" for i, label in enumerate(labels.tolist())]
+    header = "index,label"
+    if clean is not None:
+        header += ",clean_label"
+        known = ["" if label == UNKNOWN else str(label) for label in clean.tolist()]
+        rows = [f"{row},{label}" for row, label in zip(rows, known, strict=True)]
+    file.write("".join(f"{line}\n" for line in [header, *rows]).encode())
 
 
 def _write_npy(file: BinaryIO, labels: IntArray, clean: IntArray | None) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,19 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import torch
 from rich.console import Console
 from rich.progress import track
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import read_splits
+from noisybsd.data.dataset import check_fits_card, read_splits
+from noisybsd.data.fingerprint import images_sha256
 from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.names import UNKNOWN, as_text, kinds
 from noisybsd.data.readers.packed import PACK
 from noisybsd.data.splits import Split, hold_out, image_size
+from noisybsd.data.temporary import temporary_folder
 from noisybsd.errors import UserError
 
 LISTED = 20  # unreadable images named by `check`
@@ -52,9 +55,10 @@ def pack(config: Config, out: Path | None) -> int:
     card, data = load_card(config.data.name), config.data
     if out is None:
         raise UserError("pack: out=FOLDER is missing: where the packed images go")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"out={out}: is there already")
     read, _ = read_splits(card, data)
+    check_fits_card(read, card)
     train, test, test_labels = read.train, read.test, read.test_labels
     if not isinstance(train.images, ImageFiles):
         raise UserError(f"pack: the images of {card.name} are in one array already")
@@ -62,28 +66,31 @@ def pack(config: Config, out: Path | None) -> int:
         train, test, test_labels = hold_out(train, data.test_fraction)
     problems = list(read.problems)
     splits = {"train": train, "test": test}
-    _refuse_without_room(out, splits)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    about: dict[str, Any] = {"card": card.name, "classes": list(read.class_names)}
     try:
-        about: dict[str, Any] = {"card": card.name, "classes": list(read.class_names)}
-        for name, split in splits.items():
-            about[name] = _pack_split(split, temporary, name, data.on_error, problems)
-        about |= {
-            "splits": list(splits),
-            "size": image_size(card, data)[0],
-            "test_labels": test_labels,
-            "problems": problems,
-        }
-        (temporary / PACK).write_text(json.dumps(about, indent=1), "utf-8")
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _refuse_without_room(out, splits)
+        with temporary_folder(out.parent, "pack") as temporary:
+            for name, split in splits.items():
+                about[name] = _pack_split(split, temporary, name, data.on_error, problems)
+            about |= {
+                "splits": list(splits),
+                "size": image_size(card, data)[0],
+                "test_labels": test_labels,
+                "problems": problems,
+            }
+            (temporary / PACK).write_text(json.dumps(about, indent=1), "utf-8")
+            temporary.chmod(0o755)
+            temporary.rename(out)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"out={out}: cannot be written: {reason}") from None
     size = sum(path.stat().st_size for path in out.iterdir())
     counts = ", ".join(f"{about[name]['count']:,} {name}" for name in splits)
     print(f"{out}: {counts} images, {size / 2**20:,.1f} MiB; {len(problems)} left out")
-    for problem in problems[:LISTED]:
-        print(f"  {problem}")
+    for line in [*problems[:LISTED], *read.notices]:
+        print(f"  {line}")
+    if read.left_out:
+        print(f"  left out: {kinds(read.left_out)}")
     print(f"train on them with data.name={data.name} data.root={out}")
     return 0
 
@@ -124,11 +131,20 @@ def _pack_split(
         _npy_header(file, (int(kept.sum()), *split.images.shape[1:]))
         file.flush()
         os.fsync(file.fileno())
+    if not kept.any():
+        raise UserError(f"not one of the {len(split)} {name} images can be read: {problems[-1]}")
     split = split.take(kept)
-    columns = {"path": split.paths, "label": split.labels, "clean_label": split.clean_labels}
-    table = pyarrow.table({key: value for key, value in columns.items() if value is not None})
-    pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
-    return {"count": len(split), "images_sha256": digest.hexdigest()}
+    assert split.paths is not None
+    columns: dict[str, Any] = {"path": list(map(as_text, split.paths)), "label": split.labels}
+    if (clean := split.clean_labels) is not None:
+        columns["clean_label"] = pyarrow.array(clean, mask=clean == UNKNOWN)
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{name}.parquet")
+    packed = torch.from_numpy(np.load(path, mmap_mode="c"))
+    return {
+        "count": len(split),
+        "images_sha256": digest.hexdigest(),
+        "checked_sha256": images_sha256(packed),
+    }
 
 
 def _npy_header(file: Any, shape: tuple[int, ...]) -> None:

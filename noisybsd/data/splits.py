@@ -5,7 +5,7 @@ Dimensions: N images, C channels, S side of a stored image, K classes.
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +17,11 @@ import torch
 
 from noisybsd.data.cards import Card
 from noisybsd.data.images import ImageFiles
+from noisybsd.data.names import UNKNOWN
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
 
 Labels = npt.NDArray[np.int64]
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Split:
     Args:
         images: uint8 (N,C,S,S), or image files that decode to that.
         labels: int64 (N,), the given labels.
-        clean_labels: int64 (N,), benchmarks only: for metrics, never for training.
+        clean_labels: int64 (N,), where they are known: for metrics, never for training. UNKNOWN where
+            nobody has verified the label of an image.
         paths: N image files relative to data.root, where the images come from files.
         skipped: files found unreadable when they were decoded, each with the reason.
     """
@@ -60,6 +60,12 @@ class Split:
             None if self.paths is None else [self.paths[i] for i in index],
         )
 
+    def without_unknown(self) -> Split:
+        """The same, without clean labels where not one is known."""
+        clean = self.clean_labels
+        some = clean is not None and (clean != UNKNOWN).any()
+        return self if some else replace(self, clean_labels=None)
+
 
 @dataclass(frozen=True)
 class Read:
@@ -67,10 +73,12 @@ class Read:
 
     Args:
         test: None where the data have no test split; see hold_out.
-        test_labels: what is known of its labels: clean, noisy or unverified.
+        test_labels: what is known of its labels: clean, partly verified, noisy or unverified.
         problems: entries that had to be left out, each with its reason.
-        images_sha256: of the training images, where the reader knows it.
+        images_sha256: of the training and the test images, where the reader knows it.
         size: side of the network's input, where the data fix it.
+        left_out: how many files are no images or are not used, by what they are.
+        notices: what a person should know of how the files were read, a sentence each.
     """
 
     train: Split
@@ -78,8 +86,10 @@ class Read:
     class_names: tuple[str, ...]
     test_labels: str = "clean"
     problems: list[str] = field(default_factory=list)
-    images_sha256: str | None = None
+    images_sha256: tuple[str, str] | None = None
     size: int | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+    notices: list[str] = field(default_factory=list)
 
 
 def image_size(card: Card, data: DataConfig) -> tuple[int, int]:
@@ -159,8 +169,8 @@ def hold_out(train: Split, fraction: float) -> tuple[Split, Split, str]:
     """Split off a test split, the same in every run.
 
     Returns:
-        what remains to train on; the test split, with clean labels where they are known; and whether
-        they are: clean or noisy.
+        what remains to train on; the test split, with clean labels where they are known; and what its
+        labels are: clean, partly verified or noisy.
 
     Raises:
         UserError: no class has two images.
@@ -170,47 +180,20 @@ def hold_out(train: Split, fraction: float) -> tuple[Split, Split, str]:
         raise UserError(
             f"no test split, and none can be held out: {len(train)} images, one of each class at most"
         )
-    test = train.take(chosen)
-    if test.clean_labels is None:
-        return train.take(~chosen), test, "noisy"
-    return train.take(~chosen), replace(test, labels=test.clean_labels), "clean"
+    test, what = verified(train.take(chosen), "noisy")
+    return train.take(~chosen), test, what
 
 
-def find_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Image files at any depth below `folder`, by name.
+def verified(test: Split, otherwise: str) -> tuple[Split, str]:
+    """A test split with its clean labels in place of the given ones, and what its labels are then.
 
-    Returns:
-        their paths relative to `folder`, sorted; and what had to be left out, with the reason.
+    Args:
+        otherwise: what they are where no clean label is known.
     """
-    paths: list[str] = []
-    problems: list[str] = []
-
-    def walk(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
-        here = _identity(path)
-        if here in above:
-            problems.append(f"{path}: a symbolic link to a folder that it is in")
-            return
-        for entry in os.scandir(path):
-            if entry.name.startswith("."):
-                continue
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link in a circle: opened as a file, it says so
-                is_folder = False
-            if is_folder:
-                walk(entry.path, f"{prefix}{entry.name}/", above | {here})
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-                paths.append(prefix + entry.name)
-
-    try:
-        parents = {*folder.absolute().parents, *folder.resolve().parents}
-        walk(str(folder), "", frozenset(map(_identity, parents)))
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    return sorted(paths), sorted(problems)
-
-
-def _identity(path: str | Path) -> tuple[int, int]:
-    """What two paths to one folder have in common."""
-    status = Path(path).stat()
-    return status.st_dev, status.st_ino
+    test = test.without_unknown()
+    clean = test.clean_labels
+    if clean is None:
+        return test, otherwise
+    known = clean != UNKNOWN
+    labels = np.where(known, clean, test.labels)
+    return replace(test, labels=labels), "clean" if known.all() else "partly verified"

@@ -13,6 +13,8 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
+from noisybsd.data.names import UNKNOWN
+
 BINS = 15  # as in Guo et al. 2017
 
 
@@ -101,7 +103,7 @@ def label_metrics(
     labels: Tensor,
     clean_labels: Tensor,
 ) -> dict[str, float | None]:
-    """How well wrong labels are found and corrected, where the right ones are known.
+    """How well wrong labels are found and corrected, among the samples whose right labels are known.
 
     - `noise_rate`: fraction of labels that differ from the clean ones.
     - `label_correction_accuracy`: fraction of all samples whose suggested class is the clean label.
@@ -121,10 +123,10 @@ def label_metrics(
         suggested: (N,) most probable class under the belief.
         predicted: (N,) the network's own most probable class.
         labels: (N,) given labels.
-        clean_labels: (N,) right labels.
+        clean_labels: (N,) right labels, UNKNOWN where nobody has verified the given one.
 
     Raises:
-        ValueError: no samples, or shapes that do not match.
+        ValueError: no samples whose right labels are known, or shapes that do not match.
     """
     arguments = (belief_of_given, suggested, predicted, labels, clean_labels)
     shapes = [tuple(argument.shape) for argument in arguments]
@@ -133,8 +135,13 @@ def label_metrics(
             "belief_of_given, suggested, predicted, labels, clean_labels: expected five tensors "
             f"of one shape (N,) with N > 0, got {shapes}"
         )
-    belief = belief_of_given.detach().double().cpu().numpy()
-    suggestion, prediction, given, clean = (argument.cpu().numpy() for argument in arguments[1:])
+    known = (clean_labels != UNKNOWN).cpu().numpy()
+    if not known.any():
+        raise ValueError("clean_labels: none of them is known")
+    belief = belief_of_given.detach().double().cpu().numpy()[known]
+    suggestion, prediction, given, clean = (
+        argument.cpu().numpy()[known] for argument in arguments[1:]
+    )
 
     visited = ~np.isnan(belief)
     belief = np.where(visited, belief, 1.0)

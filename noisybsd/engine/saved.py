@@ -14,7 +14,8 @@ from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import check_config
 
 MAY_DIFFER = (
-    *("data.root", "data.download", "data.workers", "data.on_error"),
+    *("data.root", "data.manifest", "data.labels"),
+    *("data.download", "data.workers", "data.on_error"),
     *("device", "precision", "neighbours.k"),
 )
 
@@ -47,6 +48,16 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
     recorded = read_record(record)
     check_config(recorded, str(record))
     return build_config(recorded, parse_overrides(overrides))
+
+
+def is_runs_data(directory: Path, config: Config) -> bool:
+    """Whether the data that `config` names are those that the run in `directory` was trained on."""
+    state = load_run_state(directory)
+    try:
+        dataset = load_dataset(config.data, config.noise, config.seed)
+    except UserError:
+        return False
+    return state is not None and dataset.is_of(state["data_sha256"])
 
 
 def load_trainer(directory: Path, config: Config) -> Trainer | None:

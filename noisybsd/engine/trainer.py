@@ -395,7 +395,7 @@ class Trainer:
         Raises:
             UserError: the state belongs to other data, or another version wrote it.
         """
-        if state["data_sha256"] != self.dataset.sha256:
+        if not self.dataset.is_of(state["data_sha256"]):
             raise UserError(
                 f"data.root={self.config.data.root}: the images or labels are not those this run was "
                 f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from noisybsd.engine.saved import MAY_DIFFER, run_argument
 from noisybsd.errors import UserError, command, shown
+from noisybsd.report.duplicates import told
 from noisybsd.report.estimates import caution
 from noisybsd.report.write import report
 
@@ -35,6 +36,8 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
     truth = said.get("noise_rate_true")
     known = "" if truth is None else f"; in truth {truth:.2%}"
+    if truth is not None and said["verified"] < said["samples_seen"]:
+        known += f" among {said['verified']:,} verified ones"
     if rate["low"] is not None:
         print(
             f"estimated wrong: {rate['estimate']:.2%} "
@@ -47,18 +50,20 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
         )
     if doubt := caution(said):
         print(doubt)
+    if metrics["duplicates"] is not None and (doubled := told(metrics["duplicates"])):
+        print(doubled)
     if detection:
         table = Table(title="finding wrong labels: which ranking to trust")
         for column in ("ranking", "AUROC", "average precision", "precision"):
             table.add_column(column, justify="left" if column == "ranking" else "right")
         for name, row in detection.items():
             values = [row.get(key) for key in ("auroc", "average_precision", "precision")]
-            told = (
+            cells = (
                 [row["unavailable"], "", ""]
                 if "unavailable" in row
                 else [f"{v:.4f}" for v in values]
             )
-            table.add_row(name, *told)
+            table.add_row(name, *cells)
         console.print(table)
     print(
         f"written to {shown(directory)}: report.html, labels.csv, labels.parquet, pred_probs.npz,"

@@ -5,8 +5,10 @@ Dimensions: N training samples, K classes, M test images.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from noisybsd import __version__, distributed
+from noisybsd.data.duplicates import HashedFiles, hashes_of
+from noisybsd.data.images import ImageFiles
 from noisybsd.data.loader import ResidentLoader
 from noisybsd.data.splits import Split
 from noisybsd.engine.trainer import Trainer
@@ -63,7 +68,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     train, classes = dataset.train, len(dataset.class_names)
     one_hot = F.one_hot(trainer.labels, classes).float()  # (N,K)
 
-    network, bank = _look_at_training_images(trainer)
+    network, bank, hashes = _look_at_training_images(trainer)
     held = trainer.rule.belief()
     belief = network if held is None else held.float().cpu().numpy()
     visits = monitor.visits.cpu().numpy()
@@ -75,9 +80,12 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     found = bank.search(k, engine=config.neighbours.engine)
     near = [[j for j in row if j >= 0] for row in found.index.tolist()]
     votes = vote(one_hot, found, float("inf")).cpu().numpy()
+    cosine = found.similarity[:, 0].float().cpu().numpy()
+    cosine = np.where(found.index[:, 0].cpu().numpy() < 0, np.nan, cosine)
 
     strength = trainer.rule.strength()
-    logits, _, test_labels = trainer.predict_test(trainer.network)
+    logits, _, test_labels, test_hashes = _look_at_test_images(trainer)
+    identical_to, in_test = _identical(hashes, test_hashes)
     margin = np.where(known, monitor.margin_sum.cpu().numpy() / np.maximum(visits, 1), np.nan)
     return Findings(
         label_table(
@@ -92,6 +100,9 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             visits=np.where(known, visits, 0),
             left_epoch=monitor.left_epoch.cpu().numpy(),
             strength=None if strength is None else strength.cpu().numpy(),
+            cosine=cosine,
+            identical_to=identical_to,
+            in_test=in_test,
         ),
         {
             "belief": belief,
@@ -115,12 +126,15 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     )
 
 
-def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank]:
+Hashes = list[bytes | None]  # of the pixels of images; None where one is unreadable
+
+
+def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Hashes]:
     """Run the network on the training images without augmentation: each process its share, all get all.
 
     Returns:
-        Its predictions (N,K), NaN for an unreadable image; and the run's bank of embeddings. If the run
-        keeps none, the bank is filled here.
+        Its predictions (N,K), NaN for an unreadable image; the run's bank of embeddings (if the run keeps
+        none, the bank is filled here); and the images' hashes (N,).
     """
     train, loader = trainer.dataset.train, trainer.loader
     own = slice(distributed.rank(), None, distributed.world_size())
@@ -128,6 +142,8 @@ def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank]:
     images, unreadable = train.images[own], list[int]()
     if isinstance(loader, ResidentLoader):  # decoded; black where unreadable
         images, unreadable = loader.images, list(loader.unreadable)
+    if isinstance(images, ImageFiles):
+        images = HashedFiles(images)
     # the labels here say which rows could be read
     outputs = trainer.predict(trainer.network, replace(train, images=images, labels=rows))
     logits, kept = distributed.gather_rows(outputs[0]), distributed.gather_rows(outputs[2])
@@ -142,7 +158,38 @@ def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank]:
         probabilities[missing] = np.nan
         if trainer.bank is None and missing:
             bank.filled[missing] = False
-    return probabilities, bank
+    hashes: Hashes = [None] * len(train)
+    noted = images.hashes if isinstance(images, HashedFiles) else hashes_of(images)
+    for rank, part in enumerate(distributed.each(noted)):
+        hashes[rank :: distributed.world_size()] = part
+    for missing in distributed.each(unreadable):
+        for i in missing:
+            hashes[i] = None
+    return probabilities, bank, hashes
+
+
+def _look_at_test_images(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor, Hashes]:
+    """What `Trainer.predict_test` gives, and the hashes of the test images."""
+    images = trainer.test.images
+    if isinstance(images, ImageFiles):  # decoded in every pass: in this one they are hashed too
+        images = HashedFiles(images)
+        trainer.test = replace(trainer.test, images=images)
+    outputs = trainer.predict_test(trainer.network)
+    noted = images.hashes if isinstance(images, HashedFiles) else hashes_of(images)
+    return *outputs, list(itertools.chain(*distributed.each(noted)))
+
+
+def _identical(hashes: Hashes, test_hashes: Hashes) -> tuple[list[int | None], list[bool]]:
+    """For each training image the first of the same pixels, if there are several, and whether a test
+    image has them too."""
+    first: dict[bytes, int] = {}
+    count = Counter(hashes)
+    identical_to: list[int | None] = []
+    for i, digest in enumerate(hashes):
+        several = digest is not None and count[digest] > 1
+        identical_to.append(first.setdefault(digest, i) if digest and several else None)
+    tested = {*test_hashes} - {None}
+    return identical_to, [digest in tested for digest in hashes]
 
 
 def log_to_wandb(findings: Findings, train: Split, top: int = 200) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from noisybsd.data.names import UNKNOWN
 from noisybsd.engine.metrics import prediction_metrics, reliability
 from noisybsd.report.findings import Bools, Findings, Floats, Ints
 
@@ -35,8 +36,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
         transition (K,K), see `transition`; test: accuracy on the test set as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
         labels) or on_clean_labels {estimate, low, high} (others). Where clean labels are known also
-        noise_rate_true, transition_true, and suggested_right, the share of suggestions that are.
-        Samples never visited do not count.
+        verified, how many, and of these noise_rate_true, transition_true, and suggested_right, the
+        share of suggestions that are. Samples never visited do not count.
     """
     seen = findings.column("visits") > 0
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
@@ -58,10 +59,12 @@ def estimates(findings: Findings) -> dict[str, Any]:
         "test": _test_estimates(findings, matrix),
     }
     if findings.clean is not None:
-        clean = findings.clean[seen]
-        found["noise_rate_true"] = float((clean != labels).mean()) if len(clean) else None
-        found["transition_true"] = transition(np.eye(findings.classes)[clean], labels)
-        right = belief.argmax(axis=1) == clean
+        known = findings.clean[seen] != UNKNOWN
+        clean, given = findings.clean[seen][known], labels[known]
+        found["verified"] = len(clean)
+        found["noise_rate_true"] = float((clean != given).mean()) if len(clean) else None
+        found["transition_true"] = transition(np.eye(findings.classes)[clean], given)
+        right = belief[known].argmax(axis=1) == clean
         found["suggested_right"] = float(right.mean()) if len(right) else None
     return found
 
@@ -294,13 +297,16 @@ def confident_learning(labels: Ints, probabilities: Floats) -> Floats | str:
 def detection_metrics(findings: Findings) -> dict[str, dict[str, float | str]] | None:
     """For every ranking: auroc, average_precision, precision (among as many as are wrong).
 
+    Samples whose clean labels are not known do not count.
+
     Returns:
         {ranking: metrics, or {unavailable: reason}}; None without clean labels, or if all labels
         are right or all are wrong.
     """
     if findings.clean is None:
         return None
-    wrong = findings.clean != findings.arrays["labels"]
+    known = findings.clean != UNKNOWN
+    wrong = (findings.clean != findings.arrays["labels"])[known]
     count = int(wrong.sum())
     if not 0 < count < len(wrong):
         return None
@@ -309,7 +315,7 @@ def detection_metrics(findings: Findings) -> dict[str, dict[str, float | str]] |
         if isinstance(score, str):
             found[name] = {"unavailable": score}
             continue
-        finite = np.maximum(score, np.finfo(np.float32).min)
+        finite = np.maximum(score[known], np.finfo(np.float32).min)
         found[name] = {
             "auroc": float(roc_auc_score(wrong, finite)),
             "average_precision": float(average_precision_score(wrong, finite)),

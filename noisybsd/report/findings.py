@@ -23,6 +23,7 @@ import pyarrow.parquet
 import torch
 
 from noisybsd.data.images import ImageFiles
+from noisybsd.data.names import UNKNOWN, as_text
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
@@ -62,8 +63,10 @@ class Findings:
 
     @property
     def clean(self) -> Ints | None:
-        """The clean labels (N,) of a benchmark."""
-        return self.column("clean") if "clean" in self.table.column_names else None
+        """The clean labels (N,), UNKNOWN where nobody has verified the given one; None: nowhere."""
+        if "clean" not in self.table.column_names:
+            return None
+        return self.table["clean"].fill_null(UNKNOWN).to_numpy()
 
     def write(self, directory: Path) -> None:
         """Write labels.parquet, labels.csv (the most suspicious first) and pred_probs.npz."""
@@ -128,6 +131,9 @@ def label_table(
     visits: Floats,
     left_epoch: Ints,
     strength: Floats | None,
+    cosine: Floats | None = None,
+    identical_to: list[int | None] | None = None,
+    in_test: list[bool] | None = None,
 ) -> pyarrow.Table:
     """One row for each training sample, in the dataset's order; unknown values are null.
 
@@ -146,8 +152,11 @@ def label_table(
     | final_prob | the final network's probability of it, without augmentation |
     | visits | how often training saw the sample; 0: the row says nothing |
     | neighbours | indices of the nearest neighbours, nearest first |
+    | nearest_cosine | cosine of the embeddings of the sample and its nearest neighbour |
+    | identical_to | the first sample of the same pixels, where there are several |
+    | in_test | whether a test image has the same pixels |
     | rank | 1 is the most suspicious: the least given_prob * final_prob |
-    | clean, clean_name, given_right, suggested_right | benchmarks only |
+    | clean, clean_name, given_right, suggested_right | where the right label is known |
 
     Args:
         belief: (N,K), rows sum to one.
@@ -155,6 +164,8 @@ def label_table(
         votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
         network_prob, margin, visits, left_epoch, strength: (N,) each; left_epoch from 0, -1: never.
+        cosine: (N,) of each sample and its nearest neighbour.
+        identical_to, in_test: (N,) each.
     """
     labels, rows = train.labels, np.arange(len(train))
     suggested = belief.argmax(axis=1)
@@ -165,7 +176,7 @@ def label_table(
     rank[order] = rows + 1
     positive = np.where(belief > 0, belief, 1).astype(np.float64)
     alone = votes.sum(axis=1) == 0
-    paths = None if train.paths is None else [_text(path) for path in train.paths]
+    paths = None if train.paths is None else [as_text(path) for path in train.paths]
 
     def numbers(values: Floats, unknown: Bools | None = None) -> pyarrow.Array:
         hidden = ~np.isfinite(values) if unknown is None else unknown
@@ -194,14 +205,20 @@ def label_table(
         "final_prob": numbers(final_prob),
         "visits": visits.astype(np.int64),
         "neighbours": pyarrow.array(neighbours, pyarrow.list_(pyarrow.int64())),
+        "nearest_cosine": pyarrow.nulls(len(train), pyarrow.float32())
+        if cosine is None
+        else numbers(cosine),
+        "identical_to": pyarrow.array(identical_to or [None] * len(train), pyarrow.int64()),
+        "in_test": pyarrow.array(in_test or [False] * len(train), pyarrow.bool_()),
         "rank": rank,
     }
     if (clean := train.clean_labels) is not None:
+        unknown = clean == UNKNOWN
         columns |= {
-            "clean": clean,
-            "clean_name": names(clean),
-            "given_right": labels == clean,
-            "suggested_right": suggested == clean,
+            "clean": pyarrow.array(clean, mask=unknown),
+            "clean_name": pyarrow.compute.if_else(pyarrow.array(unknown), None, names(clean)),
+            "given_right": pyarrow.array(labels == clean, mask=unknown),
+            "suggested_right": pyarrow.array(suggested == clean, mask=unknown),
         }
     return pyarrow.table(columns)
 
@@ -215,11 +232,6 @@ def trust(given_prob: Floats, final_prob: Floats) -> Floats:
     unreadable, the belief stands alone.
     """
     return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
-
-
-def _text(path: str) -> str:
-    """A file name that is not Unicode, as text."""
-    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def pictures(images: torch.Tensor | ImageFiles, index: Ints) -> list[torch.Tensor | None]:

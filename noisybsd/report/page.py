@@ -18,8 +18,10 @@ import pyarrow
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from noisybsd.data.names import UNKNOWN
+from noisybsd.report.duplicates import Duplicates, differ, summary, told
 from noisybsd.report.estimates import caution
-from noisybsd.report.findings import Findings, Ints
+from noisybsd.report.findings import Findings, Ints, pictures
 from noisybsd.report.plots import (
     GIVEN,
     MUTED,
@@ -29,11 +31,12 @@ from noisybsd.report.plots import (
     reliability_plot,
     transition_plot,
 )
-from noisybsd.report.sprites import Pictures, sprite_sheets
+from noisybsd.report.sprites import Pictures, sprite_sheets, thumbnail
 
 PICTURE = 96  # pixels of a sample's side at most
 NEIGHBOUR = 48  # pixels of a neighbour's side at most
 NEIGHBOURS = 5  # shown of each sample
+DOUBLED = 50  # rows of each kind of images that are there more than once
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,20 @@ class Run:
     notices: list[str]
 
 
-def build_page(run: Run, said: dict[str, Any], detection: Any, top: int) -> str:
+def build_page(
+    run: Run,
+    said: dict[str, Any],
+    detection: Any,
+    top: int,
+    duplicates: Duplicates | None = None,
+) -> str:
     """The page as HTML.
 
     Args:
         said: what `estimates` returns.
         detection: what `detection_metrics` returns.
         top: how many of the most suspicious samples to show.
+        duplicates: images that are there more than once; None: not known.
     """
     findings, about = run.findings, run.findings.about
     order = np.argsort(findings.column("rank"), kind="stable")[:top]
@@ -77,6 +87,7 @@ def build_page(run: Run, said: dict[str, Any], detection: Any, top: int) -> str:
         plots=list(_plots(findings, said, run.history)),
         detection=detection,
         best={key: max((row[key] for row in measured), default=0) for key in keys},
+        doubled=None if duplicates is None else _doubled(run, duplicates),
         wrong=None if findings.clean is None else f"{_wrong(findings):,}",
         **_heading(said, len(order)),
         data={
@@ -101,7 +112,39 @@ def _asset(name: str) -> Markup:
 
 def _wrong(findings: Findings) -> int:
     assert findings.clean is not None
-    return int((findings.clean != findings.arrays["labels"]).sum())
+    known = findings.clean != UNKNOWN
+    return int((findings.clean != findings.arrays["labels"])[known].sum())
+
+
+def _doubled(run: Run, found: Duplicates) -> dict[str, Any] | None:
+    """The images that are there more than once: a sentence, and rows of what is the same as what."""
+    findings, labels = run.findings, run.findings.arrays["labels"]
+    text = told(summary(found, labels))
+    if text is None:
+        return None
+    names, paths = findings.about["class_names"], findings.table["path"].to_pylist()
+
+    def row(index: list[int], kind: str) -> dict[str, Any]:
+        shown = pictures(run.images, np.array(index[:2])) if run.images is not None else []
+        kind += ", different labels" * differ(index, labels)
+        kind += ", also a test image" * bool(found.in_test[index].any())
+        return {
+            "kind": kind,
+            "images": [thumbnail(each) for each in shown if each is not None],
+            "members": [
+                f"{i} {paths[i] or ''} ({names[labels[i]]})".replace("  ", " ") for i in index[:4]
+            ],
+            "more": max(0, len(index) - 4),
+        }
+
+    first = sorted(found.identical, key=lambda group: not differ(group, labels))
+    grouped = {i for group in found.identical for i in group}
+    alone = [i for i in np.flatnonzero(found.in_test).tolist() if i not in grouped]
+    rows = [row(group, "identical") for group in first[:DOUBLED]]
+    rows += [row([i], "one image") for i in alone[:DOUBLED]]
+    rows += [row([i, j], f"nearly, cosine {cosine:.3f}") for i, j, cosine in found.near[:DOUBLED]]
+    left = sum(max(0, len(each) - DOUBLED) for each in (first, alone, found.near))
+    return {"text": text, "rows": rows, "left": left}
 
 
 def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
@@ -163,6 +206,12 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return "unknown" if value is None else f"{value:.{digits}%}"
 
 
+def _verified(said: dict[str, Any]) -> str:
+    """Among how many samples the truth is known, where that is not all of them."""
+    verified = said.get("verified", said["samples_seen"])
+    return "" if verified == said["samples_seen"] else f" among {verified:,} verified ones"
+
+
 def _range(found: dict[str, Any]) -> str:
     if found["estimate"] is None:
         return "no estimate is possible"
@@ -188,7 +237,7 @@ def _tiles(
         "value": _percent(rate["estimate"]),
         "lines": [
             _range(rate) + ", if the belief is honest" * (rate["low"] is not None),
-            *([] if truth is None else [f"in truth {_percent(truth)}"]),
+            *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
         ],
     }
     right = said.get("suggested_right")
@@ -197,7 +246,11 @@ def _tiles(
         "value": f"{said['disputed']:,}",
         "lines": [
             f"{_percent(said['disputed'] / max(said['samples_seen'], 1))} of all",
-            *([] if right is None else [f"{_percent(right)} of all suggestions are right"]),
+            *(
+                []
+                if right is None
+                else [f"{_percent(right)} of the suggestions are right{_verified(said)}"]
+            ),
         ],
     }
     if test["labels"] == "clean":

@@ -16,7 +16,13 @@ import numpy as np
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import load_dataset, read_splits, with_labels, with_noise
+from noisybsd.data.dataset import (
+    load_dataset,
+    read_splits,
+    real_rate,
+    with_labels,
+    with_noise,
+)
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.splits import Split
 from noisybsd.engine.saved import MAY_DIFFER, load_run_config
@@ -110,7 +116,7 @@ def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
     review = read_review(path)
     dataset = load_dataset(config.data, config.noise, config.seed)
     train, classes = dataset.train, len(dataset.class_names)
-    if review.data_sha256 != dataset.sha256:
+    if not dataset.is_of(review.data_sha256):
         raise UserError(
             f"review={path}: belongs to another dataset: it is about images and labels of sha256 "
             f"{review.data_sha256[:12]}…, those of data.name={config.data.name} in "
@@ -132,7 +138,7 @@ def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
         "review": {"data_sha256": review.data_sha256, "changed": changed, **counts},
         "name": "review",
         "rate": None,
-        "real_rate": None if clean is None else float((labels != clean).mean()),
+        "real_rate": real_rate(labels, clean),
         "seed": config.seed,
         "transition": None,
     }
@@ -149,7 +155,8 @@ def _in_reading_order(
         labels (L,); rows (N,), where the images of `train` are among them; clean labels (L,) or None.
     """
     card = load_card(config.data.name)
-    whole, _ = with_labels(card, config.data, read_splits(card, config.data)[0].train, num_classes)
+    read, _ = read_splits(card, config.data)
+    whole, _ = with_labels(card, config.data, read.train, read.class_names)
     if train.paths is None:  # only data.limit leaves out any, and noise is drawn for all
         whole, _ = with_noise(card, config.noise, config.seed, whole, num_classes)
         rows = np.arange(len(train))

@@ -78,6 +78,12 @@ def sprite_sheets(images: Pictures | None, index: Ints, largest: int) -> Sheets:
     return Sheets(side, pitch, "image/png" if exact else "image/jpeg", missing, contents)
 
 
+def thumbnail(picture: torch.Tensor, side: int = 40) -> str:
+    """A picture (C,S,S) uint8 as a small PNG, in the form of an address that holds it."""
+    small = _resized(picture[None], min(side, picture.shape[-1]))[0]
+    return f"data:image/png;base64,{_encoded(small.permute(1, 2, 0).numpy(), exact=True)}"
+
+
 def _resized(cells: torch.Tensor, side: int) -> torch.Tensor:
     """(n,C,S,S) uint8 to (n,C,side,side)."""
     if cells.shape[-1] == side:

@@ -17,6 +17,7 @@ from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, write_atomically, write_json
 from noisybsd.report.collect import collect
+from noisybsd.report.duplicates import find_duplicates, summary
 from noisybsd.report.estimates import detection_metrics, estimates
 from noisybsd.report.findings import Findings
 from noisybsd.report.page import Run, build_page
@@ -54,7 +55,7 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
             dataset = load_dataset(config.data, config.noise, config.seed)
         except UserError as error:
             problem = error
-    if dataset is not None and dataset.sha256 == findings.about["data_sha256"]:
+    if dataset is not None and dataset.is_of(findings.about["data_sha256"]):
         return Run(findings, history, dataset.train.images, notices)
     reason = (
         str(problem).splitlines()[0]
@@ -83,11 +84,12 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     """Write the label table, the page and labels_metrics.json of the run in `directory`.
 
     Returns:
-        what labels_metrics.json holds: about, estimates, detection.
+        what labels_metrics.json holds: about, estimates, detection, duplicates.
     """
     run = load_run(directory, overrides)
     said, detection = estimates(run.findings), detection_metrics(run.findings)
-    page = build_page(run, said, detection, top)
+    duplicates = find_duplicates(run.findings, run.images)
+    page = build_page(run, said, detection, top, duplicates)
     write_atomically(
         directory / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace"))
     )
@@ -95,6 +97,9 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": _json(said),
         "detection": detection,
+        "duplicates": None
+        if duplicates is None
+        else summary(duplicates, run.findings.arrays["labels"]),
     }
     write_json(directory / "labels_metrics.json", metrics)
     return metrics

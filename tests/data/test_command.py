@@ -16,7 +16,7 @@ from helpers.local_server import serving
 from helpers.trees import load
 
 from noisybsd.data.__main__ import main
-from noisybsd.data.label_files import LABEL_READERS, read_description
+from noisybsd.data.label_files import read_description, read_labels
 from noisybsd.data.noise import inject
 from noisybsd.errors import UserError
 
@@ -134,7 +134,7 @@ def test_check_of_bytes_and_label_order(capsys: pytest.CaptureFixture[str], tmp_
     code, text = check(capsys, card, f"root={root}", "verify=false")
     assert code == 0 and "data_batch_2: not the official bytes, accepted by verify=false" in text
 
-    labels = LABEL_READERS[".pt"](root / "CIFAR-10_human.pt")[0]["worse_label"]
+    labels = read_labels(root / "CIFAR-10_human.pt", 10, 100, "worse_label").labels
     np.save(tmp_path / "worse.npy", labels)
     arguments = (card, f"root={root}", "verify=false", f"labels={tmp_path / 'worse.npy'}")
     assert (
@@ -184,7 +184,7 @@ def test_prepare_downloads_unpacks_and_resumes(
             "downloads: []\n", f"downloads: {json.dumps(downloads)}\n"
         )
         card.write_text(text, "utf-8")
-        server.cut = len(images) // 3
+        server.cut, server.tag = len(images) // 3, '"one"'
         assert main(["prepare", str(card), f"root={root}"]) == 0
         assert len(server.asked) > 3 and any(server.asked)
         assert sorted(path.name for path in root.iterdir()) == [

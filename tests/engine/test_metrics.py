@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import brier_score_loss
 from torch import Tensor
 
+from noisybsd.data.names import UNKNOWN
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 
 M, K = 400, 5
@@ -69,6 +70,13 @@ class TestPredictionMetrics:
         assert metrics["brier"] == pytest.approx(
             brier_score_loss(onehot, probs, scale_by_half=False), rel=1e-9
         )
+
+    def test_samples_whose_right_label_is_unknown_do_not_count(self) -> None:
+        arguments = beliefs()
+        known = torch.arange(120) % 3 > 0
+        part = {name: values[known] for name, values in arguments.items()}
+        clean = arguments["clean_labels"].masked_fill(~known, UNKNOWN)
+        assert label_metrics(**arguments | {"clean_labels": clean}) == label_metrics(**part)
 
     def test_hand_example(self) -> None:
         logits = logits_of([0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.8, 0.2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,6 +20,8 @@ class Server(ThreadingHTTPServer):
         self.busy = 0  # so many answers are 503
         self.pause = 0.0  # seconds before an answer
         self.asked: list[str | None] = []
+        self.tag: str | None = None  # of the files' version
+        self.answer: Callable[[Handler], None] | None = None  # in place of the usual one
 
     @property
     def url(self) -> str:
@@ -33,6 +35,9 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         self.server.asked.append(wanted)
         time.sleep(self.server.pause)
+        if self.server.answer is not None:
+            self.server.answer(self)
+            return
         if self.server.busy > 0:
             self.server.busy -= 1
             self.send_error(503)
@@ -42,7 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = 0
-        if wanted and self.server.ranges:
+        same = self.headers.get("If-Range") in (None, self.server.tag)
+        if wanted and self.server.ranges and same:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             if start >= len(content):
                 self.send_response(416)
@@ -54,9 +60,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
+        if self.server.tag is not None:
+            self.send_header("ETag", self.server.tag)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         self.wfile.write(content[start:][: self.server.cut])
+
+    def say(self, status: int, body: bytes, **headers: object) -> None:
+        """Answer with these headers (`_` stands for `-`) and no others."""
+        self.send_response_only(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass

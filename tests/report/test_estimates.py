@@ -9,6 +9,7 @@ from helpers.reported import findings, hide_cleanlab
 from numpy.testing import assert_allclose
 from sklearn.metrics import roc_auc_score
 
+from noisybsd.data.names import UNKNOWN
 from noisybsd.data.noise import inject
 from noisybsd.report.estimates import (
     accuracy_on_clean_labels,
@@ -285,6 +286,28 @@ def test_every_ranking_is_measured_on_the_same_labels() -> None:
         count = int(wrong.sum())
         top = np.argsort(trust)[:count]
         assert found[name]["precision"] == pytest.approx(wrong[top].mean()), name
+
+
+def test_only_verified_samples_count_as_truth() -> None:
+    random = np.random.default_rng(8)
+    belief, labels = dirichlet(90, 3), random.integers(0, 3, 90)
+    clean = np.where(random.random(90) < 0.3, (labels + 1) % 3, labels)
+    known = np.arange(90) % 2 == 0
+    some = findings(belief, labels.tolist(), clean=np.where(known, clean, UNKNOWN).tolist())
+    alone = findings(belief[known], labels[known].tolist(), clean=clean[known].tolist())
+    said, of_known = estimates(some), estimates(alone)
+    assert said["verified"] == 45 and said["samples"] == 90
+    for key in ("noise_rate_true", "suggested_right"):
+        assert said[key] == of_known[key]
+    assert_allclose(said["transition_true"], of_known["transition_true"])
+    assert (
+        said["noise_rate"]["estimate"]
+        == estimates(findings(belief, labels.tolist()))["noise_rate"]["estimate"]
+    )
+    assert detection_metrics(some) == detection_metrics(alone)
+    table = some.table.to_pylist()
+    assert table[1]["clean"] is table[1]["clean_name"] is table[1]["given_right"] is None
+    assert table[2]["clean"] == clean[2] and table[2]["given_right"] == (clean[2] == labels[2])
 
 
 def test_a_perfect_belief_finds_all() -> None:

@@ -64,7 +64,8 @@ def _cifar_batches(paths: list[Path], key: str, num_classes: int) -> Split:
         missing = {"data", key} - batch.keys()
         if missing:
             raise UserError(f"{path}: lacks {', '.join(sorted(missing))}")
-        pixels, given = np.asarray(batch["data"]), np.asarray(batch[key])
+        pixels, given = _array(path, "data", batch["data"]), _array(path, key, batch[key])
+        _refuse_other_than_labels(given, f"{path}: {key}")
         if pixels.dtype != np.uint8 or pixels.shape != (len(given), 3072):
             raise UserError(
                 f"{path}: data is {pixels.dtype} of shape {pixels.shape}, "
@@ -75,6 +76,20 @@ def _cifar_batches(paths: list[Path], key: str, num_classes: int) -> Split:
         labels.append(given.astype(np.int64))
     given = np.concatenate(labels)
     return Split(torch.from_numpy(np.concatenate(images)), given, given.copy())
+
+
+def _refuse_other_than_labels(labels: npt.NDArray[Any], source: str) -> None:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise UserError(
+            f"{source}: got {labels.dtype} of shape {labels.shape}, expected integers of shape (N,)"
+        )
+
+
+def _array(path: Path, key: str, value: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError):  # lists of unequal lengths
+        raise UserError(f"{path}: {key} is a {type(value).__name__} that is no array") from None
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -130,7 +145,9 @@ def read_cifar_c(card: Card, data: DataConfig) -> Iterator[tuple[str, Split]]:
     A file holds the test images five times, from the weakest severity to the strongest.
     """
     folder = need(Path(data.root) / f"CIFAR-{len(card.classes)}-C", card)
-    labels = _load_npy(need(folder / "labels.npy", card)).astype(np.int64)
+    labels = _load_npy(need(folder / "labels.npy", card))
+    _refuse_other_than_labels(labels, str(folder / "labels.npy"))
+    labels = labels.astype(np.int64)
     check_labels(labels, len(card.classes), folder / "labels.npy")
     if len(labels) % len(SEVERITIES):
         raise UserError(
@@ -155,6 +172,9 @@ def read_cifar_c(card: Card, data: DataConfig) -> Iterator[tuple[str, Split]]:
 
 def _load_npy(path: Path) -> npt.NDArray[Any]:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not readable as a numpy array: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: holds several arrays, expected one")
+    return array

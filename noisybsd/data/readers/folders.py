@@ -1,233 +1,309 @@
-"""Anyone's own images: one folder per class, or a manifest. No noise rate, no clean labels needed.
+"""Anyone's own images, one folder per class, with or without folders for the splits.
 
-Dimensions: N images, K classes.
+`arrange` decides, by the names and the content of the folders alone, which are splits and which are
+classes; where both are possible, it refuses.
 """
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
-
-import numpy as np
-import pyarrow
-import pyarrow.parquet
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
 
 from noisybsd.data.cards import Card
-from noisybsd.data.splits import Labels, Read, Split, file_split, find_images, need, refuse_repeated
-from noisybsd.errors import UserError, did_you_mean
+from noisybsd.data.find import Found, find_images
+from noisybsd.data.names import (
+    as_text,
+    in_order,
+    refuse_lookalikes,
+    split_named,
+    unknown_class,
+)
+from noisybsd.data.splits import Read, Split, file_split, need
+from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
 
-
-def read_own(card: Card, data: DataConfig) -> Read:
-    """Anyone's images: a manifest, or one folder per class, with or without a test split."""
-    return _read_manifest(card, data) if data.manifest else _read_folders(card, data)
+_INSTEAD = "or list the images in data.manifest=FILE"
 
 
-def _read_folders(card: Card, data: DataConfig) -> Read:
-    """root/<class>/…, or root/train/<class>/… with root/test (or val, validation)/<class>/…."""
-    root = need(Path(data.root), card)
-    has_train = (root / "train").is_dir()
-    tests = ("test", "val", "validation") if has_train else ()  # else they are classes
-    test_folder = next((name for name in tests if (root / name).is_dir()), None)
-    class_names = card.classes or tuple(_subfolders(root / "train" if has_train else root))
-    if len(class_names) < 2:
-        raise UserError(
-            f"{root}: needs a folder of images for each of two or more classes, "
-            f"found {', '.join(class_names) or 'none'}; or a list of them, data.manifest=FILE"
-        )
-    problems: list[str] = []
-
-    def split(folder: str) -> Split:
-        paths, labels = [], []
-        unknown = sorted(set(_subfolders(root / folder)) - set(class_names))
-        if unknown:
-            raise UserError(
-                f"{root / folder / unknown[0]}: {did_you_mean(unknown[0], class_names)}"
-            )
-        for label, name in enumerate(class_names):
-            here = f"{folder}/{name}" if folder else name
-            found, wrong = find_images(root / here) if (root / here).is_dir() else ([], [])
-            if not found and folder == ("train" if has_train else ""):
-                raise UserError(f"{root / here}: no image in it; every class needs one at least")
-            paths += [f"{here}/{path}" for path in found]
-            labels += [label] * len(found)
-            problems.extend(wrong)
-        return file_split(card, data, paths, labels)
-
-    train = split("train" if has_train else "")
-    test = split(test_folder) if test_folder else None
-    if test_folder and not test:
-        raise UserError(
-            f"{root / test_folder}: no image in it; without that folder a share of the training "
-            "images is held out"
-        )
-    return Read(train, test, class_names, "unverified", problems)
-
-
-def _subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, in order; numbers in the order of numbers."""
-    names = [e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
-    return _in_order(names)
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    names = sorted(names)
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A table of images, each cell a string.
+@dataclass
+class Arrangement:
+    """Which images are of which split and class.
 
     Args:
-        columns: name: (N,) cells.
-        rows: (N,) where each row is in the file, e.g. `line 7`.
+        splits: train, val and test, where there are images of them: class folder: its images.
+        places: train, val and test: their folders, relative to data.root.
+        empty: folders among those of the classes to train on in which there is no image.
+        stray: how many images are in no folder of a class.
+        unused: folders with images that are of no split and no class, relative to data.root.
+        base: the folder below data.root in which all these are; empty: data.root itself.
     """
 
-    path: Path
-    columns: dict[str, list[str]]
-    rows: list[str]
+    splits: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+    stray: int = 0
+    unused: list[str] = field(default_factory=list)
+    base: str = ""
 
-    def wrong(self, i: int, reason: str) -> UserError:
-        """The error that row i is wrong."""
-        return UserError(f"{self.path}: {self.rows[i]}: {reason}")
+
+def read_folders(card: Card, data: DataConfig) -> Read:
+    """root/<class>/…, or root/train/<class>/… with root/test/<class>/…, by any of their usual names."""
+    root = need(Path(data.root), card)
+    found = find_images(root)
+    plan = arrange(found, root, card.classes)
+    if "train" not in plan.splits:
+        folders = " and ".join(f"{as_text(place)}/" for place in plan.places.values())
+        raise UserError(f"{root}: has {folders} and no folder of training images, train/")
+    class_names = _class_names(card, [*plan.splits["train"], *plan.empty], root)
+    train = _split(card, data, plan.splits["train"], class_names)
+    for name in class_names:
+        if name not in {as_text(folder) for folder in plan.splits["train"]}:
+            where = as_text(root / plan.places["train"] / name)
+            raise UserError(f"{where}: no image in it; every class needs one at least")
+    chosen = next((name for name in ("test", "val") if name in plan.splits), None)
+    test = _split(card, data, plan.splits[chosen], class_names) if chosen else None
+    return _read(found, plan, train, test, class_names, ("train", chosen))
 
 
-def _read_manifest(card: Card, data: DataConfig) -> Read:
-    """CSV or Parquet with columns path, label and, where known, clean_label and split."""
-    assert data.manifest is not None
-    path, in_root = Path(data.manifest).expanduser(), Path(data.root) / data.manifest
-    if not path.is_file() and not in_root.is_file():
-        other = "" if path.is_absolute() else f", nor {in_root}"
-        raise UserError(f"data.manifest={path}: there is no such file{other}")
-    manifest = load_manifest(path if path.is_file() else in_root)
-    paths = _paths(manifest)
-    splits = _cells(
-        manifest, "split", "train", lambda split: split in ("train", "test"), "train, test"
+def read_folders_to_test(card: Card, data: DataConfig) -> Read:
+    """The same for a network that is trained already: the test images, or all where there is no split."""
+    root = need(Path(data.root), card)
+    found = find_images(root)
+    plan = arrange(found, root, card.classes)
+    chosen = next(name for name in ("test", "val", "train") if name in plan.splits)
+    class_names = _class_names(card, plan.splits[chosen], root)
+    test = _split(card, data, plan.splits[chosen], class_names)
+    return _read(found, plan, test, None, class_names, (chosen,))
+
+
+def _read(
+    found: Found,
+    plan: Arrangement,
+    train: Split,
+    test: Split | None,
+    class_names: tuple[str, ...],
+    used: tuple[str | None, ...],
+) -> Read:
+    notices = [f"the images are those in {as_text(plan.base)}/"] if plan.base else []
+    notices += [f"not used: {as_text(name)}/" for name in plan.unused]
+    for name, folders in plan.splits.items():
+        if name not in used:
+            count = sum(map(len, folders.values()))
+            notices.append(f"not used: {as_text(plan.places[name])}/ and its {count:,} images")
+    left_out = found.left_out + Counter({"in no folder of a class": plan.stray})
+    return Read(
+        train,
+        test,
+        class_names,
+        "unverified",
+        found.problems,
+        left_out=left_out,
+        notices=notices,
     )
-    is_test = np.array(splits) == "test"
-    given = _cells(manifest, "label", None, _is_class, "a class name or a number from 0")
-    class_names = card.classes or tuple(_in_order(set(given)))
-    labels = _numbers(manifest, given, class_names)
-    trained = np.bincount(labels[~is_test], minlength=len(class_names))
-    if not trained.all():
-        name = class_names[int(trained.argmin())]
-        raise UserError(f"{manifest.path}: class {name} has no training image")
-    if len(class_names) < 2:
-        raise UserError(f"{manifest.path}: has fewer than two classes")
-    whole = file_split(card, data, paths, labels)
-    train, test = whole.take(~is_test), whole.take(is_test) if is_test.any() else None
-    train = replace(train, clean_labels=_clean(manifest, ~is_test, class_names))
-    if test is None:
-        return Read(train, None, class_names)
-    clean = _clean(manifest, is_test, class_names)
-    if clean is None:
-        return Read(train, test, class_names, "unverified")
-    return Read(train, replace(test, labels=clean, clean_labels=clean), class_names)
 
 
-def load_manifest(path: Path) -> Manifest:
-    """Read a manifest, whatever its columns besides path and label.
+def _class_names(card: Card, folders: Iterable[str], root: Path) -> tuple[str, ...]:
+    """The card's classes, or those that have a folder."""
+    names = [as_text(folder) for folder in folders]
+    if card.classes:
+        for name in names:
+            if name not in card.classes:
+                raise UserError(f"{root}: folder {unknown_class(name, card.classes)}")
+        return card.classes
+    refuse_lookalikes(names, root)
+    if len(names) < 2:
+        raise UserError(
+            f"{root}: needs a folder of images for each of two or more classes, "
+            f"found {', '.join(names) or 'none'}; {_INSTEAD}"
+        )
+    return tuple(in_order(names))
+
+
+def _split(
+    card: Card, data: DataConfig, folders: dict[str, list[str]], class_names: tuple[str, ...]
+) -> Split:
+    images = {as_text(folder): paths for folder, paths in folders.items()}
+    for name, paths in images.items():
+        if name not in class_names:
+            raise UserError(
+                f"{as_text(Path(data.root, paths[0]).parent)}: class {unknown_class(name, class_names)}"
+            )
+    paths = [path for name in class_names for path in images.get(name, [])]
+    labels = [i for i, name in enumerate(class_names) for _ in images.get(name, [])]
+    return file_split(card, data, paths, labels)
+
+
+# --- which folders are splits and which are classes ---------------------------------------------
+
+
+def arrange(found: Found, root: Path, classes: Iterable[str] = ()) -> Arrangement:
+    """Which images of those found in `root` are of which split and class.
+
+    Args:
+        classes: names that are known to be of classes.
 
     Raises:
-        UserError: names the file: not there, not readable, without rows or a needed column.
+        UserError: there are none in folders, or the folders may be read in two ways.
     """
-    if path.suffix not in _TABLES:
-        raise UserError(f"data.manifest={path}: valid: a {' or '.join(_TABLES)} file")
-    try:
-        columns, rows = _TABLES[path.suffix](path)
-    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: not readable as a manifest: {error}") from None
-    for name in ("path", "label"):
-        if name not in columns:
-            raise UserError(f"{path}: no column {name}: has {', '.join(columns) or 'none'}")
-    if not rows:
-        raise UserError(f"{path}: has no rows")
-    return Manifest(path, columns, rows)
+    plan = Arrangement()
+    tree = _tree(found, "")
+    while len(full := [name for name, inside in tree.items() if any(inside.values())]) == 1:
+        (only,) = full
+        if split_named(only) or only in classes or "" in tree[only]:
+            break  # a split, or a folder of images
+        if len(tree) > 1 and "train" not in map(split_named, tree[only]):
+            break  # the others are classes that have no image yet
+        plan.base = f"{plan.base}/{only}".lstrip("/")
+        tree = _tree(found, plan.base + "/")
+    plan.stray = sum(1 for path in found.paths if "/" not in path.removeprefix(plan.base + "/"))
+    _Arranging(root, plan, tree).arrange()
+    if not plan.splits:
+        raise UserError(
+            f"{as_text(root / plan.base)}: needs a folder of images for each of two or more classes, "
+            f"found none; {_INSTEAD}"
+        )
+    return plan
 
 
-def _parquet(path: Path) -> tuple[dict[str, list[str]], list[str]]:
-    table = pyarrow.parquet.read_table(path)
-    columns = {
-        name: ["" if value is None else str(value) for value in table[name].to_pylist()]
-        for name in table.column_names
-    }
-    return columns, [f"row {i + 1}" for i in range(table.num_rows)]
+Tree = dict[
+    str, dict[str, list[str]]
+]  # folder: its folders, "" for itself: images at any depth there
 
 
-def _csv(path: Path) -> tuple[dict[str, list[str]], list[str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    header = rows[0][1] if rows else []
-    refuse_repeated(header, f"{path}: line 1")
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise UserError(f"{path}: line {line}: got {len(row)} columns, expected {len(header)}")
-    columns = {name: [row[i] for _, row in rows[1:]] for i, name in enumerate(header)}
-    return columns, [f"line {line}" for line, _ in rows[1:]]
+def _tree(found: Found, base: str) -> Tree:
+    tree: Tree = {}
+    for folder in found.folders:
+        if folder.startswith(base):
+            first, *rest = folder[len(base) :].split("/")
+            inside = tree.setdefault(first, {})
+            if len(rest) == 1:
+                inside.setdefault(rest[0], [])
+    for path in found.paths:
+        if path.startswith(base) and "/" in path[len(base) :]:
+            first, *rest = path[len(base) :].split("/")
+            tree[first].setdefault(rest[0] if len(rest) > 1 else "", []).append(path)
+    return tree
 
 
-_TABLES: dict[str, Callable[[Path], tuple[dict[str, list[str]], list[str]]]] = {
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
+class _Arranging:
+    """Folders of one level, told apart by name (`train`, `test`, …) and by what is in them."""
 
+    def __init__(self, root: Path, plan: Arrangement, tree: Tree):
+        self.root = root
+        self.plan = plan
+        self.tree = tree
+        self.full = {name for name, inside in tree.items() if any(inside.values())}
+        self.named = {  # split: folders called so
+            split: [name for name in tree if split_named(name) == split]
+            for split in ("train", "val", "test")
+        }
+        self.others = [name for name in tree if split_named(name) is None]
 
-def _paths(manifest: Manifest) -> list[str]:
-    """The paths (N,), checked: each inside the root, none twice."""
-    first: dict[str, int] = {}
-    for i, cell in enumerate(manifest.columns["path"]):
-        path = os.path.normpath(cell)
-        if not cell or PurePath(path).is_absolute() or PurePath(path).parts[:1] == ("..",):
-            raise manifest.wrong(i, f"path {cell!r} must be relative to data.root and inside it")
-        if first.setdefault(path, i) != i:
-            raise manifest.wrong(i, f"{path} is already on {manifest.rows[first[path]]}")
-    return list(first)
+    def arrange(self) -> None:
+        splits = [name for names in self.named.values() for name in names]
+        if self._splits_within_classes():
+            return
+        others = [name for name in self.others if name in self.full]
+        if not splits:
+            self._classes()
+        elif self._is_tested():
+            self._splits(others)
+        elif others and all("" in self.tree[name] for name in splits):
+            self._classes()  # one of them may be called train
+        elif others:
+            self.refuse(
+                f"{self._list(splits)} may be a split or a class beside {self._list(others)}: move one "
+                "of them elsewhere"
+            )
+        elif all([*self.tree[name]] == [""] for name in splits):
+            self.refuse(
+                f"the images of {self._list(splits)} are in no folder of a class; expected "
+                "train/<class>/ and test/<class>/"
+            )
+        else:
+            self._splits(others)
 
+    def _is_tested(self) -> bool:
+        """Whether there are folders for training and for testing that hold the same classes."""
+        train, *more = [
+            {k for name in names for k, v in self.tree[name].items() if k and v}
+            for names in self.named.values()
+        ]
+        return bool(train) and any(train & each for each in more)
 
-def _is_class(cell: str) -> bool:
-    return cell != "" and not cell.startswith("-")
+    def _classes(self) -> None:
+        self.plan.places["train"] = self.plan.base
+        self.plan.splits["train"] = {
+            name: sorted(path for paths in inside.values() for path in paths)
+            for name, inside in self.tree.items()
+            if name in self.full
+        }
+        self.plan.empty = [name for name in self.tree if name not in self.full]
 
+    def _splits(self, others: list[str]) -> None:
+        self.plan.unused += [self._path(name) for name in others]
+        for split, names in self.named.items():
+            if not names:
+                continue
+            if len(names) > 1:
+                self.refuse(f"{self._list(names)} are both folders of the {split} split: keep one")
+            (name,) = names
+            inside = self.tree[name]
+            if split == "val" and name not in self.full and self.named["test"]:
+                continue
+            if name not in self.full:
+                raise UserError(
+                    f"{as_text(self.root / self._path(name))}: no image in it; without that folder a "
+                    "share of the training images is held out"
+                )
+            self.plan.stray += len(inside.get("", []))
+            folders = {folder: paths for folder, paths in inside.items() if folder and paths}
+            if folders:
+                self.plan.splits[split], self.plan.places[split] = folders, self._path(name)
+            else:
+                self.plan.unused.append(self._path(name))
+            if split == "train":
+                self.plan.empty = [k for k, v in inside.items() if k and not v]
 
-def _cells(
-    manifest: Manifest, name: str, default: str | None, valid: Callable[[str], bool], options: str
-) -> list[str]:
-    """A column's cells (N,), checked; `default` in every row where there is no such column."""
-    if name not in manifest.columns and default is not None:
-        return [default] * len(manifest.rows)
-    for i, cell in enumerate(manifest.columns[name]):
-        if not valid(cell):
-            raise manifest.wrong(i, f"{name} is {cell!r}, valid: {options}")
-    return manifest.columns[name]
+    def _splits_within_classes(self) -> bool:
+        """Arrange <class>/train/… and <class>/test/…, where the folders are such."""
+        within = {
+            name: {folder: split_named(folder) for folder, paths in inside.items() if paths}
+            for name, inside in self.tree.items()
+            if name in self.full
+        }
+        split = {name for name, splits in within.items() if {"train"} < {*splits.values()} - {None}}
+        if not split:
+            return False
+        for name, splits in within.items():
+            if name not in split or None in splits.values():
+                self.refuse(
+                    f"folders for training and testing are in {self._list(sorted(split))}, but "
+                    f"{self._list([name])} has images outside of such folders"
+                )
+            for folder, paths in self.tree[name].items():
+                depth = len(self._path(name).split("/")) + 2
+                if any(len(path.split("/")) > depth for path in paths):
+                    self.refuse(
+                        f"{self._list(sorted(split))} look like datasets of their own; choose one, "
+                        f"e.g. data.root={as_text(self.root / self._path(name))}"
+                    )
+                if paths:
+                    part = splits[folder] or ""
+                    self.plan.splits.setdefault(part, {}).setdefault(name, []).extend(paths)
+                    self.plan.places.setdefault(part, self._path(f"*/{folder}"))
+        self.plan.empty = [name for name in self.tree if name not in self.full]
+        return True
 
+    def _path(self, name: str) -> str:
+        return f"{self.plan.base}/{name}".lstrip("/")
 
-def _clean(manifest: Manifest, rows: np.ndarray, class_names: Sequence[str]) -> Labels | None:
-    """Clean labels of the chosen rows (N,) bool; None where no row has one."""
-    cells = manifest.columns.get("clean_label", [""] * len(manifest.rows))
-    chosen = np.flatnonzero(rows).tolist()
-    known = [i for i in chosen if cells[i] != ""]
-    if not known:
-        return None
-    if len(known) < len(chosen):
-        missing = next(i for i in chosen if cells[i] == "")
-        raise manifest.wrong(missing, "clean_label is empty; valid: all rows of a split, or none")
-    return _numbers(manifest, cells, class_names, chosen)
+    def _list(self, names: list[str]) -> str:
+        shown = [f"{as_text(self._path(name))}/" for name in names]
+        return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 
-
-def _numbers(
-    manifest: Manifest,
-    names: Sequence[str],
-    class_names: Sequence[str],
-    rows: Iterable[int] | None = None,
-) -> Labels:
-    """Class names to labels, of the rows given by number or of all."""
-    number = {name: i for i, name in enumerate(class_names)}
-    chosen = range(len(names)) if rows is None else list(rows)
-    for i in chosen:
-        if names[i] not in number:
-            raise manifest.wrong(i, f"class {did_you_mean(names[i], class_names)}")
-    return np.array([number[names[i]] for i in chosen], dtype=np.int64)
+    def refuse(self, reason: str) -> NoReturn:
+        raise UserError(f"{as_text(self.root)}: {reason}; {_INSTEAD}")

@@ -5,12 +5,15 @@ Dimensions: K classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from noisybsd.data.cards import Card
+from noisybsd.data.find import find_images
 from noisybsd.data.label_files import text_lines
-from noisybsd.data.splits import Read, Split, file_split, find_images, need, refuse_repeated
+from noisybsd.data.names import as_text
+from noisybsd.data.splits import Read, Split, file_split, need, refuse_repeated
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.settings import DataConfig
 
@@ -83,21 +86,26 @@ def read_food101n(card: Card, data: DataConfig) -> Read:
 def read_animal10n(card: Card, data: DataConfig) -> Read:
     """ANIMAL-10N: training/ and testing/ with files named <label>_<number>.jpg."""
 
-    def split(folder: str) -> tuple[Split, list[str]]:
-        paths, problems = find_images(need(Path(data.root) / folder, card))
+    problems: list[str] = []
+    left_out: Counter[str] = Counter()
+
+    def split(folder: str) -> Split:
+        found = find_images(need(Path(data.root) / folder, card))
+        problems.extend(found.problems)
+        left_out.update(found.left_out)
         labels = []
-        for path in paths:
+        for path in found.paths:
             first = PurePath(path).name.split("_")[0]
             if not first.isdecimal() or int(first) >= len(card.classes):
                 raise UserError(
-                    f"{Path(data.root) / folder / path}: the name must start with a label, "
+                    f"{as_text(Path(data.root) / folder / path)}: the name must start with a label, "
                     f"valid: 0_ to {len(card.classes) - 1}_"
                 )
             labels.append(int(first))
-        return file_split(card, data, [f"{folder}/{path}" for path in paths], labels), problems
+        return file_split(card, data, [f"{folder}/{path}" for path in found.paths], labels)
 
-    (train, problems), (test, more) = split("training"), split("testing")
-    return Read(train, test, card.classes, problems=problems + more)
+    train, test = split("training"), split("testing")
+    return Read(train, test, card.classes, problems=problems, left_out=left_out)
 
 
 def _lines(path: Path) -> list[str]:
@@ -119,7 +127,7 @@ def read_test_folders(card: Card, data: DataConfig) -> Iterator[tuple[str, Split
     """Test images in one folder per class, whose names card.folders lists in label order."""
     paths, labels = [], []
     for label, name in enumerate(card.folders):
-        found, _ = find_images(need(Path(data.root) / name, card))
+        found = find_images(need(Path(data.root) / name, card)).paths
         if not found:
             raise UserError(f"{Path(data.root) / name}: no image in it")
         paths += [f"{name}/{path}" for path in found]

@@ -5,60 +5,115 @@ Dimensions: N images, C channels, S side of a stored image.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
+from pydantic import BaseModel, Field, ValidationError
 
 from noisybsd.data.cards import Card
-from noisybsd.data.splits import Read, Split
+from noisybsd.data.fingerprint import images_sha256
+from noisybsd.data.names import UNKNOWN
+from noisybsd.data.splits import Labels, Read, Split, check_labels
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
 
 PACK = "pack.json"  # marks a folder that `python -m noisybsd.data pack` wrote
 
 
+class PackedSplit(BaseModel):
+    """What pack.json says of a split."""
+
+    count: int = Field(ge=1)
+    images_sha256: str = Field(description="of the pixels of all images")
+    checked_sha256: str | None = Field(
+        None, description="of those that reading looks at; null: the same"
+    )
+
+
+class Packed(BaseModel):
+    """What pack.json says."""
+
+    card: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    splits: tuple[Literal["train", "test"], ...]
+    size: int = Field(ge=1)
+    test_labels: str
+    problems: list[str] = []
+    train: PackedSplit
+    test: PackedSplit | None = None
+
+
 def read_packed(card: Card, data: DataConfig) -> Read:
     """Decoded images in one file per split, mapped into memory: see data/pack.py."""
     root = Path(data.root)
     try:
-        about = json.loads((root / PACK).read_text("utf-8"))
-        if about["card"] != card.name:
-            raise UserError(f"{root / PACK}: holds {about['card']}, not data.name={card.name}")
-        if data.size not in (None, about["size"]):
-            raise UserError(f"data.size={data.size}: {root} was packed with size {about['size']}")
-        splits = {name: _packed_split(root, name, about[name]) for name in about["splits"]}
+        about = Packed.model_validate_json((root / PACK).read_bytes())
+        if about.card != card.name:
+            raise UserError(f"{root / PACK}: holds {about.card}, not data.name={card.name}")
+        if data.size not in (None, about.size):
+            raise UserError(f"data.size={data.size}: {root} was packed with size {about.size}")
+        train, train_sha256 = _packed_split(root, "train", about.train, about, data)
+        test, test_sha256 = None, ""
+        if about.test is not None:
+            test, test_sha256 = _packed_split(root, "test", about.test, about, data)
         return Read(
-            splits["train"],
-            splits.get("test"),
-            tuple(about["classes"]),
-            about["test_labels"],
-            about["problems"],
-            about["train"]["images_sha256"],
-            about["size"],
+            train,
+            test,
+            about.classes,
+            about.test_labels,
+            about.problems,
+            (train_sha256, test_sha256),
+            about.size,
         )
-    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, KeyError, EOFError, pyarrow.ArrowException) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{root / PACK}: damaged: {error}; pack the images again") from None
+        reason = _first_mistake(error) if isinstance(error, ValidationError) else error
+        raise UserError(f"{root / PACK}: damaged: {reason}; pack the images again") from None
 
 
-def _packed_split(root: Path, name: str, about: Mapping[str, Any]) -> Split:
+def _first_mistake(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _packed_split(
+    root: Path, name: str, about: PackedSplit, whole: Packed, data: DataConfig
+) -> tuple[Split, str]:
+    """A split, and the hash of its images."""
+    path = root / f"{name}_images.npy"
     # "c": pages are read when touched; torch wants memory that may be written, nothing reaches the file
-    images = np.load(root / f"{name}_images.npy", mmap_mode="c", allow_pickle=False)
+    array = np.load(path, mmap_mode="c", allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4:
+        raise ValueError(f"{path.name} holds no images")
     table = pyarrow.parquet.read_table(root / f"{name}.parquet")
-    if not len(images) == table.num_rows == about["count"]:
-        raise ValueError(f"{name} has {len(images)} images and {table.num_rows} labels")
-    # copies, because Arrow's own memory may not be written, at which torch warns
-    labels = {key: table[key].to_numpy().copy() for key in table.column_names if key != "path"}
-    return Split(
-        torch.from_numpy(images),
-        labels["label"],
-        labels.get("clean_label"),
-        table["path"].to_pylist(),
-    )
+    if not len(array) == table.num_rows == about.count:
+        raise ValueError(f"{name} has {len(array)} images and {table.num_rows} labels")
+    images = torch.from_numpy(array)
+    found, expected = images_sha256(images), about.checked_sha256 or about.images_sha256
+    if found != expected and data.verify:
+        raise UserError(
+            f"{path}: holds other images than were packed (sha256 {found[:12]}…, expected "
+            f"{expected[:12]}…); pack them again, or data.verify=false trains on these"
+        )
+    labels = _integers(table, "label", len(whole.classes), root / f"{name}.parquet")
+    clean = None
+    if "clean_label" in table.column_names:
+        clean = _integers(table, "clean_label", len(whole.classes), root / f"{name}.parquet")
+    split = Split(images, labels, clean, table["path"].to_pylist())
+    return split, about.images_sha256 if found == expected else found
+
+
+def _integers(table: pyarrow.Table, column: str, num_classes: int, path: Path) -> Labels:
+    """Labels (N,); UNKNOWN where the table has none, which clean labels alone may."""
+    if not pyarrow.types.is_integer(table.schema.field(column).type):
+        raise ValueError(f"{path.name}: {column} holds {table.schema.field(column).type}")
+    values: Any = table[column].fill_null(UNKNOWN).to_numpy()
+    labels = values.astype(np.int64)  # a copy: Arrow's own memory may not be written, torch warns
+    known = labels[labels != UNKNOWN] if column == "clean_label" else labels
+    check_labels(known, num_classes, f"{path}: {column}")
+    return labels

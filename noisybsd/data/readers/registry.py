@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 from noisybsd.data.cards import Card
 from noisybsd.data.readers.arrays import read_cifar, read_cifar_c, read_digits
-from noisybsd.data.readers.folders import read_own
 from noisybsd.data.readers.lists import (
     read_animal10n,
     read_clothing1m,
@@ -19,6 +18,7 @@ from noisybsd.data.readers.lists import (
     read_test_folders,
     read_webvision,
 )
+from noisybsd.data.readers.own import read_own
 from noisybsd.data.splits import Read, Split
 from noisybsd.settings import DataConfig
 

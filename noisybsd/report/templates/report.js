@@ -159,7 +159,7 @@ function build(row) {
       title: className(rows.suggested[row]),
     }),
   );
-  if (rows.clean) labels.append(element("small", { textContent: `truth · ${className(rows.clean[row])}` }));
+  if (rows.clean && rows.clean[row] !== null) labels.append(element("small", { textContent: `truth · ${className(rows.clean[row])}` }));
   const shown = picture("pictures", row, details(row));
   shown.classList.add("picture");
   const card = element(

@@ -1,0 +1,237 @@
+"""Tables of images: CSV with any usual separator, or Parquet, and which column holds what.
+
+Dimensions: N rows.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from noisybsd.errors import UserError
+
+SEPARATORS = ",;\t|"
+TEXT = (".csv", ".tsv")  # suffixes of tables in text
+SUFFIXES = (*TEXT, ".parquet")
+
+# What people call columns, without case, white space, `_` and `-`.
+LABELS = {
+    *("label", "labels", "labelname", "classlabel", "givenlabel", "noisylabel", "class", "classes"),
+    *("classname", "category", "categories", "categoryname", "target", "targets", "y"),
+}
+CLEAN = {"cleanlabel", "cleanlabels"}
+SPLITS = {"split", "subset", "partition"}
+# Those of names of images, the likeliest first; the weak ones may mean something else too.
+NAMES = (
+    *("path", "filepath", "imagepath", "imgpath", "file", "filename", "fname", "imagefile"),
+    *("imagefilename", "image", "images", "img", "imagename", "imgname", "imageid", "imgid"),
+)
+WEAK_NAMES = ("name", "id", "key", "uid", "uuid", "sample", "paths", "files", "filenames")
+INDEX = {"index", "indexlevel0"}  # the second is what pandas calls it in Parquet
+KNOWN = LABELS | CLEAN | SPLITS | INDEX | {*NAMES, *WEAK_NAMES}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is in its file.
+
+    Args:
+        columns: name: (N,) cells; strings where the file is text.
+        rows: (N,) where each row is in the file, e.g. `line 7`.
+    """
+
+    path: Path
+    columns: Mapping[str, Any]
+    rows: Sequence[str]
+
+    def wrong(self, i: int, reason: str) -> UserError:
+        """The error that row i is wrong."""
+        return UserError(f"{self.path}: {self.rows[i]}: {reason}")
+
+    def called(self, keys: set[str]) -> list[str]:
+        """The columns that people call by one of `keys`."""
+        return [name for name in self.columns if plain_key(name) in keys]
+
+    def label_column(self) -> str:
+        """The column of labels: `label`, or the only one of another usual name.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        found = ["label"] if "label" in self.columns else self.called(LABELS)
+        if len(found) > 1:
+            raise UserError(
+                f"{self.path}: {' and '.join(found)} may hold labels; call the one to use label"
+            )
+        if not found:
+            has = ", ".join(map(str, self.columns)) or "none"
+            raise UserError(f"{self.path}: no column label: has {has}")
+        return found[0]
+
+    def only(self, keys: set[str], what: str) -> str | None:
+        """The column called by one of `keys`; None: there is none.
+
+        Raises:
+            UserError: there are several.
+        """
+        found = self.called(keys)
+        if len(found) > 1:
+            raise UserError(f"{self.path}: {' and '.join(found)} may both be {what}")
+        return found[0] if found else None
+
+    def name_columns(self) -> Iterator[str]:
+        """The columns that may name images, the likeliest first."""
+        for key in (*NAMES, *WEAK_NAMES):
+            yield from self.called({key})
+
+
+def plain_key(name: object) -> str:
+    """A column's name without case, white space, `_`, `-` and `.`."""
+    return re.sub(r"[\s_.-]", "", str(name)).casefold()
+
+
+def names_of(table: Table, column: str) -> list[str]:
+    """The names of images in a column, (N,).
+
+    Raises:
+        UserError: names the row of a cell that is empty or no text.
+    """
+    names = []
+    for i, cell in enumerate(table.columns[column]):
+        if isinstance(cell, bytes):
+            cell = cell.decode("utf-8", "surrogateescape")
+        if isinstance(cell, bool | float | type(None)) or not isinstance(cell, str | int):
+            raise table.wrong(i, f"{column} is {str(cell)[:60]!r}, valid: the name of an image")
+        names.append(str(cell).strip())
+        if not names[-1]:
+            raise table.wrong(i, f"{column} is empty, valid: the name of an image")
+    return names
+
+
+def read_table(path: Path, names_image: Callable[[str], bool]) -> Table:
+    """Read a table from CSV (also apart by `;`, tab or `|`), or from Parquet.
+
+    A first line that holds the name of an image, or numbers alone, is no header: then the columns are
+    called path and label, as their cells say, or index and label.
+
+    Args:
+        names_image: whether a cell is the name of an image.
+
+    Raises:
+        UserError: names the file and the line: not readable, not rectangular, or without rows.
+    """
+    try:
+        table = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path, names_image)
+    except (OSError, csv.Error, UnicodeError, pyarrow.ArrowException) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not readable as a table: {first}") from None
+    if not table.rows:
+        has = ", ".join(map(str, table.columns)) or "nothing"
+        raise UserError(f"{path}: has no rows, only {has}")
+    return table
+
+
+def _parquet(path: Path) -> Table:
+    table = pyarrow.parquet.read_table(path)
+    refuse_same(table.column_names, str(path))
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return Table(path, columns, [f"row {i + 1}" for i in range(table.num_rows)])
+
+
+def _text(path: Path, names_image: Callable[[str], bool]) -> Table:
+    text = decoded(path.read_bytes(), path)
+    reader = csv.reader(
+        _lines(text), delimiter=_separator(text), strict=True, skipinitialspace=True
+    )
+    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    if not rows:
+        raise UserError(f"{path}: is empty")
+    header = rows[0][1]
+    without = _columns_without_header(header, names_image, path)
+    if without is None:
+        header, rows = [name or "index" for name in header], rows[1:]  # pandas' index has no name
+        refuse_same(header, f"{path}: line 1")
+    else:
+        header = without
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}: line {line}: got {len(row)} columns, expected {len(header)} "
+                f"({', '.join(header)})"
+            )
+    columns = {name: [row[i] for _, row in rows] for i, name in enumerate(header)}
+    return Table(path, columns, [f"line {line}" for line, _ in rows])
+
+
+def _columns_without_header(
+    first: list[str], names_image: Callable[[str], bool], path: Path
+) -> list[str] | None:
+    """What the columns of a table without a header are called; None: its first line is one."""
+    named = [
+        i for i, cell in enumerate(first) if plain_key(cell) not in KNOWN and names_image(cell)
+    ]
+    numbers = all(re.fullmatch(r"[+-]?[0-9]+(\.0*)?", cell) for cell in first)
+    if not named and not numbers:
+        return None
+    if len(first) == 2 and len(named) == 1:
+        return ["path", "label"] if named == [0] else ["label", "path"]
+    if numbers and len(first) <= 2:
+        return ["index", "label"][-len(first) :]
+    raise UserError(
+        f"{path}: has {len(first)} columns and no header; give it one, with a column label"
+    )
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """Text in UTF-8, or in UTF-16 as spreadsheets write it; names of files may be no text.
+
+    Raises:
+        UserError: it is in another encoding.
+    """
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line}: not readable as text: save it as UTF-8") from None
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as text files have them, and not at the other characters that str.splitlines splits at."""
+    return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
+
+
+def _separator(text: str) -> str:
+    """The separator by which all of the first lines have equally many cells, more than one."""
+    lines = [line for line in _lines(text[: 1 << 16])[:20] if line.strip()]
+    found = {}
+    for separator in SEPARATORS:
+        try:
+            rows = list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
+        except csv.Error:
+            continue
+        if len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
+            found[separator] = rows[0]
+    for separator, header in found.items():
+        if any(plain_key(cell) in KNOWN for cell in header):
+            return separator
+    if found:
+        return next(iter(found))
+    first = lines[0] if lines else ""
+    return max(SEPARATORS, key=first.count)
+
+
+def refuse_same(names: Sequence[str], source: str) -> None:
+    """Refuse two columns of one name."""
+    for name in names:
+        if list(names).count(name) > 1:
+            raise UserError(f"{source}: {name} is listed twice: two columns have one name")
