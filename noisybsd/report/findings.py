@@ -115,7 +115,7 @@ class Findings:
 
 
 def _damaged(path: Path, mistake: str) -> UserError:
-    return UserError(f"{path}: damaged: {mistake}; delete it, and it is made anew")
+    return UserError(f"{path}: damaged: {mistake}; delete it, and the report makes it again")
 
 
 def label_table(
@@ -153,7 +153,7 @@ def label_table(
     | visits | how often training saw the sample; 0: the row says nothing |
     | neighbours | indices of the nearest neighbours, nearest first |
     | nearest_cosine | cosine of the embeddings of the sample and its nearest neighbour |
-    | identical_to | the first sample of the same pixels, where there are several |
+    | identical_to | the first sample with the same pixels; null without a duplicate |
     | in_test | whether a test image has the same pixels |
     | rank | 1 is the most suspicious: the least given_prob * final_prob |
     | clean, clean_name, given_right, suggested_right | where the right label is known |

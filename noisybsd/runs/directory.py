@@ -197,7 +197,7 @@ def refuse_foreign(path: Path, what: str) -> None:
 
 
 def _names(path: Path, what: str) -> list[str]:
-    """What lies in the directory `path`, sorted; nothing where there is none."""
+    """The names in the directory `path`, sorted; none if there is no such directory."""
     with naming(f"{what}: cannot be a run directory"):
         try:
             return sorted(entry.name for entry in path.iterdir())
