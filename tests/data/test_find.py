@@ -62,11 +62,11 @@ def test_files_that_are_left_out_are_counted_by_what_they_are(tmp_path: Path) ->
     found = find_images(tmp_path)
     assert found.paths == ["0.png"] and found.problems == []
     assert found.left_out == {
-        "ending in .txt, of no format that is read": 2,
-        "without a suffix, of no format that is read": 1,
-        "ending in .mp4, of no format that is read": 1,
-        "ending in .heic, of no format that is read": 1,
-        "ending in .eps, of no format that is read": 1,
+        "ending in .txt (no format that is read)": 2,
+        "without a suffix (no format that is read)": 1,
+        "ending in .mp4 (no format that is read)": 1,
+        "ending in .heic (no format that is read)": 1,
+        "ending in .eps (no format that is read)": 1,
         "hidden or system files": 4,
         "temporary files or copies of others": 3,
     }
@@ -86,7 +86,7 @@ def test_system_folders_are_no_classes_and_hold_no_images(tmp_path: Path, folder
     file(tmp_path / "cat/0.png")
     found = find_images(tmp_path)
     assert found.paths == ["cat/0.png"] and found.folders == ["cat"]
-    assert found.left_out == {f"in {folder}/, a system folder": 6}
+    assert found.left_out == {f"in {folder}/ (a system folder)": 6}
 
 
 def test_pipes_and_sockets_are_named_and_not_opened(tmp_path: Path) -> None:
