@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from noisybsd.files import write_json
 from noisybsd.runs.environment import describe_environment
 from noisybsd.settings import DataConfig
 
+log = logging.getLogger("noisybsd")
+
 CORRUPTION_NAMES = textwrap.indent(textwrap.fill(", ".join(CORRUPTIONS), width=98), "  ")
 
 USAGE = f"""\
@@ -44,7 +47,8 @@ keys that may differ from the run's own:
 
 data.root=FOLDER, data.manifest=FILE name other images than those the run was trained on, of the same
 classes and labelled as own images are (docs/data.md): the networks are measured on all of them, or, where
-there is a split to test on, on that. Where they name the run's own data, which moved, its test set is meant.
+there is a split to test on, on that. Where the run's own data are no longer where they were, and these are
+they, its own test set is meant.
 
 data.name=NAME measures the networks on test images of another dataset with the same classes too: corrupted
 ones (cifar10c, cifar100c), ImageNet's of mini-WebVision's classes (webvision_imagenet), own images, or the
@@ -124,8 +128,16 @@ def _whose_data(directory: Path, overrides: list[str]) -> tuple[list[str], DataC
         return [*rest, *own], _other_data(of_data)
     config = load_run_config(directory, [*rest, *own, *of_data])
     named = any(o.split("=", 1)[0] in PLACES for o in of_data)
-    if not named or load_card(config.data.name).layout != "own" or is_runs_data(directory, config):
+    if not named or load_card(config.data.name).layout != "own":
         return [*rest, *own, *of_data], None
+    if is_runs_data(directory, config):
+        before = Path(load_run_config(directory, [*rest, *own]).data.root)
+        if not before.exists() or before.samefile(config.data.root):
+            return [*rest, *own, *of_data], None
+        log.warning(
+            "the images in data.root=%s are the run's own, most of which it was trained on",
+            config.data.root,
+        )
     given = {o.split("=", 1)[0] for o in of_data}
     other = config.data.model_copy(
         update={

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
@@ -355,12 +356,14 @@ def test_a_manifest_of_test_rows_alone_is_measured(on_own_images: Callable[..., 
 def test_a_run_is_told_where_its_data_are(
     on_own_images: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert on_own_images() == 0
     before = measured("test_nll")
     Path("photos").rename("moved")
     trees.folders(Path("new"), n=3)
+    shutil.copytree("moved", "copy")
     capsys.readouterr()
     assert on_own_images("data.root=new") == 2
     assert (
@@ -370,6 +373,8 @@ def test_a_run_is_told_where_its_data_are(
     assert measured() is None and measured("test_nll") == before
     assert on_own_images("data.root=new", "run.data.root=moved") == 0
     assert measured()["images"] == 6 and measured("test_nll") == before
+    assert on_own_images("data.root=copy", "run.data.root=moved") == 0  # all of them, as asked for
+    assert measured()["images"] == 24 and "the run's own, most of which it was" in caplog.text
     # and from another working directory
     here = Path.cwd()
     Path("elsewhere").mkdir()

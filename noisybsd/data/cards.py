@@ -1,7 +1,7 @@
 """Dataset cards: what a dataset is, read from datasets/NAME.yaml or from a path.
 
 A card is data, not code: where the files come from, their checksums, the folder layout (a name in
-layouts.LAYOUTS), classes, input size, normalisation, label sets and published noise rates.
+readers.registry.LAYOUTS), classes, input size, normalisation, label sets and published noise rates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Relative = Annotated[str, AfterValidator(_inside)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Download(_Part):
@@ -40,7 +40,7 @@ class Download(_Part):
     checksum: str | None = Field(
         None, pattern=_CHECKSUM, description="null: the publisher gives none"
     )
-    bytes: int | None = Field(None, description="size, for the progress display")
+    bytes: int | None = Field(None, ge=0, description="size; the server's file must have it")
     unpack: _Relative | None = Field(None, description="archive: the folder that unpacking makes")
 
     @property
@@ -76,7 +76,7 @@ class Card(_Part):
     )
     channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = Field(description="per channel, on the 0..1 scale")
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
     clean: bool = Field(description="whether the training labels in the files count as clean")
     noise_rate: float | None = Field(None, ge=0, le=1, description="of these, as published")
     labels: dict[str, LabelSet] = Field({}, description="further label sets, by name")

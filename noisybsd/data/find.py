@@ -67,7 +67,7 @@ def find_images(folder: Path) -> Found:
                 _look_at(entry, prefix, found)
             elif is_system(entry.name):
                 count = sum(len(files) for _, _, files in os.walk(entry.path))
-                found.left_out[f"in {as_text(entry.name)}/, a system folder"] += count
+                found.left_out[f"in {as_text(entry.name)}/ (a system folder)"] += count
             else:
                 found.folders.append(prefix + entry.name)
                 walk(entry.path, f"{prefix}{entry.name}/", above | {here})
@@ -99,7 +99,7 @@ def _look_at(entry: os.DirEntry[str], prefix: str, found: Found) -> None:
         found.paths.append(prefix + entry.name)
     else:
         ending = f"ending in {as_text(suffix)}" if suffix else "without a suffix"
-        found.left_out[f"{ending}, of no format that is read"] += 1
+        found.left_out[f"{ending} (no format that is read)"] += 1
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

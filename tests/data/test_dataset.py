@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from helpers import trees
 from helpers.trees import load
 
+from noisybsd.data import fingerprint
 from noisybsd.data.cards import load_card
 from noisybsd.data.dataset import load_evaluation
 from noisybsd.data.noise import inject, labels_sha256
@@ -159,6 +161,81 @@ def test_the_fingerprint_follows_pixels_labels_and_order(tmp_path: Path) -> None
     assert len(seen) == 5
 
 
+def other_pixels(path: Path) -> None:
+    """Replace a picture by another whose file has as many bytes."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-20] + bytes(20))
+    assert path.stat().st_size == len(content)
+
+
+def test_other_pixels_in_a_file_of_the_same_size_are_noticed(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        trees.folders(tmp_path / split, n=4)
+    seen = {load("own", tmp_path).sha256}
+    for name in ("train/cat/000.png", "train/dog/003.jpg", "test/cat/002.png"):
+        other_pixels(tmp_path / name)
+        seen.add(load("own", tmp_path).sha256)
+    data = load("own", tmp_path)
+    assert len(seen) == 4
+    assert data.notes["sha256_covers"] == (
+        "paths and sizes of all image files, the content of up to 2,000 of them, of training and test "
+        "images; the training labels"
+    )
+
+
+def test_the_hash_of_before_is_of_paths_and_sizes_of_training_images(tmp_path: Path) -> None:
+    """Runs that noted it are still known by it."""
+    for split in ("train", "test"):
+        trees.folders(tmp_path / split, n=4)
+    first = load("own", tmp_path)
+    assert first.train.paths is not None
+    digest = hashlib.sha256()
+    for path in first.train.paths:
+        digest.update(b"%s\0%d\n" % (path.encode(), (tmp_path / path).stat().st_size))
+    whole = f"{digest.hexdigest()} {labels_sha256(first.train.labels)}"
+    before = hashlib.sha256(whole.encode()).hexdigest()
+    assert first.is_of(before) and first.is_of(first.sha256) and not first.is_of("0" * 64)
+    other_pixels(tmp_path / "test/cat/000.png")
+    second = load("own", tmp_path)
+    assert second.is_of(before) and not second.is_of(first.sha256)
+
+
+def test_of_many_files_some_are_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "SAMPLED", 5)
+    monkeypatch.setattr(fingerprint, "PART", 100)
+    large = tmp_path / "large"
+    large.write_bytes(bytes(range(256)) * 20)
+    paths, sizes = ["large"] * 9, [5120] * 9
+    whole = fingerprint.files_sha256(tmp_path, paths, sizes)
+    for at, noticed in ((0, True), (2560, True), (5119, True), (1000, False)):
+        content = bytearray(large.read_bytes())
+        content[at] ^= 1
+        (tmp_path / "other").write_bytes(content)
+        for i in range(9):
+            names = [*paths[:i], "../" + tmp_path.name + "/large", *paths[i + 1 :]]
+            assert fingerprint.files_sha256(tmp_path, names, sizes) != whole  # all names count
+        swapped = large.read_bytes()
+        large.write_bytes(content)
+        assert (fingerprint.files_sha256(tmp_path, paths, sizes) != whole) == noticed
+        large.write_bytes(swapped)
+    assert fingerprint.sampled(9).tolist() == [0, 2, 4, 6, 8]
+    assert len(fingerprint.sampled(3)) == 3
+
+
+def test_the_fingerprint_follows_test_pixels_too(tmp_path: Path) -> None:
+    trees.cifar10(tmp_path)
+    first = load("cifar10", tmp_path, verify=False)
+    path = tmp_path / "cifar-10-batches-py/test_batch"
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes([100]) * 50) + 9] ^= 1
+    path.write_bytes(content)
+    second = load("cifar10", tmp_path, verify=False)
+    assert second.sha256 != first.sha256 and second.is_of(first.sha256_before)
+    assert first.notes["sha256_covers"].startswith("the pixels of all images")
+
+
 def test_the_fingerprint_of_files_is_of_paths_and_sizes(tmp_path: Path) -> None:
     trees.folders(tmp_path)
     first = load("own", tmp_path).sha256
@@ -298,6 +375,30 @@ def test_a_file_of_clean_labels_makes_a_clean_test_split(tmp_path: Path) -> None
     assert data.train.clean_labels is not None and data.test.clean_labels is not None
     assert (data.test.labels == data.test.clean_labels).all()
     assert data.notes["test_labels"] == "clean"
+
+
+# --- cards that disagree with the data ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"classes": ["a", "b", "c"], "asymmetric": None},
+            "digits: its card has 3 classes, but among the training images: label [3-9] of image",
+        ),
+        ({"size": 32}, "digits: the card has size=32, the training images 8"),
+        (
+            {"channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "the card has channels=3, .* images 1",
+        ),
+    ],
+)
+def test_a_card_that_disagrees_with_the_data_is_refused_before_training(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load(trees.card(tmp_path, "digits", **changes), tmp_path)
 
 
 # --- official bytes -----------------------------------------------------------------------------

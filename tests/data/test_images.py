@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from noisybsd.data.images import ImageError, ImageFiles, decode_image
+from noisybsd.data.images import ImageError, ImageFiles, decode_image, is_image
 
 
 def picture(width: int = 48, height: int = 48, seed: int = 0) -> Image.Image:
@@ -168,6 +169,44 @@ def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
     frames = [flat((255, 255, 255)), flat((0, 0, 0))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert decode_image(tmp_path / "a.gif", 8).unique().tolist() == [255]
+
+
+def test_metadata_of_any_size_do_not_cost_the_picture(tmp_path: Path) -> None:
+    """Pillow itself refuses a PNG whose profile or texts unpack to more than a megabyte."""
+    picture().save(tmp_path / "plain.png")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("long", "x" * 3_000_000, zip=True)
+    text.add_itxt("longer", "y" * 3_000_000, zip=True)
+    picture().save(tmp_path / "profile.png", icc_profile=bytes(2_000_000))
+    picture().save(tmp_path / "text.png", pnginfo=text)
+    picture().save(tmp_path / "profile.jpg", icc_profile=bytes(2_000_000), quality=95)
+    picture().save(tmp_path / "plain.jpg", quality=95)
+    damaged = (tmp_path / "text.png").read_bytes().replace(b"zTXtlong", b"zTXtl\0\xff\xff", 1)
+    (tmp_path / "damaged.png").write_bytes(damaged)
+    for name in ("profile.png", "text.png", "damaged.png"):
+        assert torch.equal(decode_image(tmp_path / name, 48), pixels(picture())), name
+    assert torch.equal(
+        decode_image(tmp_path / "profile.jpg", 48), decode_image(tmp_path / "plain.jpg", 48)
+    )
+
+
+def test_no_program_is_started_for_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An EPS file, whatever it is called, makes Pillow start Ghostscript."""
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    for name in ("Popen", "call", "check_call", "run"):
+        monkeypatch.setattr(subprocess, name, started)
+    buffer = io.BytesIO()
+    picture().save(buffer, "EPS")
+    for name in ("a.eps", "a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(buffer.getvalue())
+        assert not is_image(tmp_path / name)
+        with pytest.raises(ImageError, match="is not an image of a known format"):
+            decode_image(tmp_path / name, 8)
 
 
 def test_one_channel_output(tmp_path: Path) -> None:

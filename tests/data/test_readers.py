@@ -150,6 +150,12 @@ def rewrite(path: Path, **entries: object) -> None:
         ({"labels": [0] * 19}, "data_batch_2: data is uint8 .* for its 19 labels"),
         ({"labels": None}, "data_batch_2: lacks labels"),
         ({"data": np.zeros((20, 3072))}, "data_batch_2: data is float64"),
+        (
+            {"labels": [0.5] * 20},
+            r"data_batch_2: labels: got float64 of shape \(20,\), expected int",
+        ),
+        ({"labels": ["0"] * 20}, r"data_batch_2: labels: got <U1 of shape"),
+        ({"labels": [[0]] * 10 + [[0, 1]] * 10}, "data_batch_2: labels is a list that is no array"),
     ],
 )
 def test_a_wrong_batch_is_named(tmp_path: Path, entries: dict[str, object], message: str) -> None:
@@ -578,6 +584,11 @@ def test_cifar_c_that_is_not_whole(tmp_path: Path) -> None:
     np.save(tmp_path / "CIFAR-10-C/snow.npy", np.zeros((20, 3, 32, 32), np.uint8))
     with pytest.raises(UserError, match=r"snow\.npy: holds uint8 of shape \(20, 3, 32, 32\)"):
         list(load_evaluation(data).sets)
+    np.save(tmp_path / "CIFAR-10-C/labels.npy", np.full(20, 0.5))
+    with pytest.raises(
+        UserError, match=r"labels\.npy: got float64 of shape \(20,\), expected integ"
+    ):
+        next(load_evaluation(data).sets)
     np.save(tmp_path / "CIFAR-10-C/labels.npy", np.zeros(19, np.uint8))
     with pytest.raises(UserError, match=r"labels\.npy: got 19 labels, valid: a multiple of 5"):
         next(load_evaluation(data).sets)

@@ -146,7 +146,7 @@ def arrange(found: Found, root: Path, classes: Iterable[str] = ()) -> Arrangemen
         classes: names that are known to be of classes.
 
     Raises:
-        UserError: there are none in folders, or the folders may be read in two ways.
+        UserError: the folders may be read in two ways, or one of a split is empty.
     """
     plan = Arrangement()
     tree = _tree(found, "")
@@ -160,11 +160,6 @@ def arrange(found: Found, root: Path, classes: Iterable[str] = ()) -> Arrangemen
         tree = _tree(found, plan.base + "/")
     plan.stray = sum(1 for path in found.paths if "/" not in path.removeprefix(plan.base + "/"))
     _Arranging(root, plan, tree).arrange()
-    if not plan.splits:
-        raise UserError(
-            f"{as_text(root / plan.base)}: needs a folder of images for each of two or more classes, "
-            f"found none; {_INSTEAD}"
-        )
     return plan
 
 
