@@ -50,8 +50,7 @@ def expanded(text: str) -> Path:
         return Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError:
         raise UserError(
-            f"got {brief(text)}: this machine knows no such home folder; write the whole path, or "
-            "./~… for a name that begins with ~"
+            f"got {brief(text)}: this machine knows no such home folder; write the whole path"
         ) from None
 
 

@@ -499,16 +499,36 @@ def test_neighbours_of_a_run_that_kept_no_embeddings(
     assert "neighbours.k=5: this run kept no embeddings" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_run_is_refused(tiny: Tiny) -> None:
+    assert train(tiny("run.dir=run", "epochs=1", "method=ce")) == 0
+    assert train(tiny("run.dir=other", "epochs=1", "method=ce", "seed=1")) == 0
+    Path("run/checkpoint.pt").write_bytes(Path("other/checkpoint.pt").read_bytes())
+    with pytest.raises(UserError) as caught:
+        evaluate_run(Path("run"), [])
+    assert str(caught.value).splitlines() == [
+        "run/checkpoint.pt: is another run's; config.yaml has other settings",
+        "seed: 1 there, 0 here",
+    ]
+
+
 def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> None:
-    assert train(tiny("run.dir=run", "epochs=1", "method=bsd_plus")) == 0
-    record = Path("run/config.yaml")
-    text = record.read_text()
-    for key in ("align", "label_evidence"):
-        text = text.replace(f"{key}: true", f"{key}: false")
-    record.write_text(text)
-    with pytest.raises(
-        UserError, match=r"is another run's; config.yaml has other settings\n.*align"
+    assert train(tiny("run.dir=run", "epochs=1", "method=ce")) == 0
+    state = load_checkpoint(Path("run/checkpoint.pt"))
+    whole = state["modules"]["network"]
+    for name, changed in (
+        ("network", {"encoder.nothing": torch.zeros(1), **whole}),
+        ("network", {key: value.new_zeros(value.shape + (1,)) for key, value in whole.items()}),
+        ("monitor", {"visits": torch.zeros(1)}),
     ):
+        modules = {**state["modules"], name: changed}
+        save_checkpoint({**state, "modules": modules}, Path("run/checkpoint.pt"))
+        with pytest.raises(
+            UserError, match=rf"^run/checkpoint.pt: damaged, or of another .* whose {name} was"
+        ):
+            evaluate_run(Path("run"), [])
+    state["modules"]["monitor"]["predicted"][0] = 99
+    save_checkpoint(state, Path("run/checkpoint.pt"))
+    with pytest.raises(UserError, match="monitor.predicted holds no classes, 0 to 9"):
         evaluate_run(Path("run"), [])
 
 

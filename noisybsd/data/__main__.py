@@ -87,13 +87,13 @@ def prepare(config: Config, out: Path | None) -> int:
     card, root = load_card(config.data.name), Path(config.data.root)
     for item in card.downloads:
         if (root / item.makes).exists():
-            print(f"{root / item.makes}: there already")
+            print(f"{shown(root / item.makes)}: there already")
             continue
         size = "" if item.bytes is None else f" ({item.bytes / 2**20:,.0f} MiB)"
         told = "" if item.checksum else "; its publisher gives no checksum"
         print(f"{item.url}{size}{told}")
         fetch(item, root)
-        print(f"{root / item.makes}: done")
+        print(f"{shown(root / item.makes)}: done")
     try:
         if card.layout in EVALUATIONS:
             next(EVALUATIONS[card.layout](card, config.data))
@@ -110,7 +110,8 @@ def prepare(config: Config, out: Path | None) -> int:
         )
         print(f"  source: {card.source[0]}\n  licence: {card.licence.strip()}")
         return 1
-    print(f"{card.name}: complete; `check {config.data.name} root={root}` looks at every file")
+    told = shown(f"check {config.data.name} root={root}")
+    print(f"{card.name}: complete; `{told}` looks at every file")
     return 0
 
 
