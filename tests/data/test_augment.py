@@ -354,15 +354,19 @@ def test_the_weak_view_alone_is_mirrored_first() -> None:
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_compile_to_one_graph(name: str) -> None:
-    """Without a break, whatever the compiler makes of the graph; the views are the same."""
+    """Without a break, whatever the compiler makes of the graph; the views are the same.
+
+    But for roundings, after which one of RandAugment's 256 levels can become its neighbour.
+    """
     images, module = photographs(), views(name)
+    atol = 4.04 / 255 if name == "cifar_randaugment" else 1e-4
     compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="eager")
     for mirror in (None, torch.arange(16) % 2 == 0)[: 2 if name == "cifar" else 1]:
         for seed in (3, 4):
             torch.manual_seed(seed)
             expected = module(images, ("weak", "strong"), mirror)
             torch.manual_seed(seed)
-            assert torch.equal(compiled(images, ("weak", "strong"), mirror), expected)
+            same(compiled(images, ("weak", "strong"), mirror), expected, atol=atol)
     torch.compiler.reset()
 
 
