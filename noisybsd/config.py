@@ -338,8 +338,7 @@ def _read_recipe(name: str) -> dict[str, Any]:
     if not content.keys() & Config.model_fields.keys():
         raise UserError(f"{path}: is no recipe: it has none of the keys that --help lists")
     if is_record(content):  # what a run recorded reruns it as it was
-        refuse_earlier(content, name)
-        return {"recipe": path.stem, **content}
+        return {"recipe": path.stem, **present(content, name)}
     own = [f"run.{key}" for key in ("dir", "resume") if key in _section(content, "run")]
     for key in [*own, *(["recipe"] if "recipe" in content else [])]:
         raise UserError(f"{path}: {key}: a recipe cannot say this; give {key}=… with the command")
@@ -369,8 +368,7 @@ def read_record(path: Path) -> dict[str, Any]:
         UserError: names the file and, for values of a wrong type, the keys; or the record is of an earlier
             version. Keys and names of parts that this version does not know are no mistake.
     """
-    record = read_yaml(path, Config)
-    refuse_earlier(record, str(path))
+    record = present(read_yaml(path, Config), str(path))
     try:
         Config.model_validate(record)
     except ValidationError as error:
@@ -381,8 +379,12 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def refuse_earlier(record: Mapping[str, Any], place: str) -> None:
-    """Raise UserError for the record of a run whose method's name means another method now."""
+def present(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A run's record without the keys that are gone, which nothing depends on.
+
+    Raises:
+        UserError: the method's name means another method now.
+    """
     if "posterior" in record:
         raise UserError(
             f"{place}: made by a development version of noisybsd (before release 0.1.0) in which "
@@ -390,6 +392,12 @@ def refuse_earlier(record: Mapping[str, Any], place: str) -> None:
             "posterior.*. Use the version that results.json names under git_commit, or train again: "
             "bsd_supcon of then is bsd_plus now, bsd is bsd_plus_one_view"
         )
+    return {
+        section: {k: v for k, v in value.items() if f"{section}.{k}" not in _GONE}
+        if isinstance(value, Mapping)
+        else value
+        for section, value in record.items()
+    }
 
 
 def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from noisybsd.config import Config, build_config, parse_overrides, read_record, refuse_earlier
+from noisybsd.config import Config, build_config, parse_overrides, present, read_record
 from noisybsd.data.dataset import load_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
@@ -73,11 +73,12 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
     if state is None:
         return None
     checkpoint = directory / "checkpoint.pt"
-    refuse_earlier(state["config"], str(checkpoint))
     check_config(state["config"], f"{checkpoint}: config")
     free = [f"{key}: " for key in MAY_DIFFER]
     changed = [
-        line for line in differences(state["config"], config) if not line.startswith(tuple(free))
+        line
+        for line in differences(present(state["config"], str(checkpoint)), config)
+        if not line.startswith(tuple(free))
     ]
     if changed:
         lines = "\n".join(changed)
