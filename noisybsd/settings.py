@@ -101,7 +101,9 @@ class DataConfig(Section):
         description="use the first n training images only; n of all classes where sorted",
     )
     test_limit: int | None = Field(
-        None, ge=1, description="likewise of the test images: cheaper epochs, a coarser estimate"
+        None,
+        ge=1,
+        description="use the first n test images only: cheaper epochs, a coarser estimate",
     )
     verify: bool = Field(
         True, description="require the official bytes; false accepts others and says so in results"
