@@ -10,7 +10,7 @@ help:
 	@echo "make demo      set up, train on digits with 40 % wrong labels, report which"
 	@echo "make test      set up, run the fast tests"
 	@echo "make test-all  set up, run all tests (slow ones too)"
-	@echo "make bench     set up, measure on the CPU, in short: results/*.csv (less than 10 minutes)"
+	@echo "make bench     set up, measure on the CPU, in short: results/cost/*.csv (less than 10 minutes)"
 	@echo "make lint      ruff"
 	@echo "make types     mypy"
 	@echo "make check     lint, types, tests"
@@ -47,13 +47,13 @@ test-all: setup
 BENCH := build/bench
 bench: export OMP_NUM_THREADS = 1
 bench: setup
-	$(BIN)/python benchmarks/step.py --width 8 --methods ce,bsd_supcon --out $(BENCH)/step.csv
+	$(BIN)/python benchmarks/step.py --width 8 --methods ce,bsd_plus --out $(BENCH)/step.csv
 	$(BIN)/python benchmarks/augment.py --rounds 100 --out $(BENCH)/augment.csv
 	$(BIN)/python benchmarks/scale.py --out $(BENCH)/scale.csv
 	$(BIN)/python benchmarks/report.py scale --out $(BENCH)/report_scale.csv
 	$(BIN)/python benchmarks/loader.py --rounds 3 --images 400 --steps 4 --demand 400 --out $(BENCH)/loader.csv
 	$(BIN)/python benchmarks/passes.py --out $(BENCH)/passes.csv
-	cp $(BENCH)/*.csv results/
+	cp $(BENCH)/*.csv results/cost/
 	$(BIN)/python benchmarks/tables.py docs/performance.md docs/scaling.md
 
 lint: setup

@@ -1,4 +1,4 @@
-"""What each part of the method is worth: variants of `bsd_supcon`, one change each, in one table.
+"""What each part of the method is worth: variants of `bsd_plus`, one change each, in one table.
 
     python benchmarks/ablations.py --runs runs/ablations --jobs 2 --out results/ablations [key=value …]
 
@@ -87,8 +87,8 @@ class AutomaticC(PosteriorTargets):
     Where all neighbours agree the label stands longer, where none does it goes at once.
     """
 
-    def __init__(self, task: Task):
-        super().__init__(task)
+    def __init__(self, task: Task, *, prior_strength: float = 8.0, discount: float = 0.8):
+        super().__init__(task, prior_strength=prior_strength, discount=discount)
         self.neighbour_weight = 0.0  # they are no evidence
         self.register_buffer("labels", task.labels, persistent=False)
         self.register_buffer("told", torch.zeros((), dtype=torch.bool))
@@ -168,6 +168,25 @@ class MatchedPrior(CrossEntropy):
         return super().forward(batch) + self.weight * divergence
 
 
+def with_constants(**constants: Any) -> type[PosteriorTargets]:
+    """The rule with other values of its class's constants."""
+    return type("Variant", (PosteriorTargets,), constants)
+
+
+SOFT_TARGETS = {"TARGET_TEMPERATURE": 1.0}
+TO_THE_END = {"SOFTENS": (1.0, 2.0)}  # temperatures never rise
+CONSTANTS: dict[str, dict[str, Any]] = {
+    "worth_by_predictions": {"EVIDENCE_SHARE": 0.0},
+    "worth_by_evidence": {"EVIDENCE_SHARE": 1.0},
+    "t_1": {"EVIDENCE_TEMPERATURE": 1.0},
+    "t_0.5": {"EVIDENCE_TEMPERATURE": 0.5},
+    "t_0.33": {"EVIDENCE_TEMPERATURE": 0.33},
+    "as_believed": SOFT_TARGETS,
+    "targets_0.1": {"TARGET_TEMPERATURE": 0.1},
+    "sharp_to_the_end": TO_THE_END,
+    "as_it_was": {"EVIDENCE_TEMPERATURE": 0.33, **SOFT_TARGETS, **TO_THE_END},
+}
+TARGET_RULES |= {name: with_constants(**values) for name, values in CONSTANTS.items()}
 TARGET_RULES |= {
     "automatic_c": AutomaticC,
     "ema_sensor": EmaSensor,
@@ -193,38 +212,31 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # the recipe's views without its targets
     "the given labels": ("targets=labels",),
     "the given labels, no contrastive term": ("targets=labels", "contrastive.name=none"),
-    "the paper's recursion": (
-        *("posterior.temperature=1", "posterior.target_temperature=1"),
-        *("posterior.agreement_temperature=null", "posterior.align=false"),
-        "posterior.label_evidence=false",
-    ),
-    "the label in the prior alone": ("posterior.label_evidence=false",),
-    "labels' worth by predictions": ("posterior.evidence_share=0",),
-    "labels' worth by evidence alone": ("posterior.evidence_share=1",),
+    "the paper's recursion": ("method=bsd_supcon",),
+    "the label in the prior alone": ("options.label_evidence=false",),
+    "labels' worth by predictions": ("targets=worth_by_predictions",),
+    "labels' worth by evidence alone": ("targets=worth_by_evidence",),
     # what keeps all classes alive
-    "not aligned": ("posterior.align=false",),
-    "matched prior instead": ("posterior.align=false", "loss=matched_prior"),
+    "not aligned": ("options.align=false",),
+    "matched prior instead": ("options.align=false", "loss=matched_prior"),
     # how long the prior lasts: 3 or 9 visits instead of 5; how long evidence does, at 5
-    "c = 3": ("posterior.prior_strength=3",),
-    "c = 25": ("posterior.prior_strength=25",),
-    "c = 5, gamma = 0.95": ("posterior.prior_strength=5", "posterior.discount=0.95"),
-    "c = 30, gamma = 0.5": ("posterior.prior_strength=30", "posterior.discount=0.5"),
+    "c = 3": ("options.prior_strength=3",),
+    "c = 25": ("options.prior_strength=25",),
+    "c = 5, gamma = 0.95": ("options.prior_strength=5", "options.discount=0.95"),
+    "c = 30, gamma = 0.5": ("options.prior_strength=30", "options.discount=0.5"),
     "automatic c": ("targets=automatic_c", "neighbours.weight=1", "neighbours.start_epoch=3"),
     # how sharp evidence is
-    "T = 1": ("posterior.temperature=1",),
-    "T = 0.5": ("posterior.temperature=0.5",),
-    "T = 0.33": ("posterior.temperature=0.33",),
-    "targets as they are believed": ("posterior.target_temperature=1",),
-    "sharp to the end": ("posterior.sharp_until=null",),
-    "targets at T = 0.1": ("posterior.target_temperature=0.1",),
+    "T = 1": ("targets=t_1",),
+    "T = 0.5": ("targets=t_0.5",),
+    "T = 0.33": ("targets=t_0.33",),
+    "targets as they are believed": ("targets=as_believed",),
+    "sharp to the end": ("targets=sharp_to_the_end",),
+    "targets at T = 0.1": ("targets=targets_0.1",),
     "as it was: label forgotten, soft targets": (
-        *("posterior.label_evidence=false", "posterior.prior_strength=25"),
-        *("posterior.temperature=0.33", "posterior.target_temperature=1"),
-        "posterior.sharp_until=null",
+        *("targets=as_it_was", "options.label_evidence=false", "options.prior_strength=25"),
     ),
     # what is observed, and when
-    "whole visits": ("posterior.agreement_temperature=null",),
-    "the views' mean is observed": ("posterior.observe=mean",),
+    "whole visits": ("options.weigh_visits=false",),
     "the weight average observes": ("targets=ema_sensor",),
     "observed after the loss": ("targets=after_the_loss",),
     "observed from epoch 6 on": ("targets=delayed",),
@@ -234,8 +246,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "simclr": ("contrastive.name=simclr",),
     "contrastive weight 0.3": ("contrastive.weight=0.3",),
     "contrastive weight 3": ("contrastive.weight=3",),
-    "contrastive warm-up, 10 epochs": ("contrastive.warmup_epochs=10",),
-    "one view": ("method=bsd",),
+    "one view": ("method=bsd_plus_one_view",),
     "classified: weak view only": ("loss=weak_view",),
     "classified: strong view only": ("loss=strong_view",),
     "mixup": ("loss=mixup_beside", "augment.mixup=1"),
@@ -268,7 +279,7 @@ def rows_of(runs: list[Ablation]) -> list[Row]:
 
 def write_markdown(path: Path, rows: list[Row], settings: list[str]) -> None:
     lines = [
-        "Variants of `bsd_supcon`, one change each. Last epoch, mean ± sample standard deviation over "
+        "Variants of `bsd_plus`, one change each. Last epoch, mean ± sample standard deviation over "
         "seeds; in brackets the paired difference",
         "of the accuracy to the recipe as it is, in points, with its 95 % t-interval, not corrected for "
         "the number of comparisons.",

@@ -1,6 +1,6 @@
 """What a batch of weak and strong CIFAR views costs: PIL, torchvision v2, Kornia's stock, ours.
 
-    python benchmarks/augment.py --out results/augment.csv
+    python benchmarks/augment.py --out results/cost/augment.csv
 
 All make the same views: a padded crop and a flip (weak); a resized crop, a flip, colour jitter
 and grey (strong); normalised float32 at the end. The libraries take turns, batch by batch, so that a

@@ -23,16 +23,19 @@ def take_turns(
     *,
     warmup: int = 2,
     clock: Callable[[], float] = time.process_time,
+    ready: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each candidate, one a round; in a round each has its turn.
 
     A machine that is busy for a while slows all of them alike, so that the ratio of two candidates is
-    taken within a round. The default clock counts CPU time, which other programs disturb less.
+    taken within a round. The default clock counts CPU time, which other programs disturb less. `ready` is
+    called before each turn, and not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()
     for turn in range(rounds + warmup):
         for name, run in candidates.items():
+            ready()
             start = clock()
             run()
             if turn >= warmup:

@@ -1,6 +1,6 @@
 """Accuracy of finished runs on their own test images, corrupted by Kornia in all ways that the images allow.
 
-    python benchmarks/corruptions.py runs/sweep/*-ce-* runs/sweep/*-bsd_supcon-* --out results/corruptions.csv
+    python benchmarks/corruptions.py runs/sweep/*-ce-* runs/sweep/*-bsd_plus-* --out results/corruptions.csv
 
 What `python -m noisybsd.evaluate run=… corruptions=all` measures, as one table.
 

@@ -4,19 +4,18 @@
 
 RUNS is a folder of finished runs, TABLE the file whose numbers they are (named in the header), RECIPES the
 folder of the recipes, by default this checkout's. Of every recipe that has runs in which nothing but
-method and seed is another, the fields Measured, Cost and Hardware are replaced; the rest of the file stays
-as it is, and so do recipes whose runs had other settings.
+method and seed is another, the fields Measured and Cost are replaced; the rest of the file stays as it is,
+and so do recipes whose runs had other settings.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-import textwrap
 from pathlib import Path
 
 from noisybsd.compare.runs import METRICS, Run, find_runs
-from noisybsd.compare.sections import Row, compare, has_effect
+from noisybsd.compare.sections import Row, compare
 from noisybsd.config import load_config, read_record
 from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
@@ -25,20 +24,13 @@ from noisybsd.runs.directory import differences
 BY_NAME = {metric.key: metric for metric in METRICS}
 # other pixels are named in the text; a path is not the recipe's name
 UNSAID = ("recipe", "device", "data.verify")
-SHOWN = {
-    "accuracy_last": "accuracy",
-    "ece": "ECE",
-    "label_correction": "corrected",
-    "auroc": "AUROC",
-}
 
 
 def as_the_recipe_says(run: Run, file: Path) -> bool:
     """Whether the run's settings are the recipe's, but for method, seed and where things are."""
     recipe = load_config([f"recipe={file}", f"method={run.method}", f"seed={run.seed}"])
     lines = differences(read_record(run.path / "config.yaml"), recipe)
-    changed = {line.split(":")[0] for line in lines} - {*UNSAID}
-    return not [key for key in changed if has_effect(key, run.settings)]
+    return {line.split(":")[0] for line in lines} <= {*UNSAID}
 
 
 def measured(rows: list[Row], own: str, table: str) -> dict[str, str]:
@@ -46,37 +38,30 @@ def measured(rows: list[Row], own: str, table: str) -> dict[str, str]:
     shown = [row for method in (own, "ce") for row in rows if row.method == method] or rows[:1]
     said = []
     for row in shown:
-        parts = []
-        for name, word in SHOWN.items():
-            found = row.summary(BY_NAME[name])
-            if found is not None:
-                spread = "" if found.std is None else f" ± {found.std:.4f}"
-                parts.append(f"{word} {found.mean:.4f}{spread}")
-        said.append(f"{row.method} {', '.join(parts)} (n = {len(row.runs)})")
+        accuracy, ece = (row.summary(BY_NAME[name]) for name in ("accuracy_last", "ece"))
+        assert accuracy is not None and ece is not None
+        spread = "" if accuracy.std is None else f" ± {accuracy.std:.3f}"
+        said.append(f"{row.method} accuracy {accuracy.mean:.3f}{spread}, ECE {ece.mean:.3f}")
+    counts = "/".join(dict.fromkeys(str(len(row.runs)) for row in shown))
     results = [run.results for row in shown for run in row.runs]
     pixels = [r.get("data", {}).get("pixels_verified") for r in results]
-    other = "; NOT the official pixels" if False in pixels else ""
+    other = "NOT the official pixels; " if False in pixels else ""
     seconds = [run.results["seconds"] for run in shown[0].runs]
+    hardware = ", ".join(sorted({r["hardware"] for r in results}))
     return {
-        "Measured": f"last epoch, mean ± standard deviation{other}; {'; '.join(said)}; {table}",
-        "Cost": f"{sum(seconds) / len(seconds):.0f} s a run of {shown[0].method}",
-        "Hardware": ", ".join(sorted({r["hardware"] for r in results})),
+        "Measured": f"{'; '.join(said)}; n = {counts}; {other}{table}",
+        "Cost": f"{sum(seconds) / len(seconds):.0f} s a run of {shown[0].method}; {hardware}",
     }
 
 
 def replaced(text: str, fields: dict[str, str]) -> str:
     """A recipe's text with those fields of its header replaced."""
     for name, value in fields.items():
-        pattern = re.compile(rf"^# {name}:( +).*\n(?:#  +.*\n)*", re.MULTILINE)
-        found = pattern.search(text)
-        if found is None:
-            raise ValueError(f"the header has no field {name}")
-        first = f"# {name}:{found[1]}"
-        rest = "#" + " " * (len(first) - 1)
-        lines = textwrap.wrap(
-            value, 98, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+        text, found = re.subn(
+            rf"^(# {name}: +).*$", lambda line, new=value: line[1] + new, text, flags=re.MULTILINE
         )
-        text = text[: found.start()] + "\n".join(lines) + "\n" + text[found.end() :]
+        if not found:
+            raise ValueError(f"the header has no field {name}")
     return text
 
 

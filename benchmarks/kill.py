@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL again and again: does it end as if nothing had happened?
 
-    python benchmarks/kill.py --out results/kill.csv
+    python benchmarks/kill.py --out results/cost/kill.csv
 
 Trains a recipe once without interruption. Then starts it anew with the same command and kills the process
 at a random moment of its training, `--kills` times in the same run directory, wherever it happens to be: in
@@ -101,7 +101,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("settings", nargs="*", default=["recipe=digits_sym40"], metavar="key=value")
     options = parser.parse_args()
-    settings = [*options.settings, "device=cpu", "tracking.wandb=disabled"]
+    settings = [
+        *("run.checkpoint_seconds=0", *options.settings),
+        *("device=cpu", "tracking.wandb=disabled"),
+    ]
     with tempfile.TemporaryDirectory() as where:
         rows = run(settings, Path(where), options.kills, options.seed)
     about = {"settings": " ".join(settings), "threads": 1}

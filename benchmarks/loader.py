@@ -1,6 +1,6 @@
 """What streaming costs: noisybsd's loader against torchvision's ImageFolder with PIL transforms.
 
-    python benchmarks/loader.py --out results/loader.csv
+    python benchmarks/loader.py --out results/cost/loader.csv
 
 Each loader is measured flat out (images per second, and per second of CPU time of all its processes,
 which other jobs on the machine disturb less) and feeding a consumer that would take `--demand` images

@@ -1,7 +1,7 @@
 """The pictures of docs/method.md, drawn from real runs: what beliefs do while a network learns.
 
     python benchmarks/method.py recipe=digits_sym40 device=cpu --out docs/method-digits
-    python benchmarks/method.py recipe=tiny_cifar10n data.root=data device=cpu --out docs/method-cifar10n
+    python benchmarks/method.py recipe=small_cifar10n data.root=data device=cpu --out docs/method-cifar10n
 
 Trains the recipe twice, as it is and with method=ce, and writes OUT.svg and OUT.csv: a row for each epoch,
 with the mean belief in the true class of samples whose label is right or wrong, the mean share of a whole
@@ -104,11 +104,11 @@ def draw(ours: Trainer, theirs: Trainer, beliefs: torch.Tensor, weights: list[fl
     two.plot(epochs[1:], weights, color=GREY, ls=":", label="mean share of a whole visit")
     two.set(title="all samples", ylim=(0, 1.02))
 
-    prior = ours.config.posterior
+    options = ours.config.options
     bins = np.arange(0.5, len(beliefs) + 0.5)
     three.hist(left[wrong & (left > 0)], bins, color=ORANGE, label="label wrong")
     three.hist(left[~wrong & (left > 0)], bins, color=GREEN, label="label right", alpha=0.8)
-    earliest = override_time(prior.prior_strength, prior.discount)
+    earliest = override_time(float(options["prior_strength"]), float(options["discount"]))
     three.axvline(
         earliest, color="black", lw=1, label=f"earliest: override time, {earliest} visits"
     )

@@ -1,6 +1,6 @@
 """How often each method passes an image through the network in an epoch: the cost that no machine changes.
 
-    python benchmarks/passes.py --out results/passes.csv
+    python benchmarks/passes.py --out results/cost/passes.csv
 
 Trains every method for an epoch on scikit-learn's digits, one network in one stage, and counts the images
 that the encoder sees forward and backward; a forward pass counts 1 and a backward pass 2. Evaluation is

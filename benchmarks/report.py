@@ -1,7 +1,7 @@
 """The label report: what it finds in finished runs, and what a report on many samples costs.
 
     python benchmarks/report.py runs runs/digits_sym40/* --out results/detection.csv
-    python benchmarks/report.py scale --samples 50000 --out results/report_scale.csv
+    python benchmarks/report.py scale --samples 50000 --out results/cost/report_scale.csv
 
 `runs` reads the labels.parquet and pred_probs.npz of runs on data whose clean labels are known: how well
 each ranking finds wrong labels, and how near the estimates come to the truth. The estimates for a noisy

@@ -1,7 +1,7 @@
 """What the per-sample state costs as samples N and classes K grow: belief, feature bank, neighbours.
 
-    python benchmarks/scale.py --out results/scale.csv                  # some minutes
-    python benchmarks/scale.py --full --out results/scale_full.csv      # + a million neighbours, 14M beliefs
+    python benchmarks/scale.py --out results/cost/scale.csv              # some minutes
+    python benchmarks/scale.py --full --out results/cost/scale_full.csv  # + a million neighbours, 14M beliefs
 
 Sizes are those of CIFAR-10 (50k x 10), Clothing1M (1M x 14) and 14M x 1,000. What does not fit here is
 extrapolated, and the column `how` says so and from what:
@@ -48,10 +48,9 @@ import torch.nn.functional as F
 from common import Row, quartiles, rounded, take_turns, write_csv
 from torch import Tensor, nn
 
-from noisybsd.methods.bsd import sharpened
+from noisybsd.methods.bsd import PosteriorTargets, sharpened
 from noisybsd.methods.posterior import Posterior, SparsePosterior
 from noisybsd.models.bank import FeatureBank, Neighbours, search
-from noisybsd.settings import PosteriorConfig
 
 BATCH, DIM, NEIGHBOURS, KEPT = 256, 128, 50, 16
 SIZES = ((50_000, 10), (1_000_000, 14), (100_000, 1000))
@@ -148,7 +147,7 @@ def predictions(
     alike = 2 * torch.randn(samples, classes, generator=generator)
     alike[torch.arange(samples), clean] += 10
 
-    temperature = PosteriorConfig().temperature
+    temperature = PosteriorTargets.EVIDENCE_TEMPERATURE
 
     def evidence() -> Iterator[Tensor]:
         for scale in torch.linspace(0.1, 1, visits):

@@ -1,7 +1,7 @@
 """What a training step costs beyond the network's passes over two views with cross-entropy.
 
-    python benchmarks/step.py --width 8 --out results/step.csv
-    python benchmarks/step.py --device cuda --out results/step_cuda.csv --profile step.txt
+    python benchmarks/step.py --width 8 --out results/cost/step.csv
+    python benchmarks/step.py --device cuda --out results/cost/step_cuda.csv --profile step.txt
 
 Whole steps of `Trainer.step`, the loader included, of `--methods`, all with a weak and a strong view
 of random images. `bare` is a step of what none can do without: two views, the network without a
@@ -37,6 +37,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ EPOCH = 50_000  # images of CIFAR
 
 # parts of a step by name: (attribute of the trainer, its method)
 PARTS = {
-    "views: weak": ("views", "weak"),
-    "views: strong": ("views", "strong"),
+    "views: weak": ("views.weak_view", "forward"),
+    "views: strong": ("views.strong_view", "forward"),
     "belief: observe": ("rule", "observe"),
     "belief: targets": ("rule", "targets"),
     "loss": ("loss", "forward"),
@@ -127,8 +128,8 @@ def bare_step(trainer: Trainer) -> Callable[[], None]:
     def step() -> None:
         nonlocal number
         index, images = next(batches)
-        views = (trainer.views.weak(images), trainer.views.strong(images))
-        inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        views = trainer.draw_views(images, ("weak", "strong"), None)
+        inputs = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp, enabled=amp is not None):
             logits, _ = trainer.forward(inputs)
         targets = one_hot(trainer.labels[index], trainer.num_classes)
@@ -137,7 +138,7 @@ def bare_step(trainer: Trainer) -> Callable[[], None]:
         loss.backward()
         trainer.optimizer.step()
         if trainer.ema is not None:
-            trainer.ema.update(trainer.network, number)
+            trainer.ema.update(number)
         number += 1
 
     return step
@@ -168,7 +169,7 @@ def labelled(trainer: Trainer) -> Iterator[None]:
         setattr(owner, method, call)
 
     for name, (attribute, method) in PARTS.items():
-        if (owner := getattr(trainer, attribute)) is not None:
+        if (owner := attrgetter(attribute)(trainer)) is not None:
             mark(owner, method, name)
     mark(trainer, "forward", "network: forward")
     if trainer.contrastive is not None:
@@ -237,7 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="CSV to write; default: only print")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--methods", default="ce,bsd,bsd_supcon", help="with commas, ce first")
+    parser.add_argument("--methods", default="ce,bsd,bsd_plus", help="with commas, ce first")
     parser.add_argument("--network", default="preact_resnet18")
     parser.add_argument("--width", type=int, help="of the network; default: its own")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch")

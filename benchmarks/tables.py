@@ -4,7 +4,7 @@
 
 A table stands between two comments; the first says what it holds, the rows where all conditions hold:
 
-    <!-- table results/step.csv: method, ms, over_ce, n; width=8 -->
+    <!-- table results/cost/step.csv: method, ms, over_ce, n; width=8 -->
     <!-- end -->
 
 A column `ms` is `ms` of the CSV, or `ms_median (ms_quartile1-ms_quartile3)`, or `ms_mean ± ms_std`.

@@ -2,26 +2,33 @@
 
 A configuration is built in layers, later ones over earlier ones:
 defaults (here and in settings.py) < recipe (recipes/NAME.yaml or a path) < `key=value` from the command line.
-A layer that names a `method` first applies that method's preset (methods/presets.py), so `method=ce` on the
-command line swaps the method and keeps the recipe's data, network, schedule and budget.
+The defaults include the preset of the default method (methods/presets.py). A layer with a `method` first
+applies that method's preset, so `method=ce` on the command line swaps the method and keeps the recipe's data,
+network, schedule and budget.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
-from yaml import YAMLError
 
-from noisybsd.errors import UserError, did_you_mean
-from noisybsd.files import read_yaml, resource_dir
+from noisybsd.errors import UserError, brief, did_you_mean
+from noisybsd.files import kind_of, resource_dir, user_path
 from noisybsd.methods.parts import TargetRule
 from noisybsd.methods.presets import AVERAGED, METHODS
 from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
@@ -34,12 +41,20 @@ from noisybsd.settings import (
     NetworkConfig,
     NoiseConfig,
     OptimizerConfig,
-    PosteriorConfig,
     Registry,
     RunConfig,
     Section,
     TrackingConfig,
     named,
+)
+from noisybsd.values import (
+    DEEPEST,
+    Unreadable,
+    annotation_of,
+    is_unicode,
+    merge,
+    read_value,
+    read_yaml,
 )
 
 
@@ -48,7 +63,7 @@ class Config(Section):
 
     recipe: str = Field(description="recipe: a name in recipes/ or a path to a YAML")
     method: named("noisybsd.methods.presets:METHODS") = Field(  # type: ignore[valid-type]
-        "bsd_supcon", description="method: a preset of target rule, loss and contrastive term"
+        "bsd_plus", description="method: a preset of target rule, loss and contrastive term"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, order, views, noise")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
@@ -56,19 +71,19 @@ class Config(Section):
         "auto",
         description="forward pass in bf16 autocast or fp32 (on cuda with TF32); auto: bf16 on cuda",
     )
-    epochs: int = Field(300, ge=1, description="passes over the training set")
+    epochs: int = Field(300, ge=1, le=10**6, description="passes over the training set")
     batch_size: int = Field(
         256, ge=2, description="images per step, of all processes together where there are many"
     )
-    compile: bool = Field(False, description="compile the network (torch.compile) for speed")
+    compile: bool = Field(False, description="compile network and views (torch.compile) for speed")
     targets: named("noisybsd.methods.registry:TARGET_RULES") = Field(  # type: ignore[valid-type]
         "labels", description="target rule; a method's preset chooses it"
     )
     loss: named("noisybsd.methods.registry:LOSSES") = Field(  # type: ignore[valid-type]
         "cross_entropy", description="classification loss; a method's preset chooses it"
     )
-    options: dict[str, float] = Field(
-        {}, description="numbers of the method's own, see the list of methods"
+    options: dict[str, Any] = Field(  # each as its part says, see _typed_options
+        {}, description="the method's own options, see the list of methods"
     )
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -77,14 +92,40 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
-    posterior: PosteriorConfig = PosteriorConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @field_validator("options", mode="before")
+    @classmethod
+    def _typed_options(cls, given: Any, info: ValidationInfo) -> Any:
+        """Every option as its part's annotation says; lists all mistakes."""
+        if not isinstance(given, dict) or not info.data.keys() >= {"method", "targets", "loss"}:
+            return given  # other mistakes come first
+        known = method_options(info.data["targets"], info.data["loss"])
+        typed, mistakes = {}, []
+        for name, value in given.items():
+            try:
+                if name not in known:
+                    raise ValueError(_unknown_option(name, value, known, info.data["method"]))
+                typed[name] = _option_value(name, value, known[name])
+            except ValueError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return typed
+
+    @field_validator("recipe")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        """Refuse a name that leads elsewhere: run directories are made below runs/<recipe>/."""
+        if value in (".", "..") or {"/", "\0"} & set(value):
+            raise ValueError(f"got {brief(value)}; valid: a name without / in it")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        conflicts = [*self._conflicts(), *self._conflicts_of_parts(), *self._unknown_options()]
+        conflicts = [*self._conflicts(), *self._conflicts_of_parts()]
         if conflicts:
             raise ValueError("\n".join(conflicts))
         return self
@@ -104,10 +145,10 @@ class Config(Section):
             )
         if near.weight > 0 and near.k == 0:
             yield f"neighbours.weight={near.weight} needs neighbours.k of at least 1, got 0"
-        if near.weight > 0 and self.posterior.top_k is not None:
+        if near.weight > 0 and self.options.get("top_k") is not None:
             yield (
                 f"neighbours.weight={near.weight} keeps a vote for every class of every "
-                f"sample: use posterior.top_k=null, got {self.posterior.top_k}"
+                f"sample: use options.top_k=null, got {self.options['top_k']}"
             )
         if noise.name == "none" and noise.rate > 0:
             yield (
@@ -140,17 +181,32 @@ class Config(Section):
                 f"targets={self.targets} takes none: use targets=posterior"
             )
 
-    def _unknown_options(self) -> Iterator[str]:
-        known = set(method_options(self.targets, self.loss))
-        for key, value in self.options.items():
-            if key not in known:
-                valid = did_you_mean(key, known) if known else "no options"
-                yield f"options.{key}={value}: method {self.method} takes {valid}"
+
+def method_options(targets: str, loss: str) -> dict[str, FieldInfo]:
+    """What `options.*` a target rule and a loss take together: types and defaults."""
+    return options(TARGET_RULES[targets]) | options(LOSSES[loss])
 
 
-def method_options(targets: str, loss: str) -> dict[str, float]:
-    """What `options.*` a target rule and a loss take together, with the defaults."""
-    return {p.name: p.default for p in (*options(TARGET_RULES[targets]), *options(LOSSES[loss]))}
+def _unknown_option(name: str, value: Any, known: Collection[str], method: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    valid = f"did you mean options.{close[0]}? " if close else ""
+    takes = ", ".join(f"options.{each}" for each in known) or "no options"
+    return (
+        f"options.{name}: unknown option (got {brief(value)}); {valid}method {method} takes {takes}"
+    )
+
+
+def _option_value(name: str, value: Any, option: FieldInfo) -> Any:
+    """The value, of the option's type; raises ValueError. A switch is no number, nor the other way round."""
+    annotation: Any = Annotated[option.annotation, option]
+    of_type = TypeAdapter(annotation, config={"strict": True, "allow_inf_nan": False})
+    try:
+        text = isinstance(value, str)
+        return of_type.validate_strings(value) if text else of_type.validate_python(value)
+    except ValidationError:
+        raise ValueError(
+            f"options.{name}: got {brief(value)} (valid: {_type_name(option)})"
+        ) from None
 
 
 def load_config(arguments: Sequence[str]) -> Config:
@@ -168,7 +224,7 @@ def load_config(arguments: Sequence[str]) -> Config:
         recipe = _read_recipe(str(name))
     except UserError as error:
         try:  # the other settings may hold mistakes too
-            build_config({"recipe": str(name)}, overrides)
+            build_config({"recipe": "unread"}, overrides)
         except UserError as more:
             raise UserError(f"{error}\n{more}") from None
         raise
@@ -194,19 +250,30 @@ def _mistakes(recipe: Mapping[str, Any]) -> list[str]:
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """Merge layers of (nested) settings, later ones over earlier ones, and validate the result."""
-    merged: Any = OmegaConf.create({})
-    for layer in layers:
+    merged: dict[str, Any] = {}
+    for layer in ({"method": Config.model_fields["method"].default}, *layers):
         preset = METHODS.get(str(layer.get("method")), {})
         if preset:
             merged.pop("options", None)  # another method's
-        merged = OmegaConf.merge(merged, OmegaConf.create(preset), OmegaConf.create(dict(layer)))
+        merged = merge(merged, preset)
+        _drop_options_of_replaced_parts(merged, layer)
+        merged = merge(merged, layer)
     try:
-        values = OmegaConf.to_container(merged, resolve=True)
-        return Config.model_validate(values)
-    except OmegaConfBaseException as error:
-        raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
+        return Config.model_validate(merged)
     except ValidationError as error:
         raise UserError("\n".join(_explain(error))) from None
+
+
+def _drop_options_of_replaced_parts(merged: Any, layer: Mapping[str, Any]) -> None:
+    """Where a layer names another target rule or loss, the options that only the one before took go."""
+    before = {key: merged.get(key, Config.model_fields[key].default) for key in ("targets", "loss")}
+    after = {key: str(layer.get(key, name)) for key, name in before.items()}
+    known = [
+        parts["targets"] in TARGET_RULES and parts["loss"] in LOSSES for parts in (before, after)
+    ]
+    if before != after and all(known) and merged.get("options"):
+        for name in method_options(**before).keys() - method_options(**after).keys():
+            merged["options"].pop(name, None)
 
 
 def save_config(config: Config, path: Path, header: str) -> None:
@@ -220,8 +287,10 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in resource_dir("recipes").glob("*.yaml"))
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` arguments into nested settings.
+def parse_overrides(arguments: Sequence[str], model: type[BaseModel] = Config) -> dict[str, Any]:
+    """Read `key=value` arguments into nested settings of `model`.
+
+    Text is taken as it is typed; what a number, a truth value, a list or a section is given is read as YAML.
 
     Raises:
         UserError: names the arguments that are not of that form, or whose value is not YAML.
@@ -230,66 +299,105 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     if wrong:
         raise UserError(
             "\n".join(
-                f"argument {a!r}: settings are written key=value, e.g. epochs=10" for a in wrong
+                f"argument {brief(a)}: settings are written key=value, e.g. epochs=10"
+                for a in wrong
             )
             + "\n--help lists every key"
         )
-    merged: Any = OmegaConf.create({})
+    merged: dict[str, Any] = {}
     unreadable = []
     for argument in arguments:
+        key, _, text = argument.partition("=")
+        parts = key.split(".")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([argument]))
-        except (OmegaConfBaseException, YAMLError) as error:
-            reason = " ".join(str(error).split())
-            unreadable.append(f"argument {argument!r}: not readable as YAML: {reason}")
+            if not is_unicode(argument):
+                raise Unreadable(
+                    "is no text in UTF-8; rename the file or folder, or make a link to it"
+                )
+            if len(parts) > DEEPEST:
+                raise Unreadable(f"a key of {len(parts)} parts")
+            value = read_value(text, annotation_of(model, parts))
+        except Unreadable as error:
+            unreadable.append(f"argument {brief(argument)}: {error}")
+        else:
+            merged = merge(merged, functools.reduce(lambda v, part: {part: v}, parts[::-1], value))
     if unreadable:
         raise UserError("\n".join(unreadable))
-    overrides = OmegaConf.to_container(merged)
-    assert isinstance(overrides, dict)
-    return {str(key): value for key, value in overrides.items()}
+    return merged
 
 
 def _read_recipe(name: str) -> dict[str, Any]:
     """Read recipes/NAME.yaml, or a YAML file by its path."""
     is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    path = Path(name).expanduser() if is_path else resource_dir("recipes") / f"{name}.yaml"
-    if not path.is_file():
+    path = user_path(name, "recipe") if is_path else resource_dir("recipes") / f"{name}.yaml"
+    if kind_of(path, f"recipe={name}") is None:
         if is_path:
             raise UserError(f"recipe={name}: there is no such file")
         raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
-    content = read_yaml(path)
-    if content.keys() >= {"recipe", "run", "targets"}:
-        # what a run recorded reruns it as it was, also if it was made by an older version
-        content = completed(content)
+    content = read_yaml(path, Config)
+    if not content.keys() & Config.model_fields.keys():
+        raise UserError(f"{path}: is no recipe: it has none of the keys that --help lists")
+    if is_record(content):  # what a run recorded reruns it as it was
+        return {"recipe": path.stem, **present(content, name)}
+    own = [f"run.{key}" for key in ("dir", "resume") if key in _section(content, "run")]
+    for key in [*own, *(["recipe"] if "recipe" in content else [])]:
+        raise UserError(f"{path}: {key}: a recipe cannot say this; give {key}=… with the command")
     return {"recipe": path.stem, **content}
 
 
-# Settings that came later: what runs did before them, where their default does something else.
-_BEFORE: dict[str, dict[str, Any]] = {
-    "posterior": {
-        "agreement_temperature": None,
-        "align": False,
-        "label_evidence": False,
-        "evidence_share": 0.0,  # 0.9 in the last runs before, which cannot be told from the others
-        "target_temperature": 1.0,
-        "sharp_until": None,
-    }
+def is_record(content: Mapping[str, Any]) -> bool:
+    """Whether settings are a run's record, which names every key, and not a recipe."""
+    return content.keys() >= {"recipe", "run", "targets"}
+
+
+def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+# Keys that are gone, and what to use instead.
+_GONE = {
+    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds"
 }
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The settings that a run recorded, of an older version too."""
-    return completed(read_yaml(path))
+    """The settings that a run recorded in its config.yaml.
+
+    Raises:
+        UserError: names the file and, for values of a wrong type, the keys; or the record is of an earlier
+            version. Keys and names of parts that this version does not know are no mistake.
+    """
+    record = present(read_yaml(path, Config), str(path))
+    try:
+        Config.model_validate(record)
+    except ValidationError as error:
+        other = ("extra_forbidden", "value_error", "missing")
+        wrong = [item for item in error.errors() if item["loc"] and item["type"] not in other]
+        if wrong:
+            raise UserError("\n".join(f"{path}: {line}" for line in _lines(wrong))) from None
+    return record
 
 
-def completed(record: dict[str, Any]) -> dict[str, Any]:
-    """A run's record with the settings that came later, as the run had them."""
-    filled = {
-        section: before | record[section]
-        for section, before in _BEFORE.items()
-        if isinstance(record.get(section), dict)
+def present(record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A run's record without the keys that are gone, which nothing depends on.
+
+    Raises:
+        UserError: the method's name means another method now.
+    """
+    if "posterior" in record:
+        raise UserError(
+            f"{place}: made by a development version of noisybsd (before release 0.1.0) in which "
+            f"method={record.get('method')} meant another method than it does now, and which had settings "
+            "posterior.*. Use the version that results.json names under git_commit, or train again: "
+            "bsd_supcon of then is bsd_plus now, bsd is bsd_plus_one_view"
+        )
+    return {
+        section: {k: v for k, v in value.items() if f"{section}.{k}" not in _GONE}
+        if isinstance(value, Mapping)
+        else value
+        for section, value in record.items()
     }
-    return record | filled
 
 
 def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -303,25 +411,35 @@ def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple
 
 def _explain(error: ValidationError) -> Iterator[str]:
     """One line for each mistake: key, value received, what is valid."""
+    return _lines(error.errors())
+
+
+def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
+    """One line for each of pydantic's mistakes."""
     keys = dict(_fields())
-    for item in error.errors():
+    parts = (*TARGET_RULES.values(), *LOSSES.values())
+    names = [*keys, *(f"options.{name}" for part in parts for name in options(part))]
+    for item in mistakes:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             for part, value in _settings(key, item["input"]):
-                yield f"{part}: unknown key (got {value!r}); {_nearest_key(part, list(keys))}"
+                instead = _GONE.get(part) or _nearest_key(part, names)
+                yield f"{part}: unknown key (got {brief(value)}); {instead}"
         elif item["type"] == "missing":
             yield f"{key}: is required and was not given"
         elif item["type"] == "model_type":
             inside = ", ".join(each for each in keys if each.startswith(f"{key}."))
-            yield f"{key}: is a section, got {item['input']!r}; its keys: {inside}"
+            yield f"{key}: is a section, got {brief(item['input'])}; its keys: {inside}"
         elif item["type"] == "value_error" and not key:
             yield str(item["ctx"]["error"])
+        elif item["type"] == "value_error" and key == "options":
+            yield from str(item["ctx"]["error"]).splitlines()
         elif item["type"] == "value_error":
             yield f"{key}: {item['ctx']['error']}"
         else:
             known = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
             valid = f" (valid: {_type_name(keys[known])})" if known in keys else ""
-            yield f"{key}: {item['msg']}, got {item['input']!r}{valid}"
+            yield f"{key}: {item['msg']}, got {brief(item['input'])}{valid}"
 
 
 def _settings(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -350,12 +468,14 @@ def _type_name(field: FieldInfo) -> str:
 
 
 def _annotation_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _annotation_name(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return "|".join(str(value) for value in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"[{_annotation_name(get_args(annotation)[0])},…]"
     if get_origin(annotation) is dict:
-        return "name=number"
+        return "name=value"
     if get_args(annotation):  # X | None
         return " or ".join(_annotation_name(part) for part in get_args(annotation))
     return "null" if annotation is type(None) else annotation.__name__
@@ -388,7 +508,7 @@ def describe_keys() -> str:
 
 
 def describe_methods() -> str:
-    """Every method with its parts and options, for --help."""
+    """Every method with its parts and the values of its options, for --help."""
     lines = []
     for name, preset in METHODS.items():
         parts = [f"{preset['loss']} to {preset['targets']}"]
@@ -399,8 +519,23 @@ def describe_methods() -> str:
         if preset["neighbours"]["weight"] > 0:
             parts.append("neighbours")
         lines.append(f"  {name:<20}{' + '.join(parts)}")
-        taken = method_options(preset["targets"], preset["loss"]) | preset.get("options", {})
-        lines += [f"      options.{key}={_plain(value)}" for key, value in taken.items()]
+        values = preset.get("options", {})
+        taken = method_options(preset["targets"], preset["loss"])
+        lines += [
+            f"      options.{key}={_plain(values.get(key, option.default))}"
+            for key, option in taken.items()
+        ]
+    return "\n".join(lines)
+
+
+def describe_options() -> str:
+    """The options of every target rule and loss, with their types, for --help."""
+    lines = []
+    for kind, registry in (("targets", TARGET_RULES), ("loss", LOSSES)):
+        for name, part in registry.items():
+            for key, option in options(part).items():
+                meaning = f"{option.description} " if option.description else ""
+                lines.append(f"  {kind}={name:<19}options.{key}: {meaning}[{_type_name(option)}]")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -31,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, brief
 
 log = logging.getLogger("noisybsd")
 
@@ -68,18 +69,28 @@ def process_group() -> Iterator[None]:
         UserError: the environment names other processes, but not how to reach them.
     """
     global _store
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if "RANK" not in os.environ or _number("WORLD_SIZE", 1, default=1) == 1:
         yield
         return
     missing = {"LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if missing:
         raise UserError(
-            f"RANK and WORLD_SIZE are set, but not {', '.join(sorted(missing))}: start many processes with "
-            "torchrun, e.g. torchrun --nproc-per-node 8 -m noisybsd.train …, or unset them"
+            f"RANK and WORLD_SIZE are set, but not {', '.join(sorted(missing))}: {_REMEDY}"
         )
-    _store, number, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=TIMEOUT)
+    size, here = _number("WORLD_SIZE", 1), _number("LOCAL_WORLD_SIZE", 1)
+    for name, below in (("RANK", size), ("LOCAL_RANK", here), ("MASTER_PORT", 2**16)):
+        _number(name, 0, below - 1)
+    try:
+        _store, number, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend, store=_store, rank=number, world_size=size, timeout=TIMEOUT
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}: the other "
+            f"processes cannot be reached there ({str(error).splitlines()[0][:200]}): {_REMEDY}"
+        ) from None
     if number > 0:
         log.setLevel(logging.ERROR)
     try:
@@ -104,6 +115,27 @@ def process_group() -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         _store = None
+
+
+_REMEDY = (
+    "start many processes with torchrun, e.g. torchrun --nproc-per-node 8 -m noisybsd.train …, or unset RANK "
+    "and WORLD_SIZE"
+)
+
+
+def _number(name: str, least: int, most: int | None = None, *, default: int | None = None) -> int:
+    """The number in an environment variable that torchrun sets.
+
+    Raises:
+        UserError: it is no number, or out of range.
+    """
+    text = os.environ.get(name, str(default))
+    valid = f"at least {least}" if most is None else f"{least} to {most}"
+    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= (most or int(text)):
+        raise UserError(
+            f"environment variable {name}: got {brief(text)}; valid: a number, {valid}. {_REMEDY}"
+        )
+    return int(text)
 
 
 def _tells() -> bool:
@@ -323,7 +355,6 @@ class _JointBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
         assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        self.num_batches_tracked += 1

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from noisybsd.config import build_config, parse_overrides
 from noisybsd.data.cards import load_card
@@ -24,7 +25,7 @@ from noisybsd.data.splits import Missing, Split
 from noisybsd.engine.metrics import prediction_metrics
 from noisybsd.engine.saved import is_runs_data, load_run_config, load_trainer, run_argument
 from noisybsd.engine.trainer import Trainer
-from noisybsd.errors import UserError, command
+from noisybsd.errors import UserError, command, shown
 from noisybsd.files import write_json
 from noisybsd.runs.environment import describe_environment
 from noisybsd.settings import DataConfig
@@ -266,7 +267,7 @@ def main(arguments: list[str]) -> int:
             for title, suffix in NETWORKS.items():
                 if f"accuracy{suffix}" in other["mean"]:
                     console.print(_grid(f"accuracy of the {title}", other["sets"], suffix))
-    print(f"written to {directory / 'evaluation.json'}")
+    print(f"written to {shown(directory / 'evaluation.json')}")
     return 0
 
 
@@ -278,7 +279,7 @@ def _table(title: str, metrics: dict[str, Any], prefix: str = "") -> Table:
     columns = {"accuracy": "accuracy", "ece": "ECE", "nll": "NLL", "brier": "Brier"}
     if f"{prefix}knn_accuracy" in metrics:
         columns["knn_accuracy"] = "k-NN accuracy"
-    table = Table("network", title=title)
+    table = Table("network", title=Text(shown(title)))
     for column in columns.values():
         table.add_column(column, justify="right")
     for name, suffix in NETWORKS.items():
@@ -299,7 +300,7 @@ def _grid(title: str, sets: dict[str, dict[str, float]], suffix: str) -> Table:
         table.add_column(str(severity), justify="right")
     means = [sum(column) / len(column) for column in zip(*rows.values(), strict=True)]
     for name, row in {**rows, "mean": means}.items():
-        table.add_row(name, *(f"{value:.4f}" for value in [*row, sum(row) / len(row)]))
+        table.add_row(Text(shown(name)), *(f"{value:.4f}" for value in [*row, sum(row) / len(row)]))
     return table
 
 

@@ -1,21 +1,20 @@
-"""Files: written whole or not at all, JSON and YAML, and where the package's own lie."""
+"""Files: opened without surprises, written whole or not at all; JSON; and where the package's own lie."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, cast
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, brief
 
 PACKAGE = Path(__file__).resolve().parent
+
+_TEMPORARY = ".noisybsd.tmp"  # what the names of unfinished files end in; no other program's do
 
 
 def resource_dir(name: str) -> Path:
@@ -24,19 +23,110 @@ def resource_dir(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+# --- paths that people give ------------------------------------------------------------------------
+
+
+def user_path(text: str, key: str) -> Path:
+    """The path that `key=text` names, with `~` and `~user` replaced.
 
     Raises:
-        UserError: names the file and, for a syntax error, the line.
+        UserError: see `expanded`; begins with the key.
     """
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}, expected a mapping key: value")
-    return {str(key): value for key, value in content.items()}
+        return expanded(text)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def expanded(text: str) -> Path:
+    """A path with `~` and `~user` replaced.
+
+    Raises:
+        UserError: it is empty, holds a NUL character, or names a user that this machine does not know.
+    """
+    if text == "" or "\0" in text:
+        raise UserError(f"got {brief(text)}; valid: a path, without NUL characters")
+    try:
+        return Path(text).expanduser() if text.startswith("~") else Path(text)
+    except RuntimeError:
+        raise UserError(
+            f"got {brief(text)}: this machine knows no such home folder; write the whole path"
+        ) from None
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Answer what the operating system refuses about a path with a sentence that begins with `what`.
+
+    Raises:
+        UserError: in place of an OSError, and of the ValueError or RuntimeError by which Python refuses
+            names with NUL or other letters than the system's, and links in a circle.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def kind_of(path: Path, what: str) -> Literal["file", "folder", "other"] | None:
+    """What is at `path`; `other` is a FIFO, a socket or a device, and None is nothing.
+
+    Raises:
+        UserError: it cannot be found out, e.g. for want of a permission; begins with `what`.
+    """
+    with naming(what):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def open_file(path: Path, mode: str, *, through_links: bool = True) -> BinaryIO:
+    """Open the file at `path` in a binary mode. Never waits, as opening a FIFO does.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a FIFO, a socket or a device; or a link, if these are
+            not to be followed.
+    """
+    more = os.O_NONBLOCK if through_links else os.O_NONBLOCK | os.O_NOFOLLOW
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | more, 0o666)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(None, "is no file, but a folder, a FIFO, a socket or a device", name)
+        return descriptor
+
+    return cast(BinaryIO, open(path, mode, opener=opener))
+
+
+def read_text(path: Path, what: str | None = None, largest: int | None = None) -> str:
+    """The text of a file in UTF-8.
+
+    Args:
+        what: begins the error sentence; default: the path.
+        largest: bytes that a file of this kind may have.
+
+    Raises:
+        UserError: the file is not there, not to be read, too large, or no text.
+    """
+    what = what or str(path)
+    with naming(f"{what}: cannot be read"), open_file(path, "rb") as file:
+        content = file.read() if largest is None else file.read(largest + 1)
+    if largest is not None and len(content) > largest:
+        raise UserError(f"{what}: has more than {largest:,} bytes; is this the right file?")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: is no text in UTF-8 (byte {error.start})") from None
+
+
+# --- writing ------------------------------------------------------------------------------------------
 
 
 def write_atomically(
@@ -50,9 +140,11 @@ def write_atomically(
     Raises:
         UserError: the disk is full, or not writable; what was at `path` is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if kind_of(path, f"{path}: cannot be written") in ("folder", "other"):
+        raise UserError(f"{path}: cannot be written: something that is no file is there")
+    temporary = _temporary(path)
     try:
-        with temporary.open("w+b") as file:
+        with open_file(temporary, "w+b", through_links=False) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -71,9 +163,14 @@ def write_atomically(
             temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path, mark: str = "") -> Path:
+    """A name beside `path` that is this process's own, and short enough for every file system."""
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}{mark}{_TEMPORARY}")
+
+
 def _keep(path: Path, keep: Path) -> None:
     """Give the file at `path` the name `keep` too, so that `path` exists at every moment."""
-    link = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    link = _temporary(path, ".old")
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
@@ -92,16 +189,23 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether `write_atomically` gave a file this name."""
+    return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
 def remove_temporaries(directory: Path) -> None:
-    """Remove what processes that were killed while writing left in `directory`."""
-    for temporary in directory.glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
+    """Remove what processes that were killed while writing left in `directory`, and nothing else."""
+    for temporary in directory.glob(f".*{_TEMPORARY}"):
+        if temporary.is_file() or temporary.is_symlink():
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` whole or not at all. NaN is not JSON: it raises ValueError."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    # a name that is no text in UTF-8 holds surrogates; JSON writes them as the escapes that result
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -112,11 +216,8 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Add one JSON object as a line."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    with naming(f"{path}: cannot be written"), open_file(path, "ab") as file:
+        file.write(_line(row).encode())
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from noisybsd.errors import did_you_mean
+from noisybsd.files import expanded
 
 
 class Registry:
@@ -32,29 +40,59 @@ def named(registry: str, *more: str) -> Any:
     return Annotated[str, entry, AfterValidator(entry.check)]
 
 
+def _at_home(text: str) -> str:
+    """A path with `~` and `~user` replaced; other text as it is."""
+    return str(expanded(text)) if text.startswith("~") or "\0" in text else text
+
+
+PathText = Annotated[str, AfterValidator(_at_home)]  # a path, or a word in the place of one
+
+
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `epochs=true`, which pydantic takes as 1, and `data.root=`, an empty shell variable."""
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"got {str(value).lower()}; valid: a number")
+        if value == "":
+            raise ValueError("got nothing; leave the key out, or write a value")
+        return value
+
 
 class RunConfig(Section):
-    dir: str | None = Field(None, description="run directory; default runs/<recipe>/<time>-<seed>")
-    resume: str = Field(
+    dir: PathText | None = Field(
+        None, description="run directory; default runs/<recipe>/<time>-<seed>"
+    )
+    resume: PathText = Field(
         "auto",
         description="auto: continue the unfinished run of the same configuration, if there is one; "
         "none: start anew; or the path of a run directory or checkpoint",
     )
-    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    checkpoint_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="save after an epoch once so many seconds have gone by since the last time, and always "
+        "after the last epoch and at a signal; 0: after every epoch",
+    )
 
 
 class DataConfig(Section):
-    name: str = Field("digits", description="dataset card: a name in datasets/ or a path to a YAML")
-    root: str = Field("data", description="folder that holds the data")
-    labels: str = Field(
+    name: PathText = Field(
+        "digits", description="dataset card: a name in datasets/ or a path to a YAML"
+    )
+    root: PathText = Field("data", description="folder that holds the data")
+    labels: PathText = Field(
         "default", description="which of the card's label sets to train on, or a label file's path"
     )
-    manifest: str | None = Field(
+    manifest: PathText | None = Field(
         None, description="own data: CSV or Parquet with columns path, label[, clean_label, split]"
     )
     limit: int | None = Field(
@@ -75,12 +113,15 @@ class DataConfig(Section):
     storage: Literal["auto", "resident", "stream"] = Field(
         "auto", description="keep images on the device, or stream them; auto: resident if they fit"
     )
-    workers: int = Field(2, ge=0, description="decoding processes when streaming")
+    workers: int = Field(2, ge=0, le=1024, description="decoding processes when streaming")
     test_fraction: float = Field(
         0.2, gt=0, lt=1, description="own data without a test split: the share held out"
     )
     size: int | None = Field(
-        None, ge=4, description="image files: side of the network's input; default: the card's"
+        None,
+        ge=4,
+        le=8192,
+        description="image files: side of the network's input; default: the card's",
     )
     balanced: int | None = Field(
         None, ge=1, description="at most so many images of each given class in an epoch, drawn anew"
@@ -93,16 +134,20 @@ class NoiseConfig(Section):
     )
     rate: float = Field(0.0, ge=0, le=1, description="noise rate of the synthetic noise")
     seed: int | None = Field(None, ge=0, description="seed of the noise; default: the run's seed")
-    file: str | None = Field(None, description="transition matrix, for noise.name=matrix")
+    file: PathText | None = Field(None, description="transition matrix, for noise.name=matrix")
 
 
 class NetworkConfig(Section):
     name: named("noisybsd.models.networks:NETWORKS") = Field(  # type: ignore[valid-type]
         "preact_resnet18", description="architecture"
     )
-    width: int | None = Field(None, ge=1, description="base width; default: the architecture's own")
+    width: int | None = Field(
+        None, ge=1, le=4096, description="base width; default: the architecture's own"
+    )
     pretrained: bool = Field(False, description="start from torchvision's ImageNet weights")
-    embedding_dim: int = Field(128, ge=2, description="width of the projection head's output")
+    embedding_dim: int = Field(
+        128, ge=2, le=16384, description="width of the projection head's output"
+    )
 
 
 class AugmentConfig(Section):
@@ -120,19 +165,19 @@ class AugmentConfig(Section):
         description="mirror the weak view at random, or in every second epoch; the strong view at random",
     )
     mixup: float = Field(
-        0.0, ge=0, description="mix pairs of images, by Beta(mixup, mixup); 0: do not"
+        0.0, ge=0, le=1000, description="mix pairs of images, by Beta(mixup, mixup); 0: do not"
     )
 
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
-    lr: float = Field(0.05, gt=0, description="peak learning rate")
+    lr: float = Field(0.05, gt=0, le=1e9, description="peak learning rate")
     schedule: Literal["cosine", "linear"] = Field(
         "cosine", description="how the learning rate falls from lr, after the warm-up, to min_lr"
     )
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the run")
+    min_lr: float = Field(0.0, ge=0, le=1e9, description="learning rate at the end of the run")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (adamw: beta1)")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
+    weight_decay: float = Field(5e-4, ge=0, le=1000, description="weight decay")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     norm_bias_lr: float = Field(
         1.0, gt=0, le=1000, description="batch-norm biases learn so many times as fast as the rest"
@@ -146,80 +191,25 @@ class EmaConfig(Section):
     )
 
 
-class PosteriorConfig(Section):
-    prior_strength: float = Field(
-        8.0, ge=0, description="c: pseudo-count of the given label in the prior"
-    )
-    prior_floor: float = Field(
-        1e-3, gt=0, description="eps: pseudo-count of every other class in the prior"
-    )
-    discount: float = Field(0.8, gt=0, le=1, description="gamma: what stays of old evidence")
-    top_k: int | None = Field(
-        None,
-        ge=2,
-        description="keep so many classes of each sample apart and the others together, for many "
-        "classes; null: all",
-    )
-    temperature: float = Field(
-        0.7,
-        ge=0.1,
-        le=1,
-        description="T sharpens the prediction that is evidence: p^(1/T), normalised; 1: the paper's",
-    )
-    target_temperature: float = Field(
-        0.25,
-        ge=0.1,
-        le=1,
-        description="sharpens the belief likewise where it is the target; 1: the paper's",
-    )
-    sharp_until: float | None = Field(
-        0.5,
-        ge=0,
-        lt=0.9,
-        description="share of the run after which these two temperatures rise, to 1 at nine tenths of it; "
-        "null: never",
-    )
-    agreement_temperature: float | None = Field(
-        0.25,
-        ge=0.1,
-        le=1,
-        description="a visit counts as much as two views' predictions, sharpened to this temperature, "
-        "agree; null: fully, the paper's",
-    )
-    align: bool = Field(
-        True,
-        description="scale predictions so that classes are as frequent in them as in the given labels; "
-        "false: the paper's",
-    )
-    label_evidence: bool = Field(
-        True,
-        description="at every visit the given label is evidence too, for as much as it has shown "
-        "itself to be worth; false: only in the prior, the paper's",
-    )
-    evidence_share: float = Field(
-        0.75,
-        ge=0,
-        le=1,
-        description="what labels are worth is learned from so much evidence, the rest predictions",
-    )
-    observe: Literal["weak", "mean"] = Field(
-        "weak", description="evidence: the first view's prediction, or the mean over all views"
-    )
-
-
 class ContrastiveConfig(Section):
     name: named("noisybsd.methods.contrastive:CONTRASTIVE", "none") = Field(  # type: ignore[valid-type]
         "none", description="contrastive term; a method's preset chooses it"
     )
-    weight: float = Field(1.0, ge=0, description="weight of the contrastive term in the loss")
-    temperature: float = Field(0.3, gt=0, description="temperature of the contrastive term")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the weight rises from 0")
+    weight: float = Field(
+        1.0, ge=0, le=1000, description="weight of the contrastive term in the loss"
+    )
+    temperature: float = Field(
+        0.3, gt=0, le=1000, description="temperature of the contrastive term"
+    )
 
 
 class NeighboursConfig(Section):
     k: int = Field(20, ge=0, description="nearest neighbours searched once an epoch; 0: no search")
     weight: float = Field(
-        0.0, ge=0, description="kappa: weight of the neighbours' mean belief as evidence; 0: none"
+        0.0,
+        ge=0,
+        le=1000,
+        description="kappa: weight of the neighbours' mean belief as evidence; 0: none",
     )
     start_epoch: int = Field(
         5, ge=0, description="epochs before the first whose steps use that evidence; at least 1"

@@ -7,6 +7,7 @@ interrupted ones continue, failed ones are reported and tried again on request.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import os
@@ -20,9 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from noisybsd.config import Config, load_config, parse_overrides, read_record
-from noisybsd.errors import UserError, command, did_you_mean
-from noisybsd.runs.directory import InUse, differences, lock_run
+from noisybsd.errors import UserError, brief, command, did_you_mean, shown
+from noisybsd.files import kind_of, naming, open_file, read_text, user_path, write_atomically
+from noisybsd.processes import bound_to_me
+from noisybsd.runs.directory import InUse, differences, lock_run, refuse_foreign
+from noisybsd.runs.signals import stop_signals
 
 USAGE = """\
 usage: python -m noisybsd.sweep recipe=A[,B…] [key=value[,value…] …] [sweep settings]
@@ -30,7 +36,7 @@ usage: python -m noisybsd.sweep recipe=A[,B…] [key=value[,value…] …] [swee
 Train every combination of the values given, each in a process and a run directory of its own. The same
 command again skips what is finished and continues what was interrupted.
 
-  python -m noisybsd.sweep recipe=digits_sym40 method=ce,bsd_simclr seed=0,1,2 jobs=2
+  python -m noisybsd.sweep recipe=digits_sym40 method=ce,bsd_plus seed=0,1,2 jobs=2
 
 sweep settings:
   out=runs/sweep     where the run directories go
@@ -44,16 +50,26 @@ Every other key is one of noisybsd.train; its --help lists them. A value that is
 brackets: augment.views=[weak],[weak,strong].
 """
 
-_SETTINGS: dict[str, Any] = {
-    "out": "runs/sweep",
-    "jobs": None,
-    "retry": False,
-    "launcher": "local",
-    "slurm": {},
-}
 
-# how noisybsd.train ends after SIGINT or SIGTERM: saved, or before there was anything to save
-_STOPPED = {sign for s in (signal.SIGINT, signal.SIGTERM) for sign in (128 + s, -s)}
+class _Settings(BaseModel):
+    """The sweep's own settings: their types, by which they are read, and their defaults."""
+
+    out: str = "runs/sweep"
+    jobs: int | None = None
+    retry: bool = False
+    launcher: str = "local"
+    slurm: dict[str, Any] = {}
+
+
+_SETTINGS: dict[str, Any] = _Settings().model_dump()
+
+# how noisybsd.train ends after a signal: saved, or before there was anything to save
+_STOPPED = {n for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for n in (128 + s, -s)}
+
+# what this command leaves in a run directory, also where the training fails before it writes anything
+_MARKS = ("console.txt", "failed.txt", "slurm_job.txt")
+
+LET_END = 10.0  # seconds for runs of a sweep that was killed to save and end
 
 # states of a SLURM job that will still run, or runs
 _PENDING = {"PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "COMPLETING", "SUSPENDED"}
@@ -77,7 +93,7 @@ class Run:
 
     @property
     def failure(self) -> Path:
-        """Says why the process failed; exists from then until it is tried again."""
+        """Says why the process failed; removed when the run is tried again."""
         return self.directory / "failed.txt"
 
     @property
@@ -87,12 +103,19 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.directory / "results.json").exists()
+        return self._has("results.json")
+
+    @property
+    def failed(self) -> bool:
+        return self._has(self.failure.name)
+
+    def _has(self, name: str) -> bool:
+        return kind_of(self.directory / name, str(self.directory)) is not None
 
     @property
     def busy(self) -> bool:
-        """Some process trains it at this moment."""
-        if not self.directory.exists():
+        """Whether a process trains it now."""
+        if not self._has(".lock"):
             return False
         try:
             lock_run(self.directory).close()
@@ -161,21 +184,28 @@ def split_values(text: str) -> list[str]:
 
 
 def _with_own_settings(mistake: str) -> str:
-    """noisybsd.train's answer to an unknown key does not know the keys of a sweep."""
+    """Add a sweep's own key to the answer to an unknown key, if one is close."""
     key, unknown, _ = mistake.partition(": unknown key")
     close = difflib.get_close_matches(key.split(".")[0], _SETTINGS, n=1)
     return f"{mistake} Or {close[0]}, a setting of the sweep?" if unknown and close else mistake
 
 
 def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]:
-    """Lines to say that the run directory was made by other settings that its name does not show.
+    """Lines that say that the run directory holds a run with other settings than `config`.
 
     Args:
         place: the setting that puts the runs elsewhere.
     """
     record = run.directory / "config.yaml"
-    if record.exists():
-        changed = list(differences(read_record(record), config))
+    try:
+        if not any(map(run._has, _MARKS)):
+            refuse_foreign(run.directory, f"{run.directory}")
+        recorded = read_record(record) if run._has(record.name) else None
+    except UserError as error:
+        yield f"{error}; use another {place}"
+        return
+    if recorded is not None:
+        changed = list(differences(recorded, config))
         if changed:
             yield f"{run.directory}: holds a run of another configuration; use another {place}"
             yield from (f"  {line}" for line in changed)
@@ -186,7 +216,8 @@ def run_here(
 ) -> int | None:
     """Work through `runs`, `jobs` at a time, each on the GPU of its slot.
 
-    A SIGINT or SIGTERM is passed on, so that all of them save and stop; a second one ends them at once.
+    A SIGINT, SIGTERM or SIGHUP is passed on, so that all of them save and stop; a second one ends them at
+    once. They save and stop, too, when this process is killed.
 
     Args:
         gpus: as CUDA_VISIBLE_DEVICES names them; empty: leave that variable alone.
@@ -200,7 +231,7 @@ def run_here(
     passed_on = 0
     before = {
         number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in stop_signals()
     }
     try:
         while working or (waiting and not received):
@@ -229,23 +260,22 @@ def run_here(
 def _start(run: Run, jobs: int = 1, gpu: str | None = None) -> subprocess.Popen[bytes]:
     # processes that share the cores each take their part; more threads than cores stall each other
     threads = max(1, _cores() // jobs)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    bound = bound_to_me()
+    bound["env"].setdefault("OMP_NUM_THREADS", str(threads))
     if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
-    try:
+        bound["env"]["CUDA_VISIBLE_DEVICES"] = gpu
+    with naming(f"{run.directory}: cannot be written"):
         run.directory.mkdir(parents=True, exist_ok=True)
         run.failure.unlink(missing_ok=True)
-        log = run.log.open("wb")
-    except OSError as error:
-        raise UserError(f"{run.directory}: cannot be written: {error.strerror}") from None
-    with log:
+        log = open_file(run.log, "wb")
+    with log, naming(f"{run.name}: its process cannot be started"):
         return subprocess.Popen(
             run.command(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+            **bound,
         )
 
 
@@ -260,14 +290,15 @@ def _ended(run: Run, code: int) -> str:
         return f"done     {run.name}"
     if code in _STOPPED:
         return f"stopped  {run.name}"
-    lines = run.log.read_text("utf-8", "replace").splitlines()
+    with naming(f"{run.log}: cannot be read"):
+        lines = run.log.read_text("utf-8", "replace").splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     if code < 0:
         reason = f"killed by {signal.Signals(-code).name}"
     else:
         reason = (errors or lines or ["it printed nothing"])[-1]
-    run.failure.write_text(f"{reason}\n", "utf-8")
-    return f"FAILED   {run.name}: {reason} (more in {run.log})"
+    write_atomically(run.failure, lambda file: file.write(f"{reason}\n".encode()))
+    return f"FAILED   {run.name}: {shown(reason)} (more in {shown(run.log)})"
 
 
 def run_on_slurm(
@@ -347,17 +378,20 @@ def _settings(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: lists every mistake.
     """
-    settings = {**_SETTINGS, **parse_overrides(arguments)}
+    settings = {**_SETTINGS, **parse_overrides(arguments, _Settings)}
+    out = settings["out"]
     jobs, launcher, slurm = (settings[key] for key in ("jobs", "launcher", "slurm"))
     mistakes = []
+    if not isinstance(out, str) or out in ("", "null") or out[0] in "[{":
+        mistakes.append(f"out: got {brief(out)}; valid: one folder (./NAME if that is its name)")
     if jobs is not None and (type(jobs) is not int or jobs < 1):
-        mistakes.append(f"jobs: got {jobs!r}; valid: a whole number of at least 1")
+        mistakes.append(f"jobs: got {brief(jobs)}; valid: a whole number of at least 1")
     if launcher not in ("local", "slurm"):
         mistakes.append(f"launcher: {did_you_mean(launcher, ['local', 'slurm'])}")
     if not isinstance(settings["retry"], bool):
-        mistakes.append(f"retry: got {settings['retry']!r}; valid: true, false")
+        mistakes.append(f"retry: got {brief(settings['retry'])}; valid: true, false")
     if not isinstance(slurm, dict):
-        mistakes.append(f"slurm: got {slurm!r}; valid: slurm.KEY=VALUE, e.g. slurm.time=600")
+        mistakes.append(f"slurm: got {brief(slurm)}; valid: slurm.KEY=VALUE, e.g. slurm.time=600")
     elif slurm and launcher == "local":
         mistakes.append(f"slurm.{min(slurm)}: has no effect without launcher=slurm")
     # as typed: YAML reads 10:00:00 as 36000
@@ -365,7 +399,7 @@ def _settings(arguments: Sequence[str]) -> dict[str, Any]:
         value for key, _, value in (a.partition("=") for a in arguments) if key == "slurm.time"
     ]
     mistakes += [
-        f"slurm.time: got {value!r}; valid: minutes, a whole number of at least 1"
+        f"slurm.time: got {brief(value)}; valid: minutes, a whole number of at least 1"
         for value in times
         if not re.fullmatch("0*[1-9][0-9]*", value)
     ]
@@ -389,8 +423,10 @@ def _plan(arguments: Sequence[str]) -> tuple[list[Run], dict[str, Any]]:
     except UserError as error:
         mistakes += str(error).splitlines()
     try:
-        out = Path(str(settings["out"])).expanduser()
-        runs = combinations([a for a in arguments if a not in own], out)
+        out = user_path(str(settings["out"]), "out")
+        unusable = list(_unusable(out))
+        mistakes += unusable
+        runs = [] if unusable else combinations([a for a in arguments if a not in own], out)
     except UserError as error:
         mistakes += str(error).splitlines()
     if mistakes:
@@ -398,15 +434,47 @@ def _plan(arguments: Sequence[str]) -> tuple[list[Run], dict[str, Any]]:
     return runs, settings | {"out": out}
 
 
+def _unusable(out: Path) -> Iterator[str]:
+    """A line to refuse what is no folder, or a folder of files and no runs, made for something else."""
+    kind = kind_of(out, f"out={out}")
+    if kind != "folder":
+        if kind is not None:
+            yield f"out={out}: is no folder, but a file; use another"
+        return
+    with naming(f"out={out}"):
+        others = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
+        ours = (".lock", "config.yaml", *_MARKS)
+        found = (out / "slurm").is_dir() or any(
+            next(out.glob(f"{depth}/{name}"), None) for depth in ("*", "*/*") for name in ours
+        )
+    if others and not found:
+        more = f" and {len(others) - 1} more" * (len(others) > 1)
+        yield (
+            f"out={out}: holds {brief(min(others))}{more}, and no runs; use a new or an empty folder, or one "
+            "of an earlier sweep"
+        )
+
+
+def _let_end(runs: Sequence[Run]) -> None:
+    """Wait a little for runs whose sweep was killed: they save and end by themselves."""
+    busy = [run for run in runs if not run.finished and run.busy]
+    if busy:
+        print(f"waiting for {_count(len(busy), 'run')} that another process trains", flush=True)
+    end = time.monotonic() + LET_END
+    while time.monotonic() < end and any(run.busy for run in busy):
+        time.sleep(0.2)
+
+
 def _to_do(runs: Sequence[Run], settings: dict[str, Any]) -> Iterator[Run]:
     """The runs to start; says of every other one why not."""
+    _let_end(runs)
     for run in runs:
         if run.finished:
             print(f"done     {run.name} (before)")
         elif run.busy:
             print(f"busy     {run.name} (another process trains it)")
-        elif run.failure.exists() and not settings["retry"]:
-            reason = run.failure.read_text("utf-8").strip()
+        elif run.failed and not settings["retry"]:
+            reason = shown(read_text(run.failure).strip())
             print(f"FAILED   {run.name} (before; retry=true tries again): {reason}")
         elif settings["launcher"] == "slurm" and (state := _slurm_state(run, settings["out"])):
             print(f"{state.lower():<8} {run.name} (job {run.job.read_text('utf-8').strip()})")
@@ -433,7 +501,7 @@ def main(arguments: list[str]) -> int:
     if settings["launcher"] == "slurm":
         _slurm_executor(settings["slurm"], out)  # or say at once what is missing
     todo = list(_to_do(runs, settings))
-    print(f"{_count(len(runs), 'run')}, {len(todo)} to start, in {out}", flush=True)
+    print(f"{_count(len(runs), 'run')}, {len(todo)} to start, in {shown(out)}", flush=True)
     if settings["launcher"] == "slurm":
         if todo:
             ids = run_on_slurm(todo, settings["slurm"], settings["jobs"], out)
@@ -442,18 +510,24 @@ def main(arguments: list[str]) -> int:
         print("the same command again says what is done, and submits what is missing")
     elif todo:
         gpus = visible_gpus()
-        jobs = settings["jobs"] or max(1, len(gpus))
-        stopped_by = run_here(todo, jobs, gpus, lambda line: print(line, flush=True))
+        jobs = min(settings["jobs"] or max(1, len(gpus)), len(todo))
+        stopped_by = run_here(todo, jobs, gpus, _say)
         if stopped_by is not None:
-            print("the same command again continues")
+            _say("the same command again continues")
             return 128 + stopped_by
     return _conclude(runs, settings)
+
+
+def _say(line: str) -> None:
+    """Print; a terminal that was closed must not keep the sweep from seeing its runs to their end."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
     """Compare what is done; exit code 1 if a run failed, 2 if what is done cannot be compared."""
     done = [run for run in runs if run.finished]
-    failed = [run for run in runs if not run.finished and run.failure.exists()]
+    failed = [run for run in runs if not run.finished and run.failed]
     compared = 0
     if done:
         from noisybsd.compare.__main__ import main as compare
@@ -462,7 +536,7 @@ def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
     print(f"{len(done)} of {_count(len(runs), 'run')} done, {len(failed)} failed")
     if done:
         more = f"python -m noisybsd.compare {settings['out']} out=table.md plots=plots"
-        print(f"the table as a file, with plots: {more}")
+        print(f"the table as a file, with plots: {shown(more)}")
     return 1 if failed else compared
 
 

@@ -7,6 +7,7 @@ directory and talks to the user.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -17,15 +18,30 @@ from typing import Any
 import torch
 
 from noisybsd import distributed
-from noisybsd.config import Config, describe_keys, describe_methods, describe_recipes, load_config
+from noisybsd.config import (
+    Config,
+    describe_keys,
+    describe_methods,
+    describe_options,
+    describe_recipes,
+    load_config,
+)
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
-from noisybsd.errors import UserError, command
+from noisybsd.errors import (
+    UserError,
+    command,
+    is_out_of_gpu_memory,
+    is_out_of_memory,
+    shown,
+)
 from noisybsd.files import append_jsonl, write_json, write_jsonl
+from noisybsd.processes import follow_parent
 from noisybsd.report.collect import record
 from noisybsd.runs.checkpoint import save_checkpoint
 from noisybsd.runs.directory import RunDirectory, differences, open_run
 from noisybsd.runs.environment import pick_device
+from noisybsd.runs.results import RunRecord, data_notes, run_results
 from noisybsd.runs.signals import Stopped, StopSignal
 from noisybsd.runs.tracking import NoTracker, Tracker
 
@@ -38,7 +54,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     Args:
         run: where all is written; None on all processes but the first.
     """
-    device = distributed.own_device(pick_device(config))
+    device = pick_device(config)
     if config.compile:
         _check_compiler(device)
     with distributed.one_first("data"):
@@ -47,16 +63,19 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     _check_same_data(config, dataset)
     trainer = Trainer(config, dataset, device)
     state = distributed.from_first(None if run is None else run.state)
+    kept = RunRecord(state)
     if state is not None:
-        trainer.load_state(state)
+        where = distributed.from_first(None if run is None else str(run.source))
+        trainer.load_state(state, where)
         if state.get("world_size", 1) != distributed.world_size():
             trainer.begin_epoch_anew()
+        _check_step(trainer, where)
     if run is not None:
         run.state = None
     # on every process now, for this decodes what stays in memory, and Ctrl-C still ends it at once
     total_steps = trainer.total_steps
     with (
-        _open_tracker(trainer, run, total_steps) as tracker,
+        _open_tracker(trainer, run, kept.wandb_id, total_steps) as tracker,
         StopSignal(tracker.stopping) as stop,
     ):
         if run is not None:
@@ -68,9 +87,11 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
             if run is not None:
                 # rows past the checkpoint belong to a part of the run that is trained again
                 write_jsonl(run.metrics, trainer.history)
+            checkpoints = Checkpoints(trainer, kept, run)
             while trainer.epoch < config.epochs:
-                _one_epoch(trainer, run, tracker, stop)
-            results = trainer.results()
+                _one_epoch(trainer, tracker, stop, checkpoints)
+            results = _results(trainer, kept)
+            _check_place(run)
             record(trainer, None if run is None else run.path)
             if run is not None:
                 write_json(run.results, results)  # last, for it says that the run is finished
@@ -80,27 +101,53 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     return results
 
 
-def _open_tracker(trainer: Trainer, run: RunDirectory | None, total_steps: int) -> Tracker:
+def _open_tracker(
+    trainer: Trainer, run: RunDirectory | None, wandb_id: str, total_steps: int
+) -> Tracker:
     if run is None:
         return NoTracker()
     return Tracker(
         trainer.config,
         run.path,
-        wandb_id=trainer.wandb_id,
+        wandb_id=wandb_id,
         total_steps=total_steps,
         first_step=trainer.step_number,
     )
 
 
+class Checkpoints:
+    """Writes the checkpoints of a run. All processes take part; the first one, which has `run`, writes."""
+
+    def __init__(self, trainer: Trainer, kept: RunRecord, run: RunDirectory | None):
+        self.trainer, self.kept, self.run = trainer, kept, run
+        self.written = time.monotonic()  # or begun, before the first one
+
+    def due(self) -> bool:
+        """Whether `run.checkpoint_seconds` have gone by since the last one, by the first process's clock."""
+        passed = time.monotonic() - self.written
+        due = self.run is not None and passed >= self.trainer.config.run.checkpoint_seconds
+        return distributed.largest(int(due)) == 1
+
+    def write(self) -> None:
+        state = self.trainer.state() | self.kept.state(self.trainer.loader.skipped)
+        if self.run is not None:
+            save_checkpoint(state, self.run.checkpoint)
+        self.written = time.monotonic()
+
+
 def _one_epoch(
-    trainer: Trainer, run: RunDirectory | None, tracker: Tracker, stop: StopSignal
+    trainer: Trainer,
+    tracker: Tracker,
+    stop: StopSignal,
+    checkpoints: Checkpoints,
 ) -> None:
     begin, waited = time.perf_counter(), trainer.loader.waited_seconds
     try:
         trainer.train_epoch(tracker, stop)
     except Stopped:
         trainer.seconds += time.perf_counter() - begin
-        _save(trainer, run)
+        _check_place(checkpoints.run)
+        checkpoints.write()
         raise
     metrics = trainer.end_epoch()
     trainer.seconds += time.perf_counter() - begin
@@ -108,21 +155,55 @@ def _one_epoch(
     metrics["waited_seconds"] = trainer.loader.waited_seconds - waited  # of this epoch, for images
     metrics["images_per_second"] = trainer.images_seen / trainer.train_seconds
     trainer.history.append(metrics)
-    if run is not None:
-        append_jsonl(run.metrics, metrics)
+    _check_place(checkpoints.run)
+    if checkpoints.run is not None:
+        append_jsonl(checkpoints.run.metrics, metrics)
     tracker.epoch(metrics)
     last = trainer.epoch == trainer.config.epochs
     received = distributed.largest(stop.received)
-    if last or received or trainer.epoch % trainer.config.run.checkpoint_every == 0:
-        _save(trainer, run)
+    if checkpoints.due() or last or received:
+        checkpoints.write()
     if received and not last:
         raise Stopped(received)
 
 
-def _save(trainer: Trainer, run: RunDirectory | None) -> None:
-    state = trainer.state()
+def _results(trainer: Trainer, kept: RunRecord) -> dict[str, Any]:
+    """results.json. All processes take part."""
+    data = trainer.dataset
+    about = {
+        "precision": trainer.precision,
+        "dataset": data.name,
+        "train_samples": len(data.train.labels),
+        "test_samples": len(data.test.labels),
+        "data_sha256": data.sha256,
+        "data": data_notes(data.notes, kept.skipped(trainer.loader.skipped)),
+    }
+    return run_results(
+        trainer.config,
+        trainer.history,
+        trainer.reliability_diagrams(),
+        about,
+        trainer.device,
+        images_seen=trainer.images_seen,
+        network_passes=trainer.network_passes,
+        train_seconds=trainer.train_seconds,
+        seconds=trainer.seconds,
+    )
+
+
+def _check_step(trainer: Trainer, where: str | None) -> None:
+    """Refuse a checkpoint whose step is in no epoch, or not in the one after its history."""
+    done, steps = trainer.epoch, trainer.loader.steps_per_epoch
+    if done > trainer.config.epochs or not 0 <= trainer.step_number - done * steps <= steps:
+        raise UserError(
+            f"{where}: damaged: step {trainer.step_number} after {done} of "
+            f"{trainer.config.epochs} epochs of {steps} steps"
+        )
+
+
+def _check_place(run: RunDirectory | None) -> None:
     if run is not None:
-        save_checkpoint(state, run.checkpoint)
+        run.check_place()
 
 
 def _check_fits(config: Config, dataset: Dataset) -> None:
@@ -233,8 +314,11 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         ("labels right after correction", percent("label_correction_accuracy")),
         ("AUROC of finding wrong labels", "unknown" if auroc is None else f"{auroc:.4f}"),
         ("time", f"{results['seconds']:.0f} s, {results['images_per_second']:,.0f} images/s"),
-        ("which labels are wrong", f"python -m noisybsd.report run={shlex.quote(str(run.path))}"),
-        ("results", str(run.results)),
+        (
+            "which labels are wrong",
+            shown(f"python -m noisybsd.report run={shlex.quote(str(run.path))}"),
+        ),
+        ("results", shown(run.results)),
     ]
     return "\n".join(f"{name:<32}{value}" for name, value in filter(None, lines))
 
@@ -248,6 +332,8 @@ key=value changes any of its settings, e.g.
   python -m noisybsd.train recipe=digits_sym40
   python -m noisybsd.train recipe=cifar10n_worst data.root=data seed=1 method=ce
   torchrun --nproc-per-node 8 -m noisybsd.train recipe=clothing1m    (on 8 GPUs)
+
+results.json names the commit that trained. In a copy of a checkout without .git, set NOISYBSD_COMMIT to it.
 """
 
 
@@ -257,8 +343,10 @@ def main(arguments: list[str]) -> int:
         print(USAGE)
         print(f"recipes:\n{describe_recipes()}\n")
         print(f"methods, each a loss to targets + a contrastive term:\n{describe_methods()}\n")
+        print(f"options, of target rules and losses:\n{describe_options()}\n")
         print(f"keys, with their defaults:\n{describe_keys()}")
         return 0 if arguments else 2
+    follow_parent()
     with distributed.process_group():
         return _run(load_config(arguments))
 
@@ -266,27 +354,44 @@ def main(arguments: list[str]) -> int:
 def _run(config: Config) -> int:
     _check_processes(config)
     run = open_run(config) if distributed.is_first() else None
+    try:
+        return _train_in(config, run)
+    finally:
+        if run is not None:
+            run.lock.close()  # an error that somebody keeps would keep the lock too
+
+
+def _train_in(config: Config, run: RunDirectory | None) -> int:
     if distributed.from_first(run is not None and run.results.exists()):
         if run is not None:
-            print(f"this run is finished: {run.results}\nrun.dir=NEW trains it anew")
+            print(f"this run is finished: {shown(run.results)}\nrun.dir=NEW trains it anew")
         return 0
     try:
         results = train(config, run)
     except Stopped as stopped:
         if run is not None:
-            print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
+            with contextlib.suppress(OSError):  # the terminal may be what was closed
+                print(f"stopped by {stopped}, saved. To continue:\n  {_continue_command(run)}")
         return 128 + stopped.number
     except NonFiniteLoss as error:
         if run is not None:
             good = run.checkpoint if run.checkpoint.exists() else "none yet"
-            print(f"error: {error}\nlast good checkpoint: {good}", file=sys.stderr)
+            print(f"error: {error}\nlast good checkpoint: {shown(good)}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_gpu_memory(error):
+            raise UserError(
+                f"the GPU is out of memory: {str(error).splitlines()[0]}\n"
+                f"Lower batch_size (got {config.batch_size}) or data.size, or use data.storage=stream (got "
+                f"{config.data.storage}), precision=bf16 (got {config.precision}), a smaller network.name, "
+                "or more GPUs (torchrun); see also what else runs on this one"
+            ) from None
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
-            f"the GPU is out of memory: {str(error).splitlines()[0]}\n"
-            f"Lower batch_size (got {config.batch_size}) or data.size, or use data.storage=stream (got "
-            f"{config.data.storage}), precision=bf16 (got {config.precision}), a smaller network.name, "
-            "or more GPUs (torchrun); see also what else runs on this one"
+            f"out of memory: {str(error).splitlines()[0]}\n"
+            f"Lower batch_size (got {config.batch_size}), data.size, network.width or "
+            f"network.embedding_dim, or use data.storage=stream (got {config.data.storage})"
         ) from None
     if run is not None:
         print(summary(results, run))
@@ -299,7 +404,7 @@ def _continue_command(run: RunDirectory) -> str:
     if distributed.world_size() > 1:
         here = os.environ.get("LOCAL_WORLD_SIZE", str(distributed.world_size()))
         launcher = ["torchrun", "--nproc-per-node", here]
-    return shlex.join([*launcher, "-m", "noisybsd.train", *settings])
+    return shown(shlex.join([*launcher, "-m", "noisybsd.train", *settings]))
 
 
 if __name__ == "__main__":

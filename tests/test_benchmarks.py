@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from helpers.training import TINY
 from torch import Tensor, nn
 
+from noisybsd.config import load_config
+from noisybsd.engine.trainer import Trainer
 from noisybsd.methods.registry import LOSSES, TARGET_RULES
 
 
@@ -94,12 +98,36 @@ def test_flops_are_two_for_each_multiplication_forward_and_backward() -> None:
     assert flops_per_view(TwoHeads(), 4, torch.device("cpu")) == 2 * conv + 3 * heads  # type: ignore[arg-type]
 
 
+def test_both_ways_of_a_step_take_the_same_step() -> None:
+    """What host.py compares differs in time alone; `plain` counts batches too."""
+    from host import evaluations, plainly
+    from step import random_dataset
+
+    states = []
+    for way in (plainly, contextlib.nullcontext):
+        config = load_config([*TINY, "method=sop_plus", "augment.name=cifar", "data.limit=null"])
+        trainer = Trainer(config, random_dataset(64, 4, 8), torch.device("cpu"))
+        trainer.network.train()
+        with way(trainer):
+            for batch in trainer.loader.epoch(0):
+                trainer.step(*batch)
+        states.append(trainer.state()["modules"])
+        for evaluate in evaluations(trainer):
+            evaluate()
+    for part, state in states[0].items():
+        for name, value in state.items():
+            if name.endswith("num_batches_tracked"):
+                assert (value, states[1][part][name]) == (0 if part == "ema" else 2, 0)
+            else:
+                assert torch.equal(value, states[1][part][name]), f"{part}: {name}"
+
+
 @pytest.mark.slow
 def test_the_profile_of_a_step_names_its_parts() -> None:
     from step import PROFILED, build_trainer, profile_step, random_dataset
 
     args = argparse.Namespace(batch=16, network="small_cnn", width=4, settings=["neighbours.k=5"])
-    trainer = build_trainer("bsd_supcon", random_dataset(64, 3, 16), args, torch.device("cpu"))
+    trainer = build_trainer("bsd_plus", random_dataset(64, 3, 16), args, torch.device("cpu"))
     backward = Tensor.backward
     table = profile_step(trainer, steps=2).split("\n\n")[0].splitlines()
     assert Tensor.backward is backward
@@ -152,7 +180,7 @@ def test_every_ablation_is_a_configuration_of_its_own() -> None:
     made = {load_config(run.arguments).model_dump_json() for run in runs}
     assert len(made) == len({run.directory for run in runs}) == len(runs)
     base = [load_config(run.arguments) for run in runs if run.variant == BASE]
-    assert {config.method for config in base} == {"bsd_supcon"}
+    assert {config.method for config in base} == {"bsd_plus"}
 
 
 @pytest.mark.parametrize(

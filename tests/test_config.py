@@ -8,13 +8,17 @@ from helpers import ROOT
 from noisybsd.config import (
     build_config,
     describe_keys,
+    describe_methods,
+    describe_options,
     describe_recipes,
     load_config,
+    read_record,
     recipe_names,
     save_config,
 )
 from noisybsd.errors import UserError
 from noisybsd.methods.presets import METHODS
+from noisybsd.runs.directory import differences
 from noisybsd.train import main
 
 
@@ -24,11 +28,18 @@ def mistakes(*arguments: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
-@pytest.mark.parametrize("name", recipe_names())
-@pytest.mark.parametrize("method", [None, *METHODS])
-def test_every_recipe_takes_every_method(name: str, method: str | None) -> None:
-    swap = [f"method={method}"] if method else []
-    config = load_config([f"recipe={name}", *swap])
+# every recipe with one method, and every method with one recipe of a kind
+SWAPS = [
+    *((name, "ce") for name in recipe_names()),
+    *((name, method) for name in ("digits_sym40", "cifar10n_worst_fast") for method in METHODS),
+]
+
+
+@pytest.mark.parametrize(("name", "method"), SWAPS)
+def test_a_recipe_keeps_its_data_and_schedule_when_the_method_is_another(
+    name: str, method: str
+) -> None:
+    config = load_config([f"recipe={name}", f"method={method}"])
     plain = load_config([f"recipe={name}"])
     same = ("data", "noise", "network", "optimizer", "epochs", "batch_size")
     assert all(getattr(config, part) == getattr(plain, part) for part in same)
@@ -72,6 +83,21 @@ def test_a_saved_configuration_reruns_the_same(tmp_path: Path) -> None:
     assert load_config([f"recipe={tmp_path / 'config.yaml'}"]) == config
 
 
+def test_a_record_is_read_without_a_key_that_is_gone_and_a_recipe_hears_of_it(
+    tmp_path: Path,
+) -> None:
+    config = load_config(["recipe=digits_sym40"])
+    record = config.model_dump(mode="json") | {"run": {"checkpoint_every": 3}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record))
+    assert load_config([f"recipe={tmp_path / 'config.yaml'}"]).epochs == config.epochs
+    assert read_record(tmp_path / "config.yaml")["run"] == {}
+    (tmp_path / "mine.yaml").write_text("method: ce\nrun: {checkpoint_every: 3}\n")
+    for said in ([f"recipe={tmp_path / 'mine.yaml'}"], ["recipe=own", "run.checkpoint_every=3"]):
+        (line,) = mistakes(*said)
+        assert "run.checkpoint_every: unknown key (got 3); it counted epochs" in line
+        assert "use run.checkpoint_seconds" in line
+
+
 def test_a_saved_configuration_forgets_the_run_directory(tmp_path: Path) -> None:
     config = load_config(["recipe=digits_sym40", "run.dir=here", "run.resume=none"])
     save_config(config, tmp_path / "config.yaml", "")
@@ -85,10 +111,10 @@ def test_a_misspelt_recipe_gets_the_nearest_one() -> None:
 
 
 def test_a_misspelt_section_gets_the_nearest_key() -> None:
-    lines = mistakes("recipe=digits_sym40", "postrior.discount=1", "postrior.temprature=0.2")
+    lines = mistakes("recipe=digits_sym40", "contrastve.weight=1", "contrastve.temprature=0.2")
     assert lines == [
-        "postrior.discount: unknown key (got 1); did you mean posterior.discount?",
-        "postrior.temprature: unknown key (got 0.2); did you mean posterior.temperature?",
+        "contrastve.weight: unknown key (got 1); did you mean contrastive.weight?",
+        "contrastve.temprature: unknown key (got 0.2); did you mean contrastive.temperature?",
     ]
 
 
@@ -108,7 +134,7 @@ def test_all_mistakes_come_at_once() -> None:
         "recipe=digits_sym40",
         "epochs=0",
         "optimizer.lr=fast",
-        "posterior.discont=0.9",
+        "options.discont=0.9",
         "network.name=resnet19",
         "noise.rate=1.5",
         "device=tpu",
@@ -117,7 +143,7 @@ def test_all_mistakes_come_at_once() -> None:
     text = "\n".join(lines)
     assert "epochs" in text and "got 0" in text
     assert "optimizer.lr" in text and "'fast'" in text
-    assert "did you mean posterior.discount?" in text
+    assert "did you mean options.discount?" in text
     assert "network.name: got 'resnet19', did you mean resnet18?" in text
     assert "noise.rate" in text and "1.5" in text
     assert "'tpu'" in text and "cpu" in text
@@ -144,19 +170,18 @@ def test_mistakes_in_a_recipe_file_are_told_apart_from_those_of_the_command_line
 
 
 def test_all_conflicts_are_told_at_once() -> None:
-    settings = ("augment.views=[weak]", "noise.name=none", "options.foo=1", "neighbours.weight=1")
-    found = mistakes("recipe=digits_sym40", *settings, "posterior.top_k=3")
-    keys = ["contrastive.name=supcon", "neighbours.weight=1.0", "noise.rate=0.4", "options.foo=1.0"]
+    settings = ("augment.views=[weak]", "noise.name=none", "neighbours.weight=1")
+    found = mistakes("recipe=digits_sym40", *settings, "options.top_k=3")
+    keys = ["contrastive.name=supcon", "neighbours.weight=1.0", "noise.rate=0.4"]
     assert [line.split()[0].rstrip(":") for line in found] == keys
 
 
 def test_a_recipe_that_is_called_config_is_no_record(tmp_path: Path) -> None:
-    text = "data: {name: digits}\nposterior: {prior_strength: 3}\n"
-    posteriors = []
+    text = "data: {name: digits}\noptions: {prior_strength: 3}\n"
     for name in ("mine.yaml", "config.yaml"):
         (tmp_path / name).write_text(text)
-        posteriors.append(load_config([f"recipe={tmp_path / name}"]).posterior)
-    assert posteriors[0] == posteriors[1] and posteriors[0].align
+        options = load_config([f"recipe={tmp_path / name}"]).options
+        assert options["prior_strength"] == 3 and options["align"] is True
 
 
 def test_ce_ema_needs_an_average() -> None:
@@ -174,16 +199,16 @@ def test_a_contrastive_term_needs_two_views() -> None:
     [
         ("a: [1", "not readable"),
         ("- 1\n- 2\n", "mapping"),
-        ("", "recipe"),
+        ("", "holds nothing"),
+        ("# a comment alone\n", "holds nothing"),
+        ("null\n", "holds nothing"),
+        ("{}", "holds nothing"),
         ("\x00", "not readable"),
     ],
 )
 def test_damaged_recipe_files_are_named(tmp_path: Path, content: str, says: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    if not content:  # an empty recipe is all defaults
-        assert load_config([f"recipe={path}"]).recipe == "mine"
-        return
     text = "\n".join(mistakes(f"recipe={path}"))
     assert str(path) in text and says in text
 
@@ -196,10 +221,10 @@ def test_help_names_every_key_with_its_default_and_every_recipe() -> None:
     keys = describe_keys()
     flat = yaml.safe_load(yaml.safe_dump(build_config({"recipe": "x"}).model_dump(mode="json")))
     for section, value in flat.items():
-        names = [f"{section}.{name}" for name in value] if isinstance(value, dict) else [section]
-        for name in names:
+        is_section = isinstance(value, dict) and section != "options"
+        for name in [f"{section}.{name}" for name in value] if is_section else [section]:
             assert f"\n  {name}=" in f"\n{keys}"
-    assert "posterior.discount=0.8\n" in keys and "[float > 0 ≤ 1]" in keys
+    assert "contrastive.temperature=0.3\n" in keys and "[float > 0 ≤ 1000]" in keys
     assert all(name in describe_recipes() for name in recipe_names())
 
 
@@ -219,3 +244,74 @@ def test_all_errors_at_once_even_with_a_misspelt_recipe(capsys: pytest.CaptureFi
 def test_an_option_the_method_does_not_take() -> None:
     (line,) = mistakes("recipe=digits_sym40", "method=ce", "options.q=0.5")
     assert "options.q" in line and "method ce takes no options" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("discount=true", "options.discount: got True (valid: float > 0 ≤ 1)"),
+        ("discount=1.5", "options.discount: got 1.5 (valid: float > 0 ≤ 1)"),
+        ("discount=high", "options.discount: got 'high' (valid: float > 0 ≤ 1)"),
+        ("discount=.inf", "options.discount: got '.inf' (valid: float > 0 ≤ 1)"),
+        ("discount=null", "options.discount: got None (valid: float > 0 ≤ 1)"),
+        ("align=1", "options.align: got 1 (valid: bool)"),
+        ("top_k=1", "options.top_k: got 1 (valid: int or null ≥ 2)"),
+        ("top_k=3.5", "options.top_k: got 3.5 (valid: int or null ≥ 2)"),
+    ],
+)
+def test_an_option_of_another_type(option: str, answer: str) -> None:
+    assert mistakes("recipe=digits_sym40", f"options.{option}") == [answer]
+
+
+def test_mistakes_in_options_come_at_once_and_with_those_of_other_keys() -> None:
+    settings = ("options.discont=0.9", "options.align=1", "epochs=0")
+    lines = mistakes("recipe=digits_sym40", *settings)
+    assert len(lines) == 3 and lines[0].startswith("epochs: ")
+    assert lines[1] == "options.align: got 1 (valid: bool)"
+    assert lines[2].startswith(
+        "options.discont: unknown option (got 0.9); did you mean options.discount? "
+        "method bsd_plus takes options.prior_strength, options.discount, "
+    )
+
+
+def test_an_option_is_of_the_type_that_its_part_says() -> None:
+    settings = ("options.prior_strength=3", "options.align=false", "options.top_k=4")
+    given = load_config(["recipe=digits_sym40", *settings]).options
+    assert given["prior_strength"] == 3 and type(given["prior_strength"]) is float
+    assert given["align"] is False and given["sharpen"] is True
+    assert given["top_k"] == 4 and type(given["top_k"]) is int
+
+
+def test_options_are_read_from_a_record_as_they_were(tmp_path: Path) -> None:
+    """So that a run goes on, and a comparison shows what differs."""
+    for method in ("bsd", "bsd_plus", "sop_plus"):
+        config = load_config(["recipe=digits_sym40", f"method={method}"])
+        save_config(config, tmp_path / "config.yaml", "")
+        assert list(differences(read_record(tmp_path / "config.yaml"), config)) == []
+
+
+def test_another_part_does_not_inherit_the_options_of_the_one_before() -> None:
+    digits = "recipe=digits_sym40"
+    assert load_config([digits, "targets=labels"]).options == {}
+    # the loss is still elr's, and keeps its own
+    assert load_config([digits, "method=elr", "targets=labels"]).options == {"weight": 3.0}
+    (line,) = mistakes(digits, "targets=labels", "options.discount=0.9")
+    assert "options.discount" in line and "takes no options" in line
+
+
+def test_help_says_the_types_of_options() -> None:
+    text = describe_options()
+    assert "options.prior_strength: c: pseudo-count" in text and "[float ≥ 0]\n" in text
+    assert (
+        "options.align=false" in describe_methods() and "options.align=true" in describe_methods()
+    )
+
+
+def test_a_record_whose_methods_meant_others_is_refused(tmp_path: Path) -> None:
+    config = load_config(["recipe=digits_sym40", "method=bsd_supcon"])
+    path = tmp_path / "config.yaml"
+    save_config(config, path, "")
+    path.write_text(path.read_text() + "posterior: {prior_strength: 8.0}\n")
+    (line,) = mistakes(f"recipe={path}")
+    assert line.startswith(f"{path}: made by a development version of noisybsd")
+    assert "bsd_supcon of then is bsd_plus now" in line and "git_commit" in line

@@ -18,12 +18,12 @@ import torch
 from helpers import trees
 from helpers.compared import rows, strict
 
-from noisybsd.compare.runs import read_run
+from noisybsd.compare.__main__ import main as compare
 from noisybsd.config import load_config
 from noisybsd.data.corruptions import corrupt
 from noisybsd.data.dataset import load_dataset, load_evaluation
 from noisybsd.data.images import ImageFiles, decode_image
-from noisybsd.engine.predict import predict
+from noisybsd.engine.predict import evaluation_batch, predict
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
@@ -85,6 +85,23 @@ def test_predictions_depend_on_nothing_but_image_and_network(tiny: Tiny) -> None
     assert network.training  # and goes on as it was
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("trained", "size", "device", "expected"),
+    [
+        (256, 32, "cpu", 500),
+        (64, 8, "cpu", 256),
+        (256, 32, "cuda", 2500),  # of CIFAR's 10,000 test images: four batches, all alike
+        (256, 224, "cuda", 500),
+        (32, 32, "cuda", 320),  # what was small in training stays small
+        (8, 10_000, "cuda", 1),
+    ],
+)
+def test_how_many_images_are_evaluated_at_once(
+    trained: int, size: int, device: str, expected: int
+) -> None:
+    assert evaluation_batch(trained, size, torch.device(device)) == expected
 
 
 def test_a_run_under_way(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,43 +450,27 @@ def test_both_kinds_of_corruptions(on_cifar10: Callable[..., int]) -> None:
     assert list(found["corruptions"]["sets"]) == [f"saturate/{s}" for s in range(1, 6)]
 
 
-def test_a_run_from_before_a_setting_existed_is_read_as_what_it_did(
+def test_a_run_whose_method_meant_another_one_is_refused(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {
-        "align": "false",
-        "agreement_temperature": "null",
-        "label_evidence": "false",
-        "evidence_share": "0",
-        "target_temperature": "1",
-        "sharp_until": "null",
-    }
-    settings = [f"posterior.{key}={value}" for key, value in before.items()]
-    arguments = tiny("run.dir=run", "epochs=1", "method=bsd", *settings)
+    """Such a record has settings posterior.*; no command reads it as what it is not."""
+    arguments = tiny("run.dir=run", "epochs=1", "method=bsd")
     assert train(arguments) == 0
-    expected = evaluate_run(Path("run"), [])
     record = Path("run/config.yaml")
-    lines = [
-        line
-        for line in record.read_text().splitlines(keepends=True)
-        if line.split(":")[0].strip() not in before
-    ]
-    assert len(lines) == len(record.read_text().splitlines()) - len(before)
-    record.write_text("".join(lines))
-    assert evaluate_run(Path("run"), [])["test_nll"] == expected["test_nll"]
-    assert read_run(Path("run")).settings["posterior.align"] is False
-    assert load_config(["recipe=run/config.yaml"]).posterior.align is False
-    assert train(arguments) == 0  # the same run: it is finished
-    assert "this run is finished" in capsys.readouterr().out
-    assert train([*arguments, "posterior.align=true"]) == 2
-    assert "posterior.align: False there, True here" in capsys.readouterr().err
-    # interrupted before its results were written, it goes on
+    text = record.read_text()
+    record.write_text(f"{text}posterior:\n  prior_strength: 8.0\n")
+    says = "run/config.yaml: made by a development version of noisybsd"
+    for command, words in ((main, ["run=run"]), (train, arguments), (compare, ["run"])):
+        assert command(words) == 2
+        assert says in capsys.readouterr().err
+    # its checkpoint too, where the record is lost
+    record.write_text(text)
     Path("run/results.json").unlink()
     state = load_checkpoint(Path("run/checkpoint.pt"))
-    for key in before:
-        del state["config"]["posterior"][key]
+    state["config"]["posterior"] = {"prior_strength": 8.0}
     save_checkpoint(state, Path("run/checkpoint.pt"))
-    assert train(arguments) == 0 and Path("run/results.json").exists()
+    assert train(arguments) == 2
+    assert "run/checkpoint.pt: made by a development version" in capsys.readouterr().err
 
 
 def test_the_test_images_alone_are_read(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,16 +499,36 @@ def test_neighbours_of_a_run_that_kept_no_embeddings(
     assert "neighbours.k=5: this run kept no embeddings" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_run_is_refused(tiny: Tiny) -> None:
+    assert train(tiny("run.dir=run", "epochs=1", "method=ce")) == 0
+    assert train(tiny("run.dir=other", "epochs=1", "method=ce", "seed=1")) == 0
+    Path("run/checkpoint.pt").write_bytes(Path("other/checkpoint.pt").read_bytes())
+    with pytest.raises(UserError) as caught:
+        evaluate_run(Path("run"), [])
+    assert str(caught.value).splitlines() == [
+        "run/checkpoint.pt: is another run's; config.yaml has other settings",
+        "seed: 1 there, 0 here",
+    ]
+
+
 def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> None:
-    assert train(tiny("run.dir=run", "epochs=1", "method=bsd")) == 0
-    record = Path("run/config.yaml")
-    text = record.read_text()
-    for key in ("align", "label_evidence"):
-        text = text.replace(f"{key}: true", f"{key}: false")
-    record.write_text(text)
-    with pytest.raises(
-        UserError, match=r"another version of noisybsd, whose rule was another: .*alignment"
+    assert train(tiny("run.dir=run", "epochs=1", "method=ce")) == 0
+    state = load_checkpoint(Path("run/checkpoint.pt"))
+    whole = state["modules"]["network"]
+    for name, changed in (
+        ("network", {"encoder.nothing": torch.zeros(1), **whole}),
+        ("network", {key: value.new_zeros((*value.shape, 1)) for key, value in whole.items()}),
+        ("monitor", {"visits": torch.zeros(1)}),
     ):
+        modules = {**state["modules"], name: changed}
+        save_checkpoint({**state, "modules": modules}, Path("run/checkpoint.pt"))
+        with pytest.raises(
+            UserError, match=rf"^run/checkpoint.pt: damaged, or of another .* whose {name} was"
+        ):
+            evaluate_run(Path("run"), [])
+    state["modules"]["monitor"]["predicted"][0] = 99
+    save_checkpoint(state, Path("run/checkpoint.pt"))
+    with pytest.raises(UserError, match=r"monitor\.predicted holds no classes, 0 to 9"):
         evaluate_run(Path("run"), [])
 
 

@@ -8,7 +8,8 @@ from helpers import ROOT
 COMMANDS = ("train", "evaluate", "sweep", "__main__")
 LEVELS = (
     ("__init__", "errors"),
-    ("files", "distributed", "settings"),
+    ("files", "distributed", "processes"),
+    ("settings", "values"),
     ("methods", "models"),
     ("config",),
     ("data", "runs"),

@@ -371,9 +371,13 @@ time.sleep(60)
 
 
 def test_a_run_that_another_process_trains_is_left_alone(
-    stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stub: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stub(FINISH)
+    monkeypatch.setattr(sweep, "LET_END", 0.1)
     arguments = [DIGITS, "method=ce", "seed=0,1", "out=o"]
     other = tmp_path / "o" / "digits_sym40-ce-s0"
     with sweep.lock_run(other):
@@ -408,8 +412,12 @@ def test_a_place_that_cannot_be_written(
 ) -> None:
     stub(FINISH)
     (tmp_path / "file").touch()
-    assert main([DIGITS, "method=ce", "out=file"]) == 2
-    assert "file/digits_sym40-ce-s0: cannot be written: Not a directory" in capsys.readouterr().err
+    for out, answer in (
+        ("file", "out=file: is no folder"),
+        ("file/below", "file/below/digits_sym40-ce-s0: cannot be a run directory: Not a directory"),
+    ):
+        assert main([DIGITS, "method=ce", f"out={out}"]) == 2
+        assert answer in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -604,7 +612,7 @@ def test_slurm_from_submission_to_results(
     main(arguments)
     output = capsys.readouterr().out
     assert "0 to start" in output or "done" in output
-    assert "pending  digits_sym40-bsd_simclr-s1 (job 77_1)" in output
+    assert "pending  digits_sym40-bsd_plus-s1 (job 77_1)" in output
 
     deadline = time.monotonic() + 300
     while len(list((tmp_path / "o").glob("*/results.json"))) < 2:

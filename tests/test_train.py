@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from helpers.benchmarks import benchmark
@@ -30,7 +32,9 @@ from noisybsd import train as training
 from noisybsd.config import load_config
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.data.views import Views
-from noisybsd.engine.trainer import Trainer
+from noisybsd.engine import trainer as trainer_module
+from noisybsd.engine.trainer import Trainer, seed_generators
+from noisybsd.methods.parts import Mixup
 from noisybsd.methods.presets import METHODS
 from noisybsd.runs.checkpoint import load_checkpoint
 from noisybsd.train import main
@@ -39,16 +43,16 @@ Tiny = Callable[..., list[str]]
 
 # settings with state or arithmetic of their own, beside the methods' (test_methods.py)
 VARIANTS = (
-    "method=bsd_simclr",
+    "method=bsd_plus",
     "method=ce",
     "neighbours.weight=0.5",
     "optimizer.name=adamw",
     "optimizer.clip_norm=1",
-    "posterior.observe=mean",
+    "options.top_k=4",
     "precision=bf16",
     "ema.decay=0",
     "data.storage=stream",
-    "run.checkpoint_every=2",
+    "run.checkpoint_seconds=1000",
 )
 
 
@@ -132,7 +136,7 @@ def test_metrics_jsonl_has_a_line_an_epoch(undisturbed: Callable[..., Path]) -> 
 
 def test_log_txt_tells_the_run(undisturbed: Callable[..., Path]) -> None:
     log = (undisturbed() / "log.txt").read_text("utf-8")
-    assert log.count("epoch 3/3") == 1 and "method bsd_simclr, seed 0" in log
+    assert log.count("epoch 3/3") == 1 and "method bsd_plus, seed 0" in log
 
 
 def test_plain_lines_where_there_is_no_terminal(
@@ -159,7 +163,7 @@ def test_metrics_without_clean_labels(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
 # --- determinism ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["ce", "bsd", "bsd_simclr", "bsd_supcon", "bsd_neighbours"])
+@pytest.mark.parametrize("method", ["ce", "bsd", "bsd_plus", "bsd_plus_neighbours"])
 def test_the_same_seed_gives_the_same(
     method: str, tiny: Tiny, undisturbed: Callable[..., Path]
 ) -> None:
@@ -188,13 +192,58 @@ def test_a_runs_own_record_is_a_recipe(tiny: Tiny, undisturbed: Callable[..., Pa
 
 def test_every_step_draws_anew(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    seed = torch.manual_seed
+    seed = trainer_module.seed_generators
     monkeypatch.setattr(
-        torch, "manual_seed", lambda number: [seeds.append(number), seed(number)][1]
+        trainer_module,
+        "seed_generators",
+        lambda number, device: [seeds.append(number), seed(number, device)][1],
     )
     assert main(tiny("run.dir=run")) == 0
     assert main(tiny("run.dir=other", "seed=1")) == 0
-    assert seeds[0] == 0 and len(seeds) == len(set(seeds)) == 2 * (1 + 12)  # networks, steps
+    assert len(seeds) == len(set(seeds)) == 2 * 12
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+def test_a_seeded_step_draws_as_after_manual_seed(seed: int) -> None:
+    """Of all that a step draws with: uniform, integers, normal, an order, Mixup's weight."""
+
+    def drawn() -> list[Tensor]:
+        x = torch.empty(64)
+        mixup = Mixup.draw(64, 1.0, x.device)
+        numbers = [x.uniform_(-1, 2).clone(), torch.randint(9, (64,)), torch.randn(64)]
+        return [*numbers, torch.rand(64).argsort(), mixup.weight, mixup.partner]
+
+    torch.manual_seed(seed)
+    expected = drawn()
+    seed_generators(seed, torch.device("cpu"))
+    for actual, wanted in zip(drawn(), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", {}), ("cuda", {1: 7}), ("cuda:0", {0: 7})]
+)
+def test_a_step_seeds_the_generator_of_its_own_gpu(
+    device: str, expected: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded: dict[int, int] = {}
+    generators = [
+        SimpleNamespace(manual_seed=lambda seed, number=number: seeded.update({number: seed}))
+        for number in range(2)
+    ]
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    seed_generators(7, torch.device(device))
+    assert seeded == expected and torch.initial_seed() == 7
+
+
+@pytest.mark.gpu
+def test_a_seeded_step_draws_as_after_manual_seed_on_the_gpu() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(64, device="cuda"), torch.rand(64)
+    seed_generators(7, torch.device("cuda"))
+    assert torch.equal(torch.rand(64, device="cuda"), expected[0])
+    assert torch.equal(torch.rand(64), expected[1])
 
 
 # --- clean labels and test labels never reach training -----------------------------------------------
@@ -205,7 +254,7 @@ def test_alternating_flips_mirror_an_image_in_every_second_epoch(
 ) -> None:
     """The weak view of a sample is mirrored in one of two epochs running, and half of them in the first."""
     epochs: list[dict[int, bool]] = []
-    plain_step, plain_weak = Trainer.step, Views.weak
+    plain_step, plain_views = Trainer.step, Views.forward
 
     def step(self: Trainer, index: Tensor, images: Tensor) -> None:
         if self.step_number % self.loader.steps_per_epoch == 0:
@@ -213,17 +262,19 @@ def test_alternating_flips_mirror_an_image_in_every_second_epoch(
         indices.append(index.tolist())
         plain_step(self, index, images)
 
-    def weak(self: Views, images: Tensor, mirror: Tensor | None = None) -> Tensor:
+    def forward(
+        self: Views, images: Tensor, names: Sequence[str], mirror: Tensor | None = None
+    ) -> Tensor:
         assert mirror is not None and self.weak_view.flip == 0
         epochs[-1] |= dict(zip(indices[-1], mirror.tolist(), strict=True))
-        view = plain_weak(self, images, mirror)  # of "imagenet": a crop as large as the image
-        plain = self.plain(images)
+        (view,) = views = plain_views(self, images, names, mirror)
+        plain = self.plain(images)  # of "imagenet": a crop as large as the image
         assert torch.equal(view, torch.where(mirror[:, None, None, None], plain.flip(-1), plain))
-        return view
+        return views
 
     indices: list[list[int]] = []
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Views, "weak", weak)
+    monkeypatch.setattr(Views, "forward", forward)
     settings = ("method=ce", "augment.name=imagenet", "augment.flip=alternating", "epochs=3")
     assert main(tiny(*settings)) == 0
     first, second, third = epochs
@@ -330,12 +381,18 @@ def test_ce_keeps_no_posterior(undisturbed: Callable[..., Path]) -> None:
     assert "posterior.alpha" in rule(undisturbed("method=bsd"))
 
 
-WHOLE = "posterior.agreement_temperature=null"  # every visit counts fully
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "float16")])
+def test_embeddings_are_kept_as_precisely_as_they_are_made(
+    precision: str, dtype: str, undisturbed: Callable[..., Path]
+) -> None:
+    state = load_checkpoint(undisturbed(f"precision={precision}") / "checkpoint.pt")
+    assert state["modules"]["bank"]["features"].dtype == getattr(torch, dtype)
+    assert state["modules"]["bank"]["filled"].all()
 
 
 def test_every_sample_is_observed_once_an_epoch(undisturbed: Callable[..., Path]) -> None:
     """S_t = gamma^t S_0 + (1 - gamma^t) / (1 - gamma), S_0 = c + 9 eps."""
-    alpha, gamma = rule(undisturbed("method=bsd", WHOLE))["posterior.alpha"], 0.8
+    alpha, gamma = rule(undisturbed("method=bsd"))["posterior.alpha"], 0.8
     expected = gamma**3 * (8 + 9 * 1e-3) + (1 - gamma**3) / (1 - gamma)
     torch.testing.assert_close(alpha.sum(1), torch.full((128,), expected))
 
@@ -343,7 +400,7 @@ def test_every_sample_is_observed_once_an_epoch(undisturbed: Callable[..., Path]
 def test_neighbours_are_evidence_from_their_first_epoch_on(tiny: Tiny) -> None:
     def alpha(*settings: str) -> Tensor:
         run = "-".join(("run", *settings))
-        assert main(tiny("method=bsd", WHOLE, *settings, f"run.dir={run}")) == 0
+        assert main(tiny("method=bsd", *settings, f"run.dir={run}")) == 0
         return rule(Path(run))["posterior.alpha"]
 
     without = alpha("neighbours.weight=0")
@@ -472,7 +529,7 @@ def test_signals_are_left_as_they_were(tiny: Tiny) -> None:
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("setting", ["run.checkpoint_every=1", "run.checkpoint_every=10"])
+@pytest.mark.parametrize("setting", ["run.checkpoint_seconds=0", "run.checkpoint_seconds=1000"])
 def test_a_crash_within_an_epoch(
     setting: str, tiny: Tiny, undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,10 +539,50 @@ def test_a_crash_within_an_epoch(
             main(tiny(setting, "run.dir=run"))
     # whoever follows the file sees every epoch, saved or not
     assert [row["epoch"] for row in rows(Path("run"))] == [1, 2]
-    assert Path("run/checkpoint.pt").exists() == (setting == "run.checkpoint_every=1")
+    assert Path("run/checkpoint.pt").exists() == (setting == "run.checkpoint_seconds=0")
     assert "ended by Crash" in Path("run/log.txt").read_text()
     assert main(tiny(setting, "run.dir=run")) == 0
     assert_same(outcome(Path("run")), outcome(undisturbed()))
+    labels = [
+        pyarrow.parquet.read_table(run / "labels.parquet") for run in (Path("run"), undisturbed())
+    ]
+    assert labels[0].equals(labels[1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ((), [3, 6, 7]),  # every 60 seconds, and the last one
+        (("run.checkpoint_seconds=25",), [1, 2, 3, 4, 5, 6, 7]),
+        (("run.checkpoint_seconds=1000",), [7]),
+    ],
+)
+def test_checkpoints_follow_the_clock(
+    setting: tuple[str, ...], expected: list[int], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of 25 seconds each; writing takes none of the time until the next one."""
+    seconds, saved, save = 0.0, [], training.save_checkpoint
+
+    def saving(state: dict[str, Any], path: Path) -> None:
+        nonlocal seconds
+        seconds += 1000
+        saved.append(len(state["history"]))
+        save(state, path)
+
+    def append(path: Path, row: dict[str, Any]) -> None:
+        nonlocal seconds
+        seconds += 25
+        append_jsonl(path, row)
+
+    append_jsonl = training.append_jsonl
+    monkeypatch.setattr(
+        training, "time", SimpleNamespace(monotonic=lambda: seconds, perf_counter=time.perf_counter)
+    )
+    monkeypatch.setattr(training, "save_checkpoint", saving)
+    monkeypatch.setattr(training, "append_jsonl", append)
+    settings = [each for each in tiny() if not each.startswith("run.checkpoint_seconds")]
+    assert main([*settings, "epochs=7", *setting, "run.dir=run"]) == 0
+    assert saved == expected
 
 
 @pytest.mark.parametrize("where", ["save_checkpoint", "append_jsonl", "write_json"])
@@ -654,7 +751,7 @@ def test_a_signal_does_not_save_what_is_not_finite(
 def test_a_learning_rate_out_of_all_proportion(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(tiny("method=ce", "run.dir=run", "optimizer.lr=1e30")) == 1
+    assert main(tiny("method=ce", "run.dir=run", "optimizer.lr=1e9")) == 1
     error = capsys.readouterr().err
     assert re.search(r"at step \d+ \(epoch 1\), learning rate \d\.\d+e\+\d+\.", error)
     assert error.endswith("last good checkpoint: none yet\n")
@@ -669,7 +766,8 @@ def test_a_learning_rate_out_of_all_proportion(
     [
         ("recipe=digits_sym4", "did you mean digits_sym40?"),
         ("recipe=./nowhere.yaml", "recipe=./nowhere.yaml: there is no such file"),
-        ("postrior.discount=1", "did you mean posterior."),
+        ("contrastve.weight=1", "did you mean contrastive.weight?"),
+        ("options.discont=1", "did you mean options.discount?"),
         ("epochs=0", "epochs"),
         ("optimizer.lr=nan", "optimizer.lr"),
         ("--epochs=3", "key=value"),
@@ -730,7 +828,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     """A few; benchmarks/kill.py takes the whole command through twenty."""
-    settings = [*TINY, "epochs=6", "run.checkpoint_every=1"]
+    settings = [*TINY, "epochs=6"]
     began = time.monotonic()
     whole = start(main, [*settings, f"run.dir={tmp_path / 'whole'}"])
     whole.join()
@@ -819,6 +917,46 @@ def test_compile_without_a_compiler(
     assert main(tiny("compile=true", "run.dir=run")) == 2
     error = capsys.readouterr().err
     assert "compile=true: torch cannot compile for cpu" in error and "(no g++ here)" in error
+
+
+def test_compile_without_triton(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch._inductor.exc import TritonMissing
+    from torch._inductor.scheduler import Scheduler
+
+    def missing(*_: object) -> None:
+        raise TritonMissing(None)
+
+    monkeypatch.setattr(Scheduler, "create_backend", missing)  # where torch looks for it
+    assert main(tiny("compile=true", "run.dir=run")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Use compile=false" in error
+    assert "(Cannot find a working triton installation." in error
+
+
+@pytest.mark.parametrize("method", ["tcl", "ce"])
+def test_network_and_views_are_one_graph_each_and_train_as_eager_ones(
+    method: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two views, with mixed images too, and with one; in no epoch is anything compiled anew."""
+    settings = (f"method={method}", "epochs=2", "augment.flip=alternating", "augment.name=imagenet")
+    assert main(tiny(*settings, "run.dir=eager")) == 0
+    compile_, graphs = torch.compile, []
+
+    def in_one_graph(module: torch.nn.Module, dynamic: bool, options: Any = None) -> Any:
+        graphs.append(type(module).__name__)
+        return compile_(module, fullgraph=True, dynamic=dynamic, backend="eager")
+
+    monkeypatch.setattr(training, "_check_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", in_one_graph)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert main(tiny(*settings, "compile=true", "run.dir=compiled")) == 0
+    torch.compiler.reset()
+    assert graphs == ["Network", "Views"]
+    assert [row["loss"] for row in rows(Path("compiled"))] == pytest.approx(
+        [row["loss"] for row in rows(Path("eager"))], rel=1e-5
+    )
 
 
 @pytest.mark.slow

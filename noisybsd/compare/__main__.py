@@ -12,7 +12,8 @@ from typing import Any
 from noisybsd.compare import tables
 from noisybsd.compare.runs import find_runs
 from noisybsd.compare.sections import Comparison, compare, notes
-from noisybsd.errors import UserError, command, did_you_mean
+from noisybsd.errors import UserError, brief, command, did_you_mean, shown
+from noisybsd.files import kind_of, user_path
 
 USAGE = """\
 usage: python -m noisybsd.compare RUN-OR-FOLDER… [key=value …]
@@ -26,13 +27,12 @@ seed, with its 95 % confidence interval. Folders are searched for run directorie
   python -m noisybsd.compare runs/sweep out=table.md,table.csv plots=plots published=true
 
 keys:
-  baseline=METHOD    what differences are taken to: a method, or the whole label of a row; default: ce,
-                     where there is one
-  columns=main       or all: every metric and its difference, in the terminal too; files have them always
-  out=FILE[,FILE…]   write the tables too, as .csv, .md or .tex
+  baseline=METHOD    the method, or the whole label of a row, that the others are compared with; default: ce
+  columns=main       all: the terminal shows every metric and its difference; files always have them
+  out=FILE[,FILE…]   write the tables too, as .csv or .md
   plots=DIR          draw accuracy and memorised wrong labels over epochs, accuracy against noise rate,
                      and reliability diagrams, as PNG and SVG
-  published=false    true: published numbers beside ours
+  published=false    true: show published numbers beside ours
   mix=false          true: compare runs of one recipe whose data, noise conventions or budgets differ; the
                      tables then say so
 """
@@ -47,10 +47,10 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Raises:
         UserError: lists every mistake.
     """
-    is_option = [re.match(r"\w+=", a) is not None and not Path(a).exists() for a in arguments]
+    is_option = [re.match(r"\w+=", a) is not None and not _is_there(a) for a in arguments]
     paths = [a for a, option in zip(arguments, is_option, strict=True) if not option]
     given = [a.split("=", 1) for a, option in zip(arguments, is_option, strict=True) if option]
-    options: dict[str, Any] = {"baseline": None, "columns": "main", "out": "", "plots": None}
+    options: dict[str, Any] = {"baseline": None, "columns": "main", "out": [], "plots": None}
     mistakes = [
         f"{key}: unknown key, {did_you_mean(key, _KEYS)}" for key, _ in given if key not in _KEYS
     ]
@@ -59,20 +59,35 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         value = options.get(key, "false")
         options[key] = value == "true"
         if value not in ("true", "false"):
-            mistakes.append(f"{key}: got {value!r}; valid: true, false")
+            mistakes.append(f"{key}: got {brief(value)}; valid: true, false")
     if options["columns"] not in ("main", "all"):
         mistakes.append(f"columns: {did_you_mean(options['columns'], ('main', 'all'))}")
-    options["out"] = [Path(name).expanduser() for name in filter(None, options["out"].split(","))]
+    try:
+        if "out" in dict(given):
+            options["out"] = [user_path(name, "out") for name in options["out"].split(",")]
+        if options["plots"] is not None:
+            options["plots"] = user_path(options["plots"], "plots")
+    except UserError as error:
+        mistakes.append(str(error))
+        options["out"] = []
     mistakes += [
-        f"out: got {str(file)!r}; valid: a file name that ends in .csv, .md or .tex"
+        f"out: got {brief(str(file))}; valid: a file name that ends in .csv or .md"
         for file in options["out"]
-        if file.suffix not in (".csv", ".md", ".tex")
+        if file.suffix not in (".csv", ".md")
     ]
     if not paths:
-        mistakes.append("give run directories, or folders that hold some; --help says more")
+        mistakes.append("give run directories, or folders that contain some; --help says more")
     if mistakes:
         raise UserError("\n".join(mistakes))
     return paths, options
+
+
+def _is_there(text: str) -> bool:
+    """Whether an argument is the path of something."""
+    try:
+        return kind_of(Path(text), "") is not None
+    except UserError:  # too long for one, e.g.
+        return False
 
 
 @command
@@ -95,10 +110,10 @@ def main(arguments: list[str]) -> int:
     if options["plots"]:
         from noisybsd.compare.plots import draw  # Matplotlib takes a second
 
-        written += draw(sections, Path(options["plots"]).expanduser())
+        written += draw(sections, options["plots"])
     tables.show(comparison, every=options["columns"] == "all")
     for file in written:
-        print(f"written to {file}")
+        print(f"written to {shown(file)}")
     return 0
 
 

@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 
 from noisybsd.compare.runs import METRICS
 from noisybsd.compare.sections import MUST_AGREE, Row, Section, condition, describe, group
-from noisybsd.errors import UserError
+from noisybsd.files import naming, write_atomically
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -44,6 +45,7 @@ _STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#808080",
     "lines.linewidth": 1.8,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name may hold two $
     "svg.hashsalt": "noisybsd",  # the same picture is the same file
 }
 
@@ -66,7 +68,7 @@ class Line:
 
 
 def draw(sections: Sequence[Section], directory: Path) -> list[Path]:
-    """Draw everything there is to draw of `sections`, each as PNG and SVG.
+    """Draw every figure that `sections` have data for, as PNG and SVG.
 
     Raises:
         UserError: `directory` cannot be written, or a run's metrics.jsonl is damaged.
@@ -76,14 +78,12 @@ def draw(sections: Sequence[Section], directory: Path) -> list[Path]:
         for name, figure in _figures(sections):
             for suffix in (".png", ".svg"):
                 file = directory / f"{re.sub(r'[^A-Za-z0-9.=+-]+', '_', name)}{suffix}"
-                try:
+                with naming(f"plots={directory}: cannot be written"):
                     directory.mkdir(parents=True, exist_ok=True)
-                    metadata = {"Date": None} if suffix == ".svg" else None
-                    figure.savefig(file, dpi=160, metadata=metadata)
-                except OSError as error:
-                    raise UserError(
-                        f"plots={directory}: cannot be written: {error.strerror}"
-                    ) from None
+                metadata = {"Date": None} if suffix == ".svg" else None
+                write_atomically(
+                    file, partial(figure.savefig, format=suffix[1:], dpi=160, metadata=metadata)
+                )
                 written.append(file)
     return written
 
@@ -172,7 +172,7 @@ def _rate_lines(family: Sequence[Section]) -> Iterator[Line]:
             label,
             np.array([100 * rate for rate, _, _ in members]),
             np.array([100 * summary.mean for summary in summaries]),
-            # a bar of length 0 would say that seeds do not differ: one seed has none
+            # one seed has no bar: a bar of length 0 would say that seeds do not differ
             np.array([np.nan if s.std is None else 100 * s.std for s in summaries]),
             any(_is_baseline(row, section) for _, row, section in members),
         )
@@ -236,7 +236,7 @@ def _plot(axes: Axes, line: Line, colour: str, marker: str) -> None:
 
 
 def _leave_out_the_start(figure: Figure, lines: Sequence[Line]) -> None:
-    """Let the first tenth of the epochs, which spans most of the scale, run out of the picture."""
+    """Choose the scale by the later epochs: the first tenth spans most of it, and may be cut off."""
     later = np.concatenate([line.mean[len(line.mean) // 10 :] for line in lines])
     low, high = later.min(), max(line.mean.max() for line in lines)
     margin = 0.08 * (high - low) or 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,11 @@ from typing import Any
 
 from noisybsd.config import Config, read_record
 from noisybsd.errors import UserError
-from noisybsd.files import read_yaml
+from noisybsd.files import kind_of, naming, read_text, user_path
 from noisybsd.methods.presets import AVERAGED
-from noisybsd.runs.directory import RESULTS_SCHEMA, flatten
+from noisybsd.runs import records
+from noisybsd.runs.directory import flatten
+from noisybsd.runs.results import RESULTS_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Metric:
     Args:
         key: its name in CSV files.
         field: its name in results.json.
-        percent: shown as such; in CSV files all fractions are in [0,1].
+        percent: whether tables show percent; in CSV files all fractions are in [0,1].
         digits: decimals to show.
         spread: whether to show the standard deviation.
         paired: whether to give differences to the baseline.
-        main: whether the terminal shows it unasked.
+        main: whether the terminal shows it by default.
     """
 
     key: str
@@ -91,7 +92,7 @@ METRICS = (
         "label_correction",
         "corrected %",
         "label_correction_accuracy",
-        "training labels that are right after correction by the belief, or, of a method without one, by the "
+        "training labels that are right after correction by the belief; for a method without one, by the "
         "network's last prediction",
         percent=True,
         digits=2,
@@ -102,7 +103,7 @@ METRICS = (
         "auroc",
         "AUROC",
         "noise_detection_auroc",
-        "of finding the wrong labels by the belief in them, or, of a method without one, by the network's "
+        "of finding the wrong labels by the belief in them; for a method without one, by the network's "
         "last prediction",
         paired=True,
         main=True,
@@ -131,16 +132,6 @@ METRICS = (
         digits=0,
     ),
 )
-
-
-_REQUIRED = {
-    "test_accuracy_last",
-    "test_accuracy_last10_mean",
-    "test_accuracy_best",
-    "test_ece_last",
-    "network_passes",
-    "seconds",
-}
 
 
 SPREAD = "mean ± sample standard deviation over the n seeds"
@@ -196,16 +187,24 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
     mistakes: list[str] = []
     directories: dict[Path, str] = {}
     for path in paths:
-        found = [d.resolve() for d in _run_directories(Path(path).expanduser())]
+        try:
+            place = user_path(path, "path")
+            kind = kind_of(place, path)
+            with naming(path):
+                below = _run_directories(place) if kind == "folder" else ()
+                found = [directory.resolve() for directory in below]
+        except UserError as error:
+            mistakes.append(str(error))
+            continue
         directories |= dict.fromkeys(found, path)
         if not found:
-            what = "no runs found there" if Path(path).expanduser().is_dir() else "no such folder"
+            what = {"folder": "no runs found there", None: "no such folder"}.get(kind, "no folder")
             mistakes.append(f"{path}: {what}; expected a run directory or a folder that holds some")
     runs, unfinished = [], []
     for directory in directories:
         shown = _shown(directory)
         try:
-            if (directory / "results.json").exists():
+            if kind_of(directory / "results.json", str(shown)) is not None:
                 runs.append(read_run(shown))
             else:
                 unfinished.append(_how_far(shown))
@@ -219,8 +218,12 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
-    """Directories of runs, begun or failed before that, sorted; what lies inside one is its own."""
-    for parent, folders, files in os.walk(path):
+    """Run directories at or below `path`, sorted, with those of runs that failed before they began."""
+
+    def refused(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(path, onerror=refused):
         folders.sort()
         if {"config.yaml", "failed.txt"} & set(files):
             folders.clear()
@@ -228,16 +231,20 @@ def _run_directories(path: Path) -> Iterator[Path]:
 
 
 def _shown(path: Path) -> Path:
-    """As one would type it: relative to the working directory where it lies inside."""
+    """The path as one would type it: relative, if it is inside the working directory."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _how_far(path: Path) -> str:
-    record, log, failure = (path / n for n in ("config.yaml", "metrics.jsonl", "failed.txt"))
-    epochs = read_yaml(record).get("epochs") if record.exists() else "?"
-    epoch = len(log.read_bytes().splitlines()) if log.exists() else 0
-    failed = f", failed: {failure.read_text('utf-8').strip()}" if failure.exists() else ""
+    def text(name: str) -> str:
+        file = path / name
+        return "" if kind_of(file, str(file)) is None else read_text(file)
+
+    record = path / "config.yaml"
+    epochs = read_record(record).get("epochs") if text(record.name) else "?"
+    epoch, failure = len(text("metrics.jsonl").splitlines()), text("failed.txt").strip()
+    failed = f", failed: {failure}" if failure else ""
     return f"{path}: not finished, not used: epoch {epoch} of {epochs}{failed}"
 
 
@@ -248,16 +255,11 @@ def read_run(path: Path) -> Run:
         UserError: a file is damaged, or of another schema version.
     """
     defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
-    recorded = flatten(read_record(path / "config.yaml"))
-    settings = defaults | recorded
-    missing = [key for key in ("recipe", "method", "seed", "epochs") if key not in recorded]
-    if missing:
-        raise UserError(f"{path / 'config.yaml'}: damaged: it has no {missing[0]}")
-    for key, kind in (("seed", int), ("epochs", int), ("noise.rate", int | float)):
-        if not isinstance(settings[key], kind):
-            raise UserError(f"{path / 'config.yaml'}: damaged: {key} is {settings[key]!r}")
+    record = read_record(path / "config.yaml")
+    records.check_config(record, str(path / "config.yaml"))
+    settings = defaults | flatten(record)
     results = _read_results(path / "results.json")
-    if settings["precision"] == "auto":  # where a run was made is no setting, but bits are
+    if settings["precision"] == "auto":  # the device decides, so it is named
         settings["precision"] = "auto: " + ("bf16" if results.get("device") == "cuda" else "fp32")
     run = Run(path, settings, results)
     if run.method in AVERAGED:
@@ -267,31 +269,20 @@ def read_run(path: Path) -> Run:
 
 def _read_results(path: Path) -> dict[str, Any]:
     try:
-        results = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged: {error}. {_REMEDY}") from None
-    if not isinstance(results, dict):
-        raise UserError(f"{path}: damaged: it holds no JSON object. {_REMEDY}")
+        results = records.read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}. {_REMEDY}") from None
     if results.get("schema") != RESULTS_SCHEMA:
         raise UserError(
             f"{path}: of schema version {results.get('schema')}; this noisybsd reads version "
             f"{RESULTS_SCHEMA}: compare such runs with the noisybsd that made them"
         )
-    for metric in METRICS:
-        value = results.get(metric.field)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number and (value is not None or metric.field in _REQUIRED):
-            raise UserError(f"{path}: damaged: {metric.field} is {value!r}. {_REMEDY}")
-    if not isinstance(results.get("data_sha256"), str):
-        raise UserError(f"{path}: damaged: it has no data_sha256. {_REMEDY}")
+    for mistake in records.mistakes(records.Results, results):
+        raise UserError(f"{path}: damaged: {mistake}. {_REMEDY}")
     return results
 
 
 _REMEDY = "Delete it and train in that directory again: it is written anew from the checkpoint"
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def read_history(path: Path, epochs: int) -> list[dict[str, Any]]:
@@ -300,20 +291,14 @@ def read_history(path: Path, epochs: int) -> list[dict[str, Any]]:
     Raises:
         UserError: it is damaged.
     """
-    file = path / "metrics.jsonl"
-    try:
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged: {error}") from None
-    if len(rows) != epochs or any(row.get("test_accuracy") is None for row in rows):
-        raise UserError(
-            f"{file}: damaged: {len(rows)} rows for {epochs} epochs, or some are not whole"
-        )
+    rows = records.read_history(path / "metrics.jsonl")
+    if len(rows) != epochs:
+        raise UserError(f"{path / 'metrics.jsonl'}: damaged: {len(rows)} rows for {epochs} epochs")
     return rows
 
 
 def _of_average(run: Run) -> dict[str, Any]:
-    """The weight average's test numbers by the names of the network's."""
+    """The test numbers of the weight average, under the names of the network's."""
     accuracies = [value for value in run.curve("test_accuracy") if value is not None]
     if len(accuracies) < len(run.history):
         raise UserError(f"{run.path}: method {run.method} without a weight average (ema.decay=0)")

@@ -1,8 +1,8 @@
 """Runs grouped and summarised; tables.py writes tables of it, plots.py draws it.
 
-A section is a recipe, at one noise rate where its runs have several. A row is a method, with the settings
-in which runs of the recipe differ, over its seeds. What must not be mixed within a recipe without saying
-so is other data, other noise conventions and other budgets.
+A section is a recipe, at one noise rate if its runs have several. A row is a method, with the settings in
+which runs of the recipe differ, over its seeds. Runs of one recipe with other data, noise conventions or
+budgets are refused, or mixed with a note.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from scipy import stats
 from noisybsd.compare.runs import Metric, Run
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.methods.presets import AVERAGED, METHODS
-from noisybsd.methods.registry import TARGET_RULES
 from noisybsd.runs.directory import flatten, is_place
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -41,7 +40,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one metric over the seeds of a row."""
+    """Mean and spread of one metric over the seeds of a row."""
 
     mean: float
     std: float | None  # None for one seed
@@ -50,7 +49,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one metric to the baseline, paired by seed, with a 95 % confidence interval where there is one."""
+    """Mean difference of one metric to the baseline, paired by seed; low and high: its 95 % interval."""
 
     mean: float
     low: float | None
@@ -93,10 +92,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A recipe, at one noise rate where its runs have several."""
+    """A recipe, at one noise rate if its runs have several."""
 
     recipe: str
-    rate: float | None  # None where all runs of the recipe have the same
+    rate: float | None  # None: all runs of the recipe have the same
     rows: tuple[Row, ...]
     baseline: str | None
     notes: tuple[str, ...] = ()
@@ -121,7 +120,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All there is to say."""
+    """All sections, with the notes that belong to them and the command that made them."""
 
     sections: tuple[Section, ...]
     notes: tuple[str, ...]  # what was not used, and how the numbers came about
@@ -131,8 +130,8 @@ class Comparison:
 def paired_difference(differences: Sequence[float]) -> Difference | None:
     """Their mean, with the t-interval of 95 %: mean ± t_{0.975, n-1} s / sqrt(n). None if there are none.
 
-    No interval for one pair, nor where all differences are the same, as happens on small test sets:
-    one of length 0 would say that nothing is left open.
+    One pair gives no interval. Neither do equal differences, which happen on small test sets: an interval
+    of length 0 would claim certainty.
     """
     n = len(differences)
     if n == 0:
@@ -171,7 +170,7 @@ def mixed(runs: Sequence[Run]) -> Iterator[str]:
                 seed = _labels_seed(alike[0])
                 where = recipe if seed is None else f"{recipe}, seed {seed}"
                 yield f"{where}: data_sha256 differs: {_parties(by_hash)}"
-        # across seeds, hashes differ with the labels: what is known of the images must agree at least
+        # seeds have other labels and so other hashes: compare at least whether the pixels are official
         by_pixels = group(members, lambda run: json.dumps(_pixels_verified(run)))
         if len(by_pixels) > 1:
             yield f"{recipe}: data.pixels_verified differs: {_parties(by_pixels)}"
@@ -205,7 +204,7 @@ def compare(
     """
     lines = list(mixed(runs))
     if lines and not mix:
-        raise UserError("\n".join([*lines, "mix=true compares them all the same, and says so"]))
+        raise UserError("\n".join([*lines, "mix=true compares them anyway, and the tables say so"]))
     by_recipe = group(sorted(runs, key=lambda run: run.recipe), lambda run: run.recipe)
     sections = []
     for recipe, members in by_recipe.items():
@@ -234,21 +233,19 @@ def compare(
 def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
     """For each run of a recipe, the settings to name beside its method.
 
-    A setting that the method's preset makes is named where it is not what the preset says; any other one
-    where the runs differ in it.
+    A setting of the method's preset is named if it differs from the preset; any other one if the runs
+    differ in it.
     """
     presets = {run.method: flatten(METHODS.get(run.method, {})) for run in runs}
     free: dict[str, set[str]] = defaultdict(set)  # values of what no preset makes
     for run in runs:
         for key, value in run.settings.items():
-            if key not in presets[run.method] and has_effect(key, run.settings):
+            if key not in presets[run.method]:
                 free[key].add(json.dumps(value))
 
     def named(run: Run) -> Iterator[str]:
         for key, value in run.settings.items():
             if is_place(key) or key in ("recipe", "method", "seed", "noise.rate"):
-                continue
-            if not has_effect(key, run.settings):
                 continue
             preset = presets[run.method]
             differs = value != preset[key] if key in preset else len(free[key]) > 1
@@ -256,16 +253,6 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
                 yield f"{key}={_typed(value)}"
 
     return {run.path: tuple(named(run)) for run in runs}
-
-
-def has_effect(key: str, settings: dict[str, Any]) -> bool:
-    """Whether a run of these settings, by dotted key, uses `key`, or lacks the part it belongs to."""
-    part, _, name = key.partition(".")
-    if part == "posterior":
-        rule = TARGET_RULES.get(settings["targets"])  # None: an idea of somebody's own, not here
-        used = key != "posterior.evidence_share" or settings.get("posterior.label_evidence", True)
-        return used and (rule is None or rule.uses_posterior)
-    return part != "contrastive" or name == "name" or settings["contrastive.name"] != "none"
 
 
 def _typed(value: Any) -> str:
@@ -364,20 +351,20 @@ _PIXELS = {
     True: "the official files, by checksum",
     False: "NOT the official files: other pixels (e.g. from JPEG copies); numbers may differ from "
     "published ones for that reason",
-    None: "no official checksum to hold them against",
+    None: "no official checksum to compare with",
 }
 
 
 def notes(
     sections: Sequence[Section], unfinished: Sequence[str], published: bool = False
 ) -> Iterator[str]:
-    """What must stand with the tables, beside the meaning of their columns."""
+    """Lines to show with the tables, beside the meaning of their columns."""
     if any(section.baseline for section in sections):
         yield (
-            "differences (of percentages: in points) are paired over common seeds, with the 95 % t-interval "
-            "of their mean: one that holds 0 leaves open which is better; there is none where all pairs "
-            "differ by the same; intervals hold what seeds change, not what other test images would, and "
-            "are not corrected for the number of comparisons"
+            "differences (of percentages: in points) are paired by seed, with the 95 % t-interval of their "
+            "mean. An interval that contains 0 leaves open which is better. There is no interval if all "
+            "pairs differ by the same amount. Intervals cover what other seeds would change, not what other "
+            "test images would, and are not corrected for the number of comparisons"
         )
     averaged = {row.method for section in sections for row in section.rows} & set(AVERAGED)
     for method in sorted(averaged):
@@ -389,6 +376,6 @@ def notes(
     if published:
         for section in sections:
             if not section.published:
-                yield f"{section.title}: no published numbers on these data and labels are known here"
+                yield f"{section.title}: no published numbers on these data and labels are known to us"
     yield from provenance(sections)
     yield from unfinished

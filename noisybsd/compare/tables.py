@@ -1,7 +1,7 @@
-"""A comparison as tables: in the terminal, as Markdown, as LaTeX (booktabs) and as CSV.
+"""A comparison as tables: in the terminal, as Markdown and as CSV.
 
-The first three show the same cells, rounded, the terminal only the main ones unasked; CSV holds every
-number whole, fractions in [0,1].
+The first two show the same rounded cells; the terminal shows only the main columns by default. CSV has
+unrounded numbers, fractions in [0,1].
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rich.text import Text
 
 from noisybsd.compare.runs import METRICS, SPREAD, Metric
 from noisybsd.compare.sections import Comparison, Difference, Row, Section, condition, describe
-from noisybsd.errors import UserError
-from noisybsd.files import write_atomically
+from noisybsd.errors import shown
+from noisybsd.files import naming, write_atomically
 
 UNKNOWN = "–"
 WORDS = ("network", "networks", "source")  # columns at a table's end
@@ -73,7 +73,7 @@ def main_tables(section: Section) -> Iterator[Table]:
 
 
 def section_tables(section: Section) -> Iterator[Table]:
-    """All there is of a section: measured values, differences to the baseline, published numbers."""
+    """All tables of a section: measured values, differences to the baseline, published numbers."""
     mixing, known = _mixing(section), _known(section)
     yield Table(
         f"{section.title}: {describe(section)}.{mixing}",
@@ -178,27 +178,27 @@ def show(comparison: Comparison, every: bool = False) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=250, soft_wrap=True)
     tables = section_tables if every else main_tables
-    shown = set()
+    headings = set()
     for section in comparison.sections:
         for table in tables(section):
-            shown |= set(table.headings)
-            console.print(Text(f"\n{table.caption}", style="bold"))
+            headings |= set(table.headings)
+            console.print(Text(f"\n{shown(table.caption)}", style="bold"))
             for columns in _parts(table, console.width):
                 console.print()
                 console.print(_drawn(columns))
     console.print(f"\n{SPREAD}")
-    meant = [metric for metric in METRICS if metric.heading in shown]
+    meant = [metric for metric in METRICS if metric.heading in headings]
     grid = RichTable.grid(padding=(0, 2))
     for metric in meant:
         grid.add_row(metric.heading, metric.meaning)
     console.print(grid)
     hidden = [m.heading for section in comparison.sections for m in _known(section)]
-    hidden = [heading for heading in dict.fromkeys(hidden) if heading not in shown]
+    hidden = [heading for heading in dict.fromkeys(hidden) if heading not in headings]
     if hidden:
         console.print(Text(f"not shown: {', '.join(hidden)}; columns=all or out=FILE has them"))
     console.print()
     for note in comparison.notes:
-        console.print(Text(note))
+        console.print(Text(shown(note)))
 
 
 def _drawn(columns: list[tuple[str, ...]]) -> RichTable:
@@ -209,7 +209,7 @@ def _drawn(columns: list[tuple[str, ...]]) -> RichTable:
         whole = justify == "right" or heading == "epoch"
         drawn.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=whole)
     for row in zip(*(cells for _, *cells in columns), strict=True):
-        drawn.add_row(*map(Text, row))  # as it is: brackets are no markup
+        drawn.add_row(*(Text(shown(cell)) for cell in row))  # brackets are no markup
     return drawn
 
 
@@ -251,12 +251,10 @@ def _width(columns: list[tuple[str, ...]]) -> int:
 
 def write(comparison: Comparison, file: Path) -> None:
     """Write in the format that the file's suffix names, a key of WRITERS."""
-    try:
+    with naming(f"out={file}: cannot be written"):
         file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={file}: cannot be written: {error.strerror}") from None
-    text = WRITERS[file.suffix](comparison)
-    write_atomically(file, lambda to: to.write(text.encode()))
+    content = WRITERS[file.suffix](comparison).encode("utf-8", "backslashreplace")
+    write_atomically(file, lambda to: to.write(content))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -283,62 +281,6 @@ def _legend() -> str:
 
 def _markdown_escape(text: str) -> str:
     return re.sub(r"([\\|*<])", r"\\\1", text)
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "–": "--",
-}
-
-
-def latex_escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def latex(comparison: Comparison) -> str:
-    """Tables that shrink to the width of the line; the notes are comments."""
-    lines = [line for note in _provenance(comparison) for line in note.splitlines()]
-    lines.append("needs \\usepackage{booktabs, adjustbox}")
-    parts = ["".join(f"% {line}\n" for line in lines)]
-    for section in comparison.sections:
-        for table in section_tables(section):
-            lines = [" & ".join(map(latex_escape, row)) + r" \\" for row in table.rows]
-            headings = " & ".join(map(latex_escape, table.headings))
-            columns = "".join("l" if heading in LEFT else "r" for heading in table.headings)
-            parts.append(
-                "\n".join(
-                    [
-                        r"\begin{table}",
-                        r"\centering",
-                        rf"\caption{{{latex_escape(table.caption)}}}",
-                        r"\begin{adjustbox}{max width=\linewidth}",
-                        rf"\begin{{tabular}}{{{columns}}}",
-                        r"\toprule",
-                        rf"{headings} \\",
-                        r"\midrule",
-                        *lines,
-                        r"\bottomrule",
-                        r"\end{tabular}",
-                        r"\end{adjustbox}",
-                        r"\end{table}",
-                        "",
-                    ]
-                )
-            )
-    return "\n".join(parts)
 
 
 def _provenance(comparison: Comparison) -> Iterator[str]:
@@ -435,5 +377,4 @@ def _difference_columns(section: Section, row: Row) -> dict[str, Any]:
 WRITERS: dict[str, Callable[[Comparison], str]] = {
     ".csv": csv_text,
     ".md": markdown,
-    ".tex": latex,
 }

@@ -16,7 +16,8 @@ from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing
-from noisybsd.errors import UserError, command, did_you_mean
+from noisybsd.errors import UserError, command, did_you_mean, shown
+from noisybsd.files import user_path
 from noisybsd.settings import DataConfig
 
 HELP = """\
@@ -48,9 +49,8 @@ examples:
 def main(arguments: list[str]) -> int:
     """Carry out `COMMAND NAME key=value …` and return the exit code."""
     if arguments[:1] == ["apply-review"]:
-        from noisybsd.report import (
-            review,  # the other commands need no trainer, which takes seconds
-        )
+        # here, because a trainer takes seconds to import, and the other commands need none
+        from noisybsd.report import review
 
         return review.main(arguments[1:])
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -68,13 +68,18 @@ def main(arguments: list[str]) -> int:
 
 def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
     """The sections data and noise, typed and checked; and out=."""
-    given = parse_overrides(arguments)
-    out = given.pop("out", None)
-    if "name" in given:
-        raise UserError(f"name={given['name']}: write noise.name=…; the dataset is {name}")
-    short = {key: given.pop(key) for key in list(given) if key in DataConfig.model_fields}
-    layers = ({"recipe": "data", "data": {"name": name, **short}}, given)
-    return build_config(*layers), None if out is None else Path(str(out)).expanduser()
+    keys = [argument.partition("=")[0] for argument in arguments]
+    if "name" in keys:
+        given = arguments[keys.index("name")]
+        raise UserError(f"{given}: write noise.name=…; the dataset is {name}")
+    out = [a.removeprefix("out=") for a in arguments if a.startswith("out=")]
+    settings = [
+        f"data.{argument}" if key.split(".")[0] in DataConfig.model_fields else argument
+        for key, argument in zip(keys, arguments, strict=True)
+        if key != "out"
+    ]
+    config = build_config({"recipe": "data"}, parse_overrides([f"data.name={name}", *settings]))
+    return config, user_path(out[-1], "out") if out else None
 
 
 def prepare(config: Config, out: Path | None) -> int:
@@ -82,13 +87,13 @@ def prepare(config: Config, out: Path | None) -> int:
     card, root = load_card(config.data.name), Path(config.data.root)
     for item in card.downloads:
         if (root / item.makes).exists():
-            print(f"{root / item.makes}: there already")
+            print(f"{shown(root / item.makes)}: there already")
             continue
         size = "" if item.bytes is None else f" ({item.bytes / 2**20:,.0f} MiB)"
         told = "" if item.checksum else "; its publisher gives no checksum"
         print(f"{item.url}{size}{told}")
         fetch(item, root)
-        print(f"{root / item.makes}: done")
+        print(f"{shown(root / item.makes)}: done")
     try:
         if card.layout in EVALUATIONS:
             next(EVALUATIONS[card.layout](card, config.data))
@@ -105,7 +110,8 @@ def prepare(config: Config, out: Path | None) -> int:
         )
         print(f"  source: {card.source[0]}\n  licence: {card.licence.strip()}")
         return 1
-    print(f"{card.name}: complete; `check {config.data.name} root={root}` looks at every file")
+    told = shown(f"check {config.data.name} root={root}")
+    print(f"{card.name}: complete; `{told}` looks at every file")
     return 0
 
 
@@ -128,7 +134,7 @@ def noise(config: Config, out: Path | None) -> int:
     }
     write_labels(out, noisy.labels, notes, clean=clean)
     print(summary(noisy, clean, read.class_names))
-    print(f"{out}: train on these labels with data.name={data.name} data.labels={out}")
+    print(shown(f"{out}: train on these labels with data.name={data.name} data.labels={out}"))
     print("and, where the recipe has noise of its own, noise.name=none noise.rate=0")
     return 0
 

@@ -55,7 +55,7 @@ def degenerate(images: Tensor, mean_grey: Tensor, grey: Tensor) -> Tensor:
     """
     luminance = luma(images)
     mean = luminance.mean((-2, -1), keepdim=True).mul_(mean_grey)
-    return (luminance * grey).add_(mean)
+    return torch.addcmul(mean, luminance, grey)
 
 
 def shift_hue_(images: Tensor, turns: Tensor) -> Tensor:
@@ -66,8 +66,7 @@ def shift_hue_(images: Tensor, turns: Tensor) -> Tensor:
         turns: (B,) shift in full turns, within ±0.5.
     """
     red, green, blue = images.split(1, dim=1)
-    value = torch.maximum(red, green).maximum(blue)
-    least = torch.minimum(red, green).minimum(blue)
+    value, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = value - least
     # The hue in sixths of a turn, within ±3. With R, G, B = (image - least) / chroma, one of which
     # is 0 and one 1, its size is 1 - R + G + B in all six sectors, its sign that of G - B.
@@ -93,7 +92,7 @@ def sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
         images: (B, C, H, W)
         x, y: where, between the ends -1 and 1 of a side, broadcastable to (B, S, S).
     """
-    grid = torch.view_as_real(torch.complex(x, y))  # a stack that broadcasts
+    grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
@@ -141,8 +140,21 @@ def uniform(low: float, high: float, *shape: int, device: torch.device) -> Tenso
 class Operator(AugmentationBase2D):
     """A Kornia augmentation whose `apply_transform` heeds the gate `batch_prob` by itself.
 
-    Kornia's own way makes the changed batch, then picks each image from it or from the old one.
+    Kornia's own way makes the changed batch, then picks each image from it or from the old one; and it
+    notes on the host, at every call, what only its containers need. They ask for that by
+    `forward_parameters`.
     """
+
+    def forward(self, input: Tensor, params: Params | None = None, **_: Any) -> Tensor:
+        """Change images (B, C, H, W) as `params` say, or as is drawn now; `_params` keeps that."""
+        if params is None:
+            params = {}
+            if self.p < 1:
+                params["batch_prob"] = torch.rand(len(input), device=self.device) < self.p
+            params |= self.generate_parameters(tuple(input.shape))
+        if not torch.compiler.is_compiling():
+            self._params = params
+        return self.transform_inputs(input, params, self.flags)
 
     def transform_inputs(
         self,
@@ -165,9 +177,9 @@ class ColourOperator(Operator):
     def transform_inputs(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return super().transform_inputs(input if self.inplace else input.clone(), *args, **kwargs)
 
-    def gate(self, params: Params) -> Tensor:
-        """Which images to change, (B,) bool."""
-        return params["batch_prob"] > 0.5
+    def gate(self, params: Params) -> Tensor | None:
+        """Which images to change, (B,) bool; None: all of them."""
+        return None if self.p == 1 else params["batch_prob"].bool()
 
 
 class RandomCropFlip(Operator):
@@ -195,20 +207,15 @@ class RandomCropFlip(Operator):
     def apply_transform(
         self, input: Tensor, params: Params, flags: Any = None, transform: Any = None
     ) -> Tensor:
-        batch, channels, height, width = input.shape
-        steps = torch.arange(self.size, device=input.device) - self.padding
-        rows = reflect(params["top"][:, None] + steps, height)  # (B, S)
-        columns = reflect(params["left"][:, None] + steps, width)
+        if self.padding:
+            input = F.pad(input, 4 * (self.padding,), mode="reflect")
+        batch, channels, _, width = input.shape
+        steps = torch.arange(self.size, device=input.device)
+        rows, columns = params["top"][:, None] + steps, params["left"][:, None] + steps  # (B, S)
         columns = torch.where(params["flip"][:, None], columns.flip(1), columns)
         places = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, -1)
         pixels = input.flatten(2).gather(2, places.expand(-1, channels, -1))
         return pixels.view(batch, channels, self.size, self.size)
-
-
-def reflect(index: Tensor, length: int) -> Tensor:
-    """Mirror an index that leaves 0..length-1 at the border pixel, which is not repeated."""
-    last = length - 1
-    return last - (last - index.abs()).abs()
 
 
 class RandomResizedCropFlip(Operator):
@@ -239,33 +246,35 @@ class RandomResizedCropFlip(Operator):
         low, high = self.ratio
         area = uniform(*self.scale, batch, 10, device=self.device).mul_(full_height * full_width)
         ratio = uniform(math.log(low), math.log(high), batch, 10, device=self.device).exp_()
-        widths, heights = (area * ratio).sqrt_().round_(), area.div_(ratio).sqrt_().round_()
-        # An eleventh try always fits: the largest crop of an allowed aspect ratio.
-        widths = F.pad(widths, (0, 1), value=min(full_width, round(full_height * high)))
-        heights = F.pad(heights, (0, 1), value=min(full_height, round(full_width / low)))
+        sides = torch.stack((area * ratio, area / ratio)).sqrt_().round_()  # (2, B, 10)
+        widths, heights = sides
         fits = (widths <= full_width) & (heights <= full_height) & (widths.minimum(heights) >= 1)
-        first = fits.int().argmax(1, keepdim=True)
-        width, height = widths.gather(1, first)[:, 0], heights.gather(1, first)[:, 0]
-        left, top = (
-            # The product can round up to the room itself.
-            (torch.rand(batch, device=self.device) * (room + 1)).floor_().minimum(room)
-            for room in (full_width - width, full_height - height)
-        )
-        flip = torch.rand(batch, device=self.device) < self.flip
+        fit, first = fits.byte().max(1, keepdim=True)
+        fit, sides = fit[:, 0].bool(), sides.gather(2, first.expand(2, batch, 1))[..., 0]  # (2, B)
+        # Where none fits: the largest crop of an allowed aspect ratio.
+        width = torch.where(fit, sides[0], min(full_width, round(full_height * high)))
+        height = torch.where(fit, sides[1], min(full_height, round(full_width / low)))
+        rooms = torch.stack((full_width - width, full_height - height))
+        draws = torch.rand(3, batch, device=self.device)
+        # The product can round up to the room itself.
+        left, top = (draws[:2] * (rooms + 1)).floor_().minimum(rooms)
+        flip = draws[2] < self.flip
         return {"left": left, "top": top, "width": width, "height": height, "flip": flip}
 
     def apply_transform(
         self, input: Tensor, params: Params, flags: Any = None, transform: Any = None
     ) -> Tensor:
         fractions = (torch.arange(self.size, device=input.device) + 0.5) / self.size
-
-        def places(start: Tensor, length: Tensor, side: int) -> Tensor:
-            """Where to read along one side, (B, S): within the crop's outer pixels, in ±1."""
-            offsets = (fractions * length[:, None] - 0.5).clamp_min(0).minimum(length[:, None] - 1)
-            return (2 * (start[:, None] + offsets) + 1) / side - 1
-
-        rows = places(params["top"], params["height"], input.shape[-2])
-        columns = places(params["left"], params["width"], input.shape[-1])
+        start, length = (
+            torch.stack([params[name] for name in names])[..., None]  # (2, B, 1)
+            for names in (("left", "top"), ("width", "height"))
+        )
+        # Where to read, (2, B, S): within the crop's outer pixels.
+        offsets = (fractions * length).sub_(0.5).clamp_min_(0).minimum(length - 1)
+        places = (start + offsets).mul_(2).add_(1)
+        columns, rows = (
+            place / side - 1 for place, side in zip(places, input.shape[:1:-1], strict=True)
+        )
         columns = torch.where(params["flip"][:, None], columns.flip(1), columns)
         return sample(input, columns[:, None, :], rows[:, :, None])
 
@@ -355,15 +364,22 @@ class RandomColorJitter(ColourOperator):
     def apply_transform(
         self, input: Tensor, params: Params, flags: Any = None, transform: Any = None
     ) -> Tensor:
-        gate = self.gate(params)
+        gate, turns = self.gate(params), params["hue_factor"]
         order = params["order"]  # (B, 3)
         factors = torch.stack([params[name] for name in list(self.ranges)[:3]], dim=1)  # (B, 3)
-        share = (1 - factors.gather(1, order)) * gate[:, None]
-        steps = torch.stack((share, order == self.CONTRAST, order == self.SATURATION))
-        for share, mean_grey, grey in steps.permute(2, 0, 1)[..., None, None, None]:
-            blend_(input, degenerate(input, mean_grey, grey), share)
+        share = 1 - factors.gather(1, order)
+        if gate is not None:
+            share, turns = share * gate[:, None], turns * gate
+        # of each step, whether it is the contrast, and whether the saturation
+        two = torch.arange(self.CONTRAST, self.SATURATION + 1, device=input.device)
+        kinds = (order[..., None] == two).to(input.dtype)  # (B, 3, 2)
+        for step in range(3):
+            mean_grey, grey, amount = (
+                x[:, None, None, None] for x in (*kinds[:, step].T, share[:, step])
+            )
+            blend_(input, degenerate(input, mean_grey, grey), amount)
         if input.shape[1] == 3:
-            shift_hue_(input, params["hue_factor"] * gate)
+            shift_hue_(input, turns)
         return input
 
 
@@ -373,8 +389,9 @@ class RandomGrayscale(ColourOperator):
     def apply_transform(
         self, input: Tensor, params: Params, flags: Any = None, transform: Any = None
     ) -> Tensor:
-        grey = self.gate(params).to(input.dtype)[:, None, None, None]
-        return input.lerp_(luma(input), grey)
+        gate = self.gate(params)
+        share = 1.0 if gate is None else gate.to(input.dtype)[:, None, None, None]
+        return input.lerp_(luma(input), share)
 
 
 class RandomErase(ColourOperator):
@@ -415,7 +432,10 @@ class RandomErase(ColourOperator):
 
         rows = inside(params["ys"], params["heights"], input.shape[-2])
         columns = inside(params["xs"], params["widths"], input.shape[-1])
-        block = rows[:, :, None] & columns[:, None, :] & self.gate(params)[:, None, None]
+        gate = self.gate(params)
+        if gate is not None:
+            rows = rows & gate[:, None]
+        block = rows[:, :, None] & columns[:, None, :]
         return input.masked_fill_(block[:, None], self.value)
 
 

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from noisybsd.errors import UserError, did_you_mean
-from noisybsd.files import read_yaml, resource_dir
+from noisybsd.errors import UserError, brief, did_you_mean
+from noisybsd.files import kind_of, resource_dir, user_path
+from noisybsd.values import read_yaml
 
 _CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
 
@@ -130,13 +131,13 @@ def load_card(name: str) -> Card:
         UserError: for an unknown name, and for every mistake in the file with the file and the key.
     """
     is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    path = Path(name).expanduser() if is_path else resource_dir("datasets") / f"{name}.yaml"
-    if not path.is_file():
+    path = user_path(name, "data.name") if is_path else resource_dir("datasets") / f"{name}.yaml"
+    if kind_of(path, f"data.name={name}") is None:
         if is_path:
             raise UserError(f"data.name={name}: there is no such file")
         raise UserError(f"data.name: {did_you_mean(name, card_names())}")
     try:
-        return Card.model_validate({"name": path.stem, **read_yaml(path)})
+        return Card.model_validate({"name": path.stem, **read_yaml(path, Card)})
     except ValidationError as error:
         raise UserError("\n".join(_explain(path, error))) from None
 
@@ -159,5 +160,5 @@ def _explain(path: Path, error: ValidationError) -> list[str]:
         elif item["type"] == "value_error":
             lines.append(": ".join(filter(None, [str(path), key, str(item["ctx"]["error"])])))
         else:
-            lines.append(f"{path}: {key}: {item['msg']}, got {item['input']!r}")
+            lines.append(f"{path}: {key}: {item['msg']}, got {brief(item['input'])}")
     return lines

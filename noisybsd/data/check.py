@@ -24,7 +24,7 @@ from noisybsd.data.pack import LISTED, decoded
 from noisybsd.data.readers.packed import PACK
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing, Split
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
 
 _STATUS = {True: "ok   ", False: "WRONG", None: "NOTE "}
@@ -35,11 +35,11 @@ Finding = tuple[bool | None, str]  # whether it is as it should be; None: a pers
 def check(config: Config, out: Path | None) -> int:
     """Say of everything whether it is as it should be; 1 if something is not."""
     card, data = load_card(config.data.name), config.data
-    print(f"{card.name}: {card.title}\n  data.root={data.root}")
+    print(f"{card.name}: {card.title}\n  data.root={shown(data.root)}")
     wrong = 0
     for ok, finding in findings(card, data):
         wrong += ok is False
-        print(f"  {_STATUS[ok]}  {finding}")
+        print(f"  {_STATUS[ok]}  {shown(finding)}")
     if wrong:
         print(
             f"\n{wrong} thing{'s' * (wrong > 1)} wrong. How to get {card.name}: {card.obtain.strip()}"

@@ -4,7 +4,7 @@ The central square of a picture, resized to the stored size S. This is the usual
 then centre crop" with the crop done first, so that a picture of extreme shape costs no memory. The
 usual 256→224 pipeline stores S = 256 and crops 224 at random on the device, in the augmentation.
 
-Pillow decodes: torchvision's decoder is 1.2 to 1.3× faster (results/loader.csv), but it is
+Pillow decodes: torchvision's decoder is 1.2 to 1.3× faster (results/cost/loader.csv), but it is
 deprecated and to be removed. Torch resizes, which is faster than Pillow.
 
 Dimensions: N images, C channels (3: RGB, 1: grey), S stored side, H×W pixels of a file.

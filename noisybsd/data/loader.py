@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.errors import UserError
+from noisybsd.processes import end_with_main_process
 
 if TYPE_CHECKING:
     from noisybsd.data.splits import Split
@@ -162,7 +163,7 @@ class ResidentLoader(Loader):
         world_size: int = 1,
     ):
         super().__init__(order, batch_size, device)
-        self.images = images.to(self.device)
+        self.images = _moved(images, self.device)
         self.world_size = world_size
         self.unreadable = dict(unreadable or {})
         _note_skipped(self.skipped, self.unreadable.values())
@@ -224,7 +225,7 @@ class StreamingLoader(Loader):
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
                 multiprocessing_context=_process_context() if self.workers else None,
-                worker_init_fn=_ignore_interrupt,
+                worker_init_fn=_begin_worker,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # or else it draws from the global one
             )
@@ -252,7 +253,7 @@ class StreamingLoader(Loader):
         first = epoch * self.steps_per_epoch + start
         if self._stream is None or self._next_number != first:
             self._numbers.first = self._next_number = first
-            with _main_module_hidden(), _no_warning_of_cores():
+            with _main_module_hidden(), _no_warning_of_cores(), _hangup_blocked():
                 self._stream = iter(self._loader)
         count = self.steps_per_epoch - start
         return self._to_cuda(count) if self.device.type == "cuda" else self._on_host(count)
@@ -396,9 +397,26 @@ def _no_warning_of_cores() -> Iterator[None]:
         yield
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one stops the workers in order."""
+@contextlib.contextmanager
+def _hangup_blocked() -> Iterator[None]:
+    """Start processes that a closed terminal does not end, so that the main one can end its step.
+
+    A process inherits which signals are blocked; here, one that comes meanwhile is delivered afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(worker: int) -> None:
+    """Ignore Ctrl-C, which reaches every process of a terminal: the main one stops the workers in order.
+
+    Where the main process is killed, they stop by themselves.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_main_process()
 
 
 def _is_lost_worker(error: Exception) -> bool:
@@ -465,6 +483,23 @@ def _is_resident(
     return resident
 
 
+def _moved(images: Tensor, device: torch.device) -> Tensor:
+    """The images on `device`.
+
+    Raises:
+        UserError: the device has no room for them.
+    """
+    try:
+        return images.to(device)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"data.storage: no room on {device} for {len(images)} images of "
+            f"{'×'.join(map(str, images.shape[1:]))}, {images.nbytes / 1e9:.3g} GB; "
+            f"{free_memory(device) / 1e9:.3g} GB are free there. Use data.storage=stream or a smaller "
+            "data.size, or end what else runs on this GPU (nvidia-smi shows it)"
+        ) from None
+
+
 def build_loader(
     split: Split,
     batch_size: int,
@@ -520,7 +555,7 @@ def keep_resident(
     if not _is_resident(split.images, device, storage, 1, "evaluation"):
         return split
     if isinstance(split.images, Tensor):
-        return replace(split, images=split.images.to(device))
+        return replace(split, images=_moved(split.images, device))
     images, unreadable = split.images.load_all(on_error)
     _note_skipped(split.skipped, unreadable.values())
     kept = np.setdiff1d(np.arange(len(images)), list(unreadable))
@@ -528,7 +563,7 @@ def keep_resident(
         images = images[torch.from_numpy(kept)]
     return replace(
         split,
-        images=images.to(device),
+        images=_moved(images, device),
         labels=split.labels[kept],
         clean_labels=None if split.clean_labels is None else split.clean_labels[kept],
         paths=None if split.paths is None else [split.paths[i] for i in kept],
@@ -554,7 +589,7 @@ def eval_batches(
             `split.skipped`.
 
     Yields:
-        images (b,C,H,W) uint8, labels (b,) int64, on the device.
+        images (b,C,H,W) uint8 on the device, labels (b,) int64 on the host.
     """
     labels = torch.from_numpy(split.labels)
     if isinstance(split.images, Tensor):
@@ -564,7 +599,7 @@ def eval_batches(
     else:
         batches = _decoded(split.images, labels, batch_size, workers, on_error, split.skipped)
     for images, given in batches:
-        yield images.to(device), given.to(device)
+        yield images.to(device), given
 
 
 def _decoded(

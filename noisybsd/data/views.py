@@ -137,20 +137,43 @@ class Views(nn.Module):
 
     def weak(self, images: Tensor, mirror: Tensor | None = None) -> Tensor:
         """uint8 (B, C, H, W) to float32 (B, C, S, S), lightly changed; first mirrored where `mirror` (B,)."""
-        if mirror is not None:
-            images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
-        return self.render(images, self.weak_view)
+        return self(images, ("weak",), mirror)[0]
 
     def strong(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 (B, C, S, S), heavily changed."""
-        return self.render(images, self.strong_view)
+        return self(images, ("strong",))[0]
 
     def plain(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 (B, C, S, S), the middle of the image; nothing is drawn."""
-        return self.render(images, self.plain_view)
+        return self.normalise_(self.plain_view(self.pixels(images)))
 
-    def render(self, images: Tensor, view: nn.Module) -> Tensor:
-        """Apply `view` to the pixels in [0, 1], then normalise."""
+    def forward(self, images: Tensor, names: Sequence[str], mirror: Tensor | None = None) -> Tensor:
+        """The views `names`, "weak" or "strong", of the same images, (V, B, C, S, S) float32.
+
+        Those of all names together launch fewer kernels than one after the other, and are the same.
+
+        Args:
+            images: (B, C, H, W) uint8.
+            mirror: (B,) bool, which images to mirror before the weak view; None: none.
+        """
+        pixels = self.pixels(images)
+        views = []
+        for name in names:
+            if name == "strong":
+                views.append(self.strong_view(pixels))
+            elif mirror is None:
+                views.append(self.weak_view(pixels))
+            else:
+                turned = torch.where(mirror[:, None, None, None], pixels.flip(-1), pixels)
+                views.append(self.weak_view(turned))
+        return self.normalise_(views[0][None] if len(views) == 1 else torch.stack(views))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to new float32 in [0, 1].
+
+        Raises:
+            UserError: the images are of another type, number of channels, or too small.
+        """
         _, channels, height, width = images.shape
         if images.dtype != torch.uint8 or channels != self.mean.shape[1]:
             raise UserError(
@@ -164,4 +187,8 @@ class Views(nn.Module):
             )
         if images.device != self.mean.device:
             self.to(images.device)
-        return view(images.float().div_(255)).sub_(self.mean).div_(self.std)
+        return images / 255
+
+    def normalise_(self, views: Tensor) -> Tensor:
+        """Pixels in [0, 1] (..., C, S, S) to those of mean 0 and standard deviation 1, in place."""
+        return views.sub_(self.mean).div_(self.std)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from noisybsd.data.names import UNKNOWN
 
@@ -47,12 +46,10 @@ def prediction_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     log_probs = _log_probabilities(logits, labels)
     probs = log_probs.exp()
     at_label = labels[:, None]
-    # A float32 confidence of exactly 1 would fall into a sixteenth bin of torchmetrics' own.
-    below_one = probs.clamp(max=1 - 2**-24)
-    ece = multiclass_calibration_error(below_one, labels, probs.shape[1], BINS, validate_args=False)
+    confidence, correct, _ = _bin_sums(probs, labels, BINS)
     metrics = {
         "accuracy": (probs.argmax(1) == labels).double().mean(),
-        "ece": ece.double(),
+        "ece": (confidence - correct).abs().sum() / len(labels),
         "nll": -log_probs.gather(1, at_label).mean(),
         # Σ_k (p_k - [k = label])² = Σ_k p_k² - 2 p_label + 1
         "brier": (probs.square().sum(1, keepdim=True) - 2 * probs.gather(1, at_label) + 1).mean(),
@@ -80,18 +77,23 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, l
     """
     if bins < 1:
         raise ValueError(f"bins: expected a number from 1, got {bins}")
-    confidence, predicted = _log_probabilities(logits, labels).exp().max(1)
-    inner_edges = torch.linspace(0, 1, bins + 1, device=logits.device)[1:-1]
-    index = torch.bucketize(confidence.float(), inner_edges, right=True)  # (M,)
-    correct = (predicted == labels).double()
-    rows = torch.stack([confidence, correct, torch.ones_like(correct)])  # (3,M)
-    sums = rows.new_zeros(3, bins).index_add_(1, index, rows).tolist()
+    sums = _bin_sums(_log_probabilities(logits, labels).exp(), labels, bins).tolist()
     counts = [int(count) for count in sums[2]]
     confidences, accuracies = (
         [value / count if count else None for value, count in zip(row, counts, strict=True)]
         for row in sums[:2]
     )
     return {"confidence": confidences, "accuracy": accuracies, "count": counts}
+
+
+def _bin_sums(probs: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """Sums over the images of each bin, (3,bins) float64: confidence, right predictions, images."""
+    confidence, predicted = probs.max(1)
+    inner_edges = torch.linspace(0, 1, bins + 1, device=probs.device)[1:-1]
+    index = torch.bucketize(confidence.float(), inner_edges, right=True)  # (M,)
+    correct = (predicted == labels).double()
+    rows = torch.stack([confidence, correct, torch.ones_like(correct)])  # (3,M)
+    return rows.new_zeros(3, bins).index_add_(1, index, rows)
 
 
 def label_metrics(

@@ -1,7 +1,7 @@
-"""What a run records of every training sample and of every epoch, on the device, without waiting.
+"""Records of every training sample and of every epoch, kept on the device.
 
-The step adds to these buffers and never reads them; they are read once an epoch, and are part of the
-checkpoint, so that a run interrupted within an epoch goes on with the same sums.
+A step adds to these buffers and never reads them, so it does not wait for the device. They are read once
+an epoch, and are part of the checkpoint, so that a run interrupted within an epoch continues exactly.
 
 Dimensions: N training samples, K classes, B batch.
 """

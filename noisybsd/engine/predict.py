@@ -10,6 +10,8 @@ from noisybsd.data.loader import eval_batches
 from noisybsd.data.views import Views
 from noisybsd.models.networks import Network
 
+PIXELS = 500 * 224**2  # of the images that a GPU evaluates at once, at most
+
 
 @torch.no_grad()
 def predict(
@@ -41,4 +43,20 @@ def predict(
         embeddings.append(z)
         labels.append(given)
     network.train(training)
-    return torch.cat(logits), torch.cat(embeddings), torch.cat(labels)
+    # the labels together: a copy to a GPU is a matter of its own each time
+    return torch.cat(logits), torch.cat(embeddings), torch.cat(labels).to(device)
+
+
+def evaluation_batch(trained: int, size: int, device: torch.device) -> int:
+    """How many images a network takes at once without gradients: on a GPU as many as keep it busy.
+
+    Where a small batch is what the memory needs in training, that holds here too. A training step keeps
+    the activations of all layers of its images, a step without gradients those of two or three layers.
+
+    Args:
+        trained: images of a training step on this device.
+        size: S, the side of an image in pixels.
+    """
+    if device.type == "cpu":
+        return min(500, 4 * trained)
+    return min(2500, 10 * trained, max(1, PIXELS // size**2))

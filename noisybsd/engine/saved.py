@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from noisybsd.config import Config, build_config, parse_overrides, read_record
+from noisybsd.config import Config, build_config, parse_overrides, present, read_record
 from noisybsd.data.dataset import load_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
-from noisybsd.runs.directory import load_run_state
+from noisybsd.files import kind_of, user_path
+from noisybsd.runs.directory import differences, load_run_state
 from noisybsd.runs.environment import pick_device
+from noisybsd.runs.records import check_config
 
 MAY_DIFFER = (
     *("data.root", "data.manifest", "data.labels"),
@@ -27,7 +29,7 @@ def run_argument(arguments: list[str]) -> tuple[Path, list[str]]:
     runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
     if len(runs) != 1:
         raise UserError(f"give one run=DIR, got {len(runs)}; --help says more")
-    return Path(runs[0]).expanduser(), [a for a in arguments if not a.startswith("run=")]
+    return user_path(runs[0], "run"), [a for a in arguments if not a.startswith("run=")]
 
 
 def load_run_config(directory: Path, overrides: list[str]) -> Config:
@@ -37,13 +39,15 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
         UserError: not a run directory, or an override of something the run's result depends on.
     """
     record = directory / "config.yaml"
-    if not record.is_file():
+    if kind_of(record, f"run={directory}") is None:
         raise UserError(f"run={directory}: not a run directory, it has no config.yaml")
     for override in overrides:
         key = override.split("=", 1)[0]
         if key not in MAY_DIFFER:
             raise UserError(f"{key}: cannot differ from the run's; valid: {', '.join(MAY_DIFFER)}")
-    return build_config(read_record(record), parse_overrides(overrides))
+    recorded = read_record(record)
+    check_config(recorded, str(record))
+    return build_config(recorded, parse_overrides(overrides))
 
 
 def is_runs_data(directory: Path, config: Config) -> bool:
@@ -68,6 +72,17 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
     state = load_run_state(directory)
     if state is None:
         return None
+    checkpoint = directory / "checkpoint.pt"
+    check_config(state["config"], f"{checkpoint}: config")
+    free = [f"{key}: " for key in MAY_DIFFER]
+    changed = [
+        line
+        for line in differences(present(state["config"], str(checkpoint)), config)
+        if not line.startswith(tuple(free))
+    ]
+    if changed:
+        lines = "\n".join(changed)
+        raise UserError(f"{checkpoint}: is another run's; config.yaml has other settings\n{lines}")
     if config.neighbours.k > 0 and "bank" not in state["modules"]:
         raise UserError(
             f"neighbours.k={config.neighbours.k}: this run kept no embeddings to search among, "
@@ -75,5 +90,5 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
         )
     dataset = load_dataset(config.data, config.noise, config.seed)
     trainer = Trainer(config, dataset, pick_device(config))
-    trainer.load_state(state)
+    trainer.load_state(state, checkpoint)
     return trainer

@@ -11,10 +11,9 @@ Dimensions: N training samples, K classes, B batch, V views, D embedding width.
 
 from __future__ import annotations
 
-import itertools
 import math
-import secrets
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -29,16 +28,14 @@ from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_reside
 from noisybsd.data.views import Views
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
-from noisybsd.engine.predict import predict
+from noisybsd.engine.predict import evaluation_batch, predict
 from noisybsd.errors import UserError
 from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup, Task
 from noisybsd.methods.registry import LOSSES, build_loss, build_rule
 from noisybsd.models.bank import FeatureBank, knn_accuracy, vote
-from noisybsd.models.networks import FastResNet, Network, build_network
+from noisybsd.models.networks import FastResNet, Network, build_network, uncounted
 from noisybsd.models.optim import WeightEma, build_optimizer, learning_rate, set_learning_rate
-from noisybsd.runs.directory import RESULTS_SCHEMA
-from noisybsd.runs.environment import describe_environment
 from noisybsd.runs.signals import Stopped, StopSignal
 from noisybsd.runs.tracking import Tracker
 from noisybsd.settings import DataConfig
@@ -74,25 +71,30 @@ class Trainer:
         with distributed.one_first("network"):  # pretrained weights are downloaded
             network = build_run_network(config, dataset)
         # as the images are; weights in another order are copied at every step
-        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.network = uncounted(network.to(device).to(memory_format=torch.channels_last))
         distributed.joint_batch_norm(self.network)
         forward: torch.nn.Module = self.network
+        self.draw_views: Callable[..., Tensor] = self.views
         if config.compile:
             forward = torch.compile(forward, dynamic=False)  # type: ignore[assignment]
+            # torch's random numbers, not the compiler's: the views are those without compile
+            options: dict[str, Any] = {"fallback_random": True}
+            self.draw_views = torch.compile(self.views, dynamic=False, options=options)
         self.forward = distributed.parallel(forward)
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
         task = build_task(config, self.labels, self.num_classes)
         self.rule = build_rule(config.targets, task, config.options).to(device)
-        self.loss = build_loss(config.loss, task, config.options).to(device)
+        self.loss = uncounted(build_loss(config.loss, task, config.options).to(device))
         self.parameters = [*self.network.parameters(), *self.loss.parameters()]
         self.optimizer = build_optimizer([self.network, self.loss], config.optimizer)
         self.contrastive = CONTRASTIVE.get(config.contrastive.name)
         self.monitor = SampleMonitor(self.labels)
         self.sums = EpochSums(device)
+        self.amp = autocast_dtype(config, device)
         self.bank = None
         if config.neighbours.k > 0:
-            self.bank = FeatureBank(len(train), self.network.embedding_dim).to(device)
-        self.amp = autocast_dtype(config, device)
+            width, dtype = self.network.embedding_dim, torch.float16 if self.amp else torch.float32
+            self.bank = FeatureBank(len(train), width, dtype).to(device)
 
         self.step_number = 0  # steps taken since the start of the run
         self.seconds = 0.0  # spent training and evaluating, over all parts of the run
@@ -100,8 +102,6 @@ class Trainer:
         self.network_passes = 0  # of single images through the network, a backward one counted 2
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
-        self.skipped_before: list[str] = []  # by parts of the run before this one
-        self.wandb_id = secrets.token_hex(4)
 
     @cached_property
     def loader(self) -> Loader:
@@ -143,18 +143,11 @@ class Trainer:
         warmup = self.config.optimizer.warmup_epochs * self.loader.steps_per_epoch
         return learning_rate(step, self.total_steps, warmup, self.config.optimizer)
 
-    def contrastive_weight(self, step: int) -> float:
-        """Linear warm-up over `contrastive.warmup_epochs`."""
-        warmup = self.config.contrastive.warmup_epochs * self.loader.steps_per_epoch
-        return self.config.contrastive.weight * min(1.0, (step + 1) / (warmup + 1))
-
-    def view(self, name: str, index: Tensor, images: Tensor) -> Tensor:
-        """The view "weak" or "strong" (B,C,S,S) of `images` (B,C,H,W) uint8, the samples `index` (B,)."""
-        if name == "strong":
-            return self.views.strong(images)
+    def mirrored(self, index: Tensor) -> Tensor | None:
+        """Which of the samples `index` (B,) the weak view mirrors in this epoch; None: it draws that."""
         if self.mirrored_first is None:
-            return self.views.weak(images)
-        return self.views.weak(images, self.mirrored_first[index] ^ (self.epoch % 2 == 1))
+            return None
+        return self.mirrored_first[index] ^ (self.epoch % 2 == 1)
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -178,16 +171,17 @@ class Trainer:
         Never waits for the GPU; on several, torch's SyncBatchNorm does, once a layer.
         """
         step, num_views = self.step_number, len(self.config.augment.views)
-        torch.manual_seed(step_seed(self.config.seed, distributed.rank(), step))
+        seed_generators(step_seed(self.config.seed, distributed.rank(), step), self.device)
         set_learning_rate(self.optimizer, self.lr(step))
 
-        views = [self.view(name, index, images) for name in self.config.augment.views]
+        views = self.draw_views(images, self.config.augment.views, self.mirrored(index))
         mixup, alpha = None, self.config.augment.mixup
         if alpha > 0:
             mixup = Mixup.draw(len(index), alpha, self.device)
             distributed.copy_first_(mixup.weight)
-            views = [*(views if self.loss.mixup == "beside" else []), *map(mixup, views)]
-        inputs = torch.cat(views).contiguous(memory_format=torch.channels_last)
+            mixed = torch.stack([mixup(view) for view in views])
+            views = torch.cat((views, mixed)) if self.loss.mixup == "beside" else mixed
+        inputs = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             logits, z = self.forward(inputs)
         logits = logits.float().view(len(views), len(index), self.num_classes)  # (V,B,K)
@@ -206,7 +200,7 @@ class Trainer:
             contrast = self.contrastive(
                 z[: 2 * len(index)], targets, self.config.contrastive.temperature
             )
-        loss = classification + self.contrastive_weight(step) * contrast
+        loss = classification + self.config.contrastive.weight * contrast
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -217,7 +211,7 @@ class Trainer:
             )
         self.optimizer.step()
         if self.ema is not None:
-            self.ema.update(self.network, step)
+            self.ema.update(step)
 
         if self.bank is not None:
             self.bank.write(index, z.detach()[: len(index)])
@@ -299,7 +293,7 @@ class Trainer:
 
         metrics |= self.evaluate()
         if self.dataset.train.clean_labels is not None:
-            clean = torch.as_tensor(self.dataset.train.clean_labels, device=self.device)
+            clean = torch.as_tensor(self.dataset.train.clean_labels)  # these metrics are the host's
             of_given = of_given.masked_fill(self.monitor.visits == 0, torch.nan)  # dropped so far
             metrics |= label_metrics(
                 of_given, suggested, self.monitor.predicted, self.labels, clean
@@ -335,8 +329,9 @@ class Trainer:
             self.views,
             self.device,
             self.amp,
-            # where a smaller batch_size is what the memory needs, it helps here too
-            batch_size=min(500, 4 * self.config.batch_size),
+            batch_size=evaluation_batch(
+                self.config.batch_size // distributed.world_size(), self.dataset.size, self.device
+            ),
             workers=data.workers,
             on_error=data.on_error,
         )
@@ -375,7 +370,7 @@ class Trainer:
         return {name: module for name, module in parts.items() if module is not None}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: the same on however many processes. All of them take part."""
+        """What a checkpoint holds of it: the same on however many processes."""
         return {
             "world_size": distributed.world_size(),
             "precision": self.precision,
@@ -388,13 +383,14 @@ class Trainer:
             "images_seen": self.images_seen,
             "network_passes": self.network_passes,
             "train_seconds": self.train_seconds,
-            "skipped": self.skipped(),
             "history": self.history,
-            "wandb_id": self.wandb_id,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any], where: object = "the checkpoint") -> None:
         """Continue from `state`.
+
+        Args:
+            where: the file, for errors.
 
         Raises:
             UserError: the state belongs to other data, or another version wrote it.
@@ -404,93 +400,38 @@ class Trainer:
                 f"data.root={self.config.data.root}: the images or labels are not those this run was "
                 f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"
             )
-        for name, module in self.modules().items():
-            try:
+        name = ""
+        try:
+            for name, module in self.modules().items():
                 module.load_state_dict(state["modules"][name])
-            except (KeyError, RuntimeError) as error:
-                raise UserError(
-                    f"the checkpoint is of another version of noisybsd, whose {name} was another: "
-                    f"{' '.join(str(error).split())[:200]}"
-                ) from None
-        self.optimizer.load_state_dict(state["optimizer"])
+            name = "optimizer"
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{where}: damaged, or of another version of noisybsd, whose {name} was another: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from None
+        if not ((self.monitor.predicted >= 0) & (self.monitor.predicted < self.num_classes)).all():
+            classes = f"0 to {self.num_classes - 1}"
+            raise UserError(f"{where}: damaged: monitor.predicted holds no classes, {classes}")
         self.step_number = state["step"]
         self.seconds = state["seconds"]
         self.images_seen = state["images_seen"]
         self.network_passes = state["network_passes"]
         self.train_seconds = state["train_seconds"]
-        self.skipped_before = state["skipped"]
         self.history = state["history"]
-        self.wandb_id = state["wandb_id"]
 
     def begin_epoch_anew(self) -> None:
         """Forget an interrupted epoch's steps, where its samples would be in another order now."""
         self.step_number = self.epoch * self.loader.steps_per_epoch
 
-    def results(self) -> dict[str, Any]:
-        """results.json. The headline is the last epoch; the best one peeks at the test set.
-
-        All processes take part.
-        """
-        last, config = self.history[-1], self.config
-        accuracies = [row["test_accuracy"] for row in self.history]
-        noise_rate = last.get("noise_rate")
-
+    def reliability_diagrams(self) -> dict[str, Any]:
+        """On the test images, of each of `networks`. All processes take part."""
         diagrams = {}
         for suffix, network in self.networks().items():
             logits, _, labels = self.predict_test(network)
             diagrams[suffix] = reliability(logits, labels)
-
-        return {
-            "schema": RESULTS_SCHEMA,
-            "recipe": config.recipe,
-            "method": config.method,
-            "seed": config.seed,
-            "precision": self.precision,
-            "dataset": self.dataset.name,
-            "network": config.network.name,
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-            "world_size": distributed.world_size(),
-            "train_samples": len(self.dataset.train.labels),
-            "test_samples": len(self.dataset.test.labels),
-            "noise_rate": noise_rate,
-            "test_accuracy_last": accuracies[-1],
-            "test_accuracy_last10_mean": float(np.mean(accuracies[-10:])),
-            "test_accuracy_best": max(accuracies),
-            "test_accuracy_best_note": "an oracle: the epoch is chosen on the test set",
-            "test_accuracy_ema_last": last.get("test_accuracy_ema"),
-            "test_knn_accuracy_last": last.get("test_knn_accuracy"),
-            "test_ece_last": last["test_ece"],
-            "test_ece_ema_last": last.get("test_ece_ema"),
-            "test_nll_last": last["test_nll"],
-            "test_brier_last": last["test_brier"],
-            "label_correction_accuracy": last.get("label_correction_accuracy"),
-            "noise_detection_auroc": last.get("noise_detection_auroc"),
-            "memorised_fraction": last.get("memorised_fraction"),
-            "reliability": diagrams[""],
-            "reliability_ema": diagrams.get("_ema"),
-            # per sample and epoch: an image forward counts 1, backward 2
-            "network_passes": self.network_passes / self.images_seen,
-            "images_per_second": self.images_seen / self.train_seconds,
-            "seconds": self.seconds,
-            "data_sha256": self.dataset.sha256,
-            "data": self.data_notes(),
-            **describe_environment(self.device),
-        }
-
-    def data_notes(self) -> dict[str, Any]:
-        """What results.json says of the data, with the images skipped so far."""
-        notes = self.dataset.notes
-        skipped = self.skipped()
-        return notes | {
-            "skipped_images": notes.get("skipped_images", 0) + len(skipped),
-            "skipped": [*notes.get("skipped", []), *skipped][:20],
-        }
-
-    def skipped(self) -> list[str]:
-        """The training images that any process could not read, each with the reason."""
-        mine = [*self.skipped_before, *self.loader.skipped]
-        return list(dict.fromkeys(itertools.chain(*distributed.each(mine))))
+        return diagrams
 
 
 def joint_batch(
@@ -527,9 +468,20 @@ def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
         views=len(config.augment.views),
         embedding_dim=config.network.embedding_dim,
         balanced=config.data.balanced,
-        posterior=config.posterior,
         neighbours=config.neighbours,
     )
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed what a step on `device` draws from. The numbers are those that follow torch.manual_seed.
+
+    torch.manual_seed seeds every generator of every device, and notes the call stack for a GPU that is
+    not in use. In a step of a GPU that is a noticeable part of the host's time.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[number].manual_seed(seed)
 
 
 def build_run_network(config: Config, dataset: Dataset) -> Network:

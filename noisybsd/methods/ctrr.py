@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisybsd.methods.parts import Batch, Loss, Task, check_option, cross_entropy, inside
+from noisybsd.methods.parts import Batch, Loss, NonNegative, Share, Task, cross_entropy, inside
 
 
 class ContrastiveRegularization(Loss):
@@ -31,10 +31,8 @@ class ContrastiveRegularization(Loss):
     uses_embedding = True
     needs_two_views = True
 
-    def __init__(self, task: Task, *, weight: float = 50.0, threshold: float = 0.4):
+    def __init__(self, task: Task, *, weight: NonNegative = 50.0, threshold: Share = 0.4):
         super().__init__()
-        check_option("weight", weight, weight >= 0, "a number of at least 0")
-        check_option("threshold", threshold, 0 <= threshold <= 1, "a number in [0, 1]")
         self.weight, self.threshold = weight, threshold
         width = task.embedding_dim
         self.predictor = nn.Sequential(

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from noisybsd.methods.parts import (
     Batch,
+    BelowOne,
     Loss,
+    NonNegative,
+    PositiveShare,
+    Share,
     TargetRule,
     Task,
-    check_option,
     cross_entropy,
     inside,
     one_hot,
@@ -33,9 +36,8 @@ class EarlyLearningTargets(TargetRule):
     memory: Tensor
     labels: Tensor
 
-    def __init__(self, task: Task, *, beta: float = 0.7):
+    def __init__(self, task: Task, *, beta: BelowOne = 0.7):
         super().__init__()
-        check_option("beta", beta, 0 <= beta < 1, "a number in [0, 1)")
         self.beta, self.num_classes = beta, task.num_classes
         self.register_buffer("labels", task.labels, persistent=False)
         self.register_buffer("memory", zeros(task, task.num_classes))
@@ -64,9 +66,8 @@ class EarlyLearningRegularization(Loss):
     that of samples fitted early and cancels that of labels that contradict t.
     """
 
-    def __init__(self, task: Task, *, weight: float = 3.0):
+    def __init__(self, task: Task, *, weight: NonNegative = 3.0):
         super().__init__()
-        check_option("weight", weight, weight >= 0, "a number of at least 0")
         self.weight = weight
 
     def forward(self, batch: Batch) -> Tensor:
@@ -86,10 +87,8 @@ class SelfEnsembleLabels(TargetRule):
 
     soft_labels: Tensor
 
-    def __init__(self, task: Task, *, momentum: float = 0.9, warmup: float = 0.15):
+    def __init__(self, task: Task, *, momentum: Share = 0.9, warmup: Share = 0.15):
         super().__init__()
-        check_option("momentum", momentum, 0 <= momentum <= 1, "a number in [0, 1]")
-        check_option("warmup", warmup, 0 <= warmup <= 1, "a share of the run, in [0, 1]")
         self.momentum = momentum
         self.warmup_epochs = round(warmup * task.epochs)
         self.correcting = False
@@ -127,9 +126,8 @@ class TemporalEnsemble(TargetRule):
     earlier: Tensor
     visits: Tensor
 
-    def __init__(self, task: Task, *, momentum: float = 0.6):
+    def __init__(self, task: Task, *, momentum: BelowOne = 0.6):
         super().__init__()
-        check_option("momentum", momentum, 0 <= momentum < 1, "a number in [0, 1)")
         self.momentum, self.num_classes = momentum, task.num_classes
         self.register_buffer("labels", task.labels, persistent=False)
         self.register_buffer("ensemble", zeros(task, task.num_classes))  # (N,K), Z
@@ -163,10 +161,14 @@ class TemporalConsistency(Loss):
     Source: Laine & Aila 2017, arXiv 1610.02242, algorithm 2; every sample is labelled.
     """
 
-    def __init__(self, task: Task, *, weight: float = 30.0, ramp_up: float = 0.27):
+    def __init__(
+        self,
+        task: Task,
+        *,
+        weight: NonNegative = 30.0,
+        ramp_up: PositiveShare = 0.27,
+    ):
         super().__init__()
-        check_option("weight", weight, weight >= 0, "a number of at least 0")
-        check_option("ramp_up", ramp_up, 0 < ramp_up <= 1, "a share of the run, in (0, 1]")
         self.weight = weight
         self.ramp_epochs = max(1.0, ramp_up * task.epochs)
         self.weight_now = 0.0
@@ -188,9 +190,8 @@ class ProgressiveTargets(TemporalEnsemble):
     arXiv 2006.12000. In the first epoch p is the label.
     """
 
-    def __init__(self, task: Task, *, alpha: float = 0.8):
+    def __init__(self, task: Task, *, alpha: Share = 0.8):
         super().__init__(task, momentum=0.0)
-        check_option("alpha", alpha, 0 <= alpha <= 1, "a number in [0, 1]")
         self.alpha, self.epochs = alpha, task.epochs
         self.alpha_now = 0.0
 

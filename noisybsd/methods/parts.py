@@ -1,8 +1,8 @@
 """What a target rule and a classification loss are, and what they are given.
 
 A rule and a loss are built from the `Task` when a run starts; a loss is given a `Batch` at each step.
-Numbers of a method's own are keyword arguments of its parts' constructors, and thereby its
-`options.*` on the command line. No part may make a training step wait for the device.
+The keyword arguments of a part's constructor are its `options.*` on the command line: their annotations
+say which values are valid, and what an option means. No part may make a training step wait for the device.
 
 Dimensions: N training samples, K classes, B batch, V views, D embedding width.
 """
@@ -10,13 +10,20 @@ Dimensions: N training samples, K classes, B batch, V views, D embedding width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from noisybsd.errors import UserError
-from noisybsd.settings import NeighboursConfig, PosteriorConfig
+from noisybsd.settings import NeighboursConfig
+
+# types of options
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,6 @@ class Task:
     views: int  # of an image in a step
     embedding_dim: int  # D
     balanced: int | None  # most visits of samples of a given class in an epoch; None: all
-    posterior: PosteriorConfig
     neighbours: NeighboursConfig
 
 
@@ -84,9 +90,7 @@ class Part(nn.Module):
 
 
 class TargetRule(Part):
-    """Says what each sample's target is. One that `posterior.*` is for says so by `uses_posterior`."""
-
-    uses_posterior = False
+    """Says what each sample's target is."""
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """See the network's predictions `probs` (V,B,K) for the views of the samples `index` (B,)."""
@@ -145,12 +149,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (B,K).
     """
     return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
-
-
-def check_option(name: str, value: float, valid: bool, expected: str) -> None:
-    """Raise UserError, with the key, the value and what is `expected`, unless it is `valid`."""
-    if not valid:
-        raise UserError(f"options.{name}={value}: expected {expected}")
 
 
 def zeros(task: Task, width: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 The given label is the prior. From then on the network is a noisy sensor: each of its predictions is
 fractional evidence, older evidence fades, and the posterior mean is what the network learns. Source:
-"Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The values of
-`prior_strength`, `prior_floor` and `discount` are not published; the defaults are ours. How a prediction
+"Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The paper's values of
+`prior_strength`, `prior_floor` and `discount` are not known; the defaults are ours. How a prediction
 becomes evidence is the business of bsd.py.
 
 `SparsePosterior` holds the same belief for many classes in a few numbers a sample.
@@ -33,7 +33,7 @@ class Posterior(nn.Module):
         >>> posterior = Posterior(torch.tensor([0]), 2, prior_strength=1.0, prior_floor=1e-9)
         >>> posterior.observe(torch.tensor([0]), torch.tensor([[0.0, 1.0]]))
         >>> posterior.mean(torch.tensor([0])).round(decimals=3)
-        tensor([[0.4444, 0.5556]])
+        tensor([[0.4440, 0.5560]])
     """
 
     alpha: Tensor

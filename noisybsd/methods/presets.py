@@ -1,7 +1,7 @@
 """Methods by name: each a preset of target rule, classification loss, views and contrastive term.
 
 A preset says all that makes a method, so that `method=NAME` over any recipe leaves nothing of the
-recipe's own method behind. Its `options` are the numbers its paper prescribes, for CIFAR-10 where they
+recipe's own method behind. Its `options` are the values its paper prescribes, for CIFAR-10 where they
 differ by dataset; schedules are shares of the run. Optimiser, schedule and budget stay
 the recipe's.
 
@@ -19,6 +19,24 @@ _ONE_VIEW: dict[str, Any] = {
     "neighbours": {"weight": 0.0},
 }
 _TWO_VIEWS: dict[str, Any] = {**_ONE_VIEW, "augment": {"views": ["weak", "strong"], "mixup": 0.0}}
+
+_BSD: dict[str, Any] = {"targets": "posterior", "loss": "cross_entropy"}
+_PAPER: dict[str, Any] = {
+    "prior_strength": 8.0,
+    "discount": 0.8,
+    "align": False,
+    "sharpen": False,
+    "label_evidence": False,
+    "weigh_visits": False,
+    "top_k": None,
+}
+_OURS: dict[str, Any] = {
+    **_PAPER,
+    "align": True,
+    "sharpen": True,
+    "label_evidence": True,
+    "weigh_visits": True,
+}
 
 # Methods whose network is the weight average: their test numbers are its.
 AVERAGED = ("ce_ema",)
@@ -127,28 +145,23 @@ METHODS: dict[str, dict[str, Any]] = {
         "augment": {"views": ["weak", "strong"], "mixup": 1.0},
         "options": {"temperature": 0.25, "warmup": 0.1},
     },
-    # Bayesian self-distillation, arXiv 2512.24162: cross-entropy to the belief; posterior.* says how
-    "bsd": {**_ONE_VIEW, "targets": "posterior", "loss": "cross_entropy"},
-    # + NT-Xent between a weak and a strong view
-    "bsd_simclr": {
-        **_TWO_VIEWS,
-        "targets": "posterior",
-        "loss": "cross_entropy",
-        "contrastive": {"name": "simclr"},
-    },
+    # Bayesian self-distillation as in the paper, arXiv 2512.24162: the label is in the prior alone and each
+    # prediction is evidence as it is. The values of c (prior_strength) and gamma (discount) are not known:
+    # these are those of bsd_plus
+    "bsd": {**_ONE_VIEW, **_BSD, "options": _PAPER},
+    # + NT-Xent between a weak and a strong view; which contrastive term the paper uses is not known
+    "bsd_simclr": {**_TWO_VIEWS, **_BSD, "options": _PAPER, "contrastive": {"name": "simclr"}},
     # + SupCon with positives weighted by the agreement of targets
-    "bsd_supcon": {
+    "bsd_supcon": {**_TWO_VIEWS, **_BSD, "options": _PAPER, "contrastive": {"name": "supcon"}},
+    # ours, see docs/method.md
+    "bsd_plus": {**_TWO_VIEWS, **_BSD, "options": _OURS, "contrastive": {"name": "supcon"}},
+    "bsd_plus_one_view": {**_ONE_VIEW, **_BSD, "options": _OURS},
+    # bsd_plus + the neighbours' mean belief as further evidence
+    "bsd_plus_neighbours": {
         **_TWO_VIEWS,
-        "targets": "posterior",
-        "loss": "cross_entropy",
+        **_BSD,
+        "options": _OURS,
         "contrastive": {"name": "supcon"},
-    },
-    # bsd_simclr + the neighbours' mean belief as further evidence
-    "bsd_neighbours": {
-        **_TWO_VIEWS,
-        "targets": "posterior",
-        "loss": "cross_entropy",
-        "contrastive": {"name": "simclr"},
         "neighbours": {"k": 20, "weight": 1.0},
     },
 }

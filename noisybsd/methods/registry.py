@@ -7,8 +7,10 @@ here; a preset in presets.py gives the pair a name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic.fields import FieldInfo
 
 from noisybsd.methods.bsd import PosteriorTargets
 from noisybsd.methods.ctrr import ContrastiveRegularization
@@ -48,22 +50,26 @@ LOSSES: dict[str, type[Loss]] = {
 }
 
 
-def options(part: type[Part]) -> Iterator[inspect.Parameter]:
-    """The keyword arguments of a rule's or loss's constructor: its `options.*`."""
-    parameters = inspect.signature(part).parameters.values()
-    return (p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+def options(part: type[Part]) -> dict[str, FieldInfo]:
+    """The keyword arguments of a rule's or loss's constructor, its `options.*`: types and defaults."""
+    hints = get_type_hints(part.__init__, include_extras=True)
+    return {
+        parameter.name: FieldInfo.from_annotated_attribute(hints[parameter.name], parameter.default)
+        for parameter in inspect.signature(part).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
 
 
-def build_rule(name: str, task: Task, given: Mapping[str, float]) -> TargetRule:
+def build_rule(name: str, task: Task, given: Mapping[str, Any]) -> TargetRule:
     """The target rule `name`, with those of the `given` options that are its own."""
     return _build(TARGET_RULES[name], task, given)
 
 
-def build_loss(name: str, task: Task, given: Mapping[str, float]) -> Loss:
+def build_loss(name: str, task: Task, given: Mapping[str, Any]) -> Loss:
     """The loss `name`, with those of the `given` options that are its own."""
     return _build(LOSSES[name], task, given)
 
 
-def _build(part: Any, task: Task, given: Mapping[str, float]) -> Any:
-    mine = {p.name for p in options(part)}
+def _build(part: Any, task: Task, given: Mapping[str, Any]) -> Any:
+    mine = options(part)
     return part(task, **{key: value for key, value in given.items() if key in mine})

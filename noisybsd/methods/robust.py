@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from noisybsd.methods.parts import Batch, Loss, Task, check_option, cross_entropy
+from noisybsd.methods.parts import (
+    Batch,
+    BelowOne,
+    Loss,
+    NonNegative,
+    PositiveShare,
+    Task,
+    cross_entropy,
+)
 
 
 class LabelSmoothing(Loss):
@@ -19,9 +27,8 @@ class LabelSmoothing(Loss):
 
     mixup = "instead"
 
-    def __init__(self, task: Task, *, smoothing: float = 0.1):
+    def __init__(self, task: Task, *, smoothing: BelowOne = 0.1):
         super().__init__()
-        check_option("smoothing", smoothing, 0 <= smoothing < 1, "a number in [0, 1)")
         self.smoothing = smoothing
 
     def forward(self, batch: Batch) -> Tensor:
@@ -40,9 +47,8 @@ class GeneralizedCrossEntropy(Loss):
 
     mixup = "instead"
 
-    def __init__(self, task: Task, *, q: float = 0.7):
+    def __init__(self, task: Task, *, q: PositiveShare = 0.7):
         super().__init__()
-        check_option("q", q, 0 < q <= 1, "a number in (0, 1]")
         self.q = q
 
     def forward(self, batch: Batch) -> Tensor:
@@ -61,10 +67,8 @@ class SymmetricCrossEntropy(Loss):
     mixup = "instead"
     FLOOR = 1e-4
 
-    def __init__(self, task: Task, *, alpha: float = 0.1, beta: float = 1.0):
+    def __init__(self, task: Task, *, alpha: NonNegative = 0.1, beta: NonNegative = 1.0):
         super().__init__()
-        check_option("alpha", alpha, alpha >= 0, "a number of at least 0")
-        check_option("beta", beta, beta >= 0, "a number of at least 0")
         self.alpha, self.beta = alpha, beta
 
     def forward(self, batch: Batch) -> Tensor:

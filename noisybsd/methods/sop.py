@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisybsd.methods.parts import Batch, Loss, Task, check_option, one_hot, zeros
+from noisybsd.errors import UserError
+from noisybsd.methods.parts import Batch, Loss, NonNegative, Task, one_hot, zeros
 
 
 class SparseOverparameterization(Loss):
@@ -43,24 +44,16 @@ class SparseOverparameterization(Loss):
         self,
         task: Task,
         *,
-        rate_u: float = 10.0,
-        rate_v: float = 10.0,
-        consistency: float = 0.0,
-        balance: float = 0.0,
+        rate_u: NonNegative = 10.0,
+        rate_v: NonNegative = 10.0,
+        consistency: NonNegative = 0.0,
+        balance: NonNegative = 0.0,
     ):
         super().__init__()
-        given = {
-            "rate_u": rate_u,
-            "rate_v": rate_v,
-            "consistency": consistency,
-            "balance": balance,
-        }
-        for name, value in given.items():
-            check_option(name, value, value >= 0, "a number of at least 0")
-        if consistency > 0:
-            views = task.views
-            check_option(
-                "consistency", consistency, views == 2, f"0, or two augment.views (got {views})"
+        if consistency > 0 and task.views != 2:
+            raise UserError(
+                f"options.consistency={consistency} compares two views; augment.views has {task.views}: "
+                "use augment.views=[weak,strong], or options.consistency=0"
             )
         self.rate_u, self.rate_v = rate_u, rate_v
         self.consistency, self.balance = consistency, balance

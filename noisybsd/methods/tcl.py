@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noisybsd import distributed
 from noisybsd.methods.contrastive import simclr
-from noisybsd.methods.parts import Batch, Loss, Task, check_option, cross_entropy, one_hot, zeros
+from noisybsd.methods.parts import Batch, Loss, Positive, Share, Task, cross_entropy, one_hot, zeros
 
 
 class TwinContrastive(Loss):
@@ -55,10 +55,8 @@ class TwinContrastive(Loss):
     prototypes: Tensor
     fitted_epoch: Tensor
 
-    def __init__(self, task: Task, *, temperature: float = 0.25, warmup: float = 0.1):
+    def __init__(self, task: Task, *, temperature: Positive = 0.25, warmup: Share = 0.1):
         super().__init__()
-        check_option("temperature", temperature, temperature > 0, "a number above 0")
-        check_option("warmup", warmup, 0 <= warmup <= 1, "a share of the run, in [0, 1]")
         self.temperature = temperature
         self.warmup_epochs = round(warmup * task.epochs)
         self.warming_up = True

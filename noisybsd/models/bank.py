@@ -49,8 +49,14 @@ class FeatureBank(nn.Module):
 
     Rows start as zeros and not filled. On many processes each holds the rows of all samples.
 
+    Args:
+        num_samples: N.
+        embedding_dim: D; of a network without a projection head the width of its features, 512 or more.
+        dtype: in which embeddings are kept. After a forward pass in bf16, float16 keeps all that they
+            are worth, in half of the memory and of the checkpoint.
+
     Attributes:
-        features: (N,D) float32 buffer.
+        features: (N,D) buffer of `dtype`.
         filled: (N,) bool buffer, true where an embedding was written.
 
     Example:
@@ -65,9 +71,11 @@ class FeatureBank(nn.Module):
     features: Tensor
     filled: Tensor
 
-    def __init__(self, num_samples: int, embedding_dim: int) -> None:
+    def __init__(
+        self, num_samples: int, embedding_dim: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.register_buffer("features", torch.zeros(num_samples, embedding_dim))
+        self.register_buffer("features", torch.zeros(num_samples, embedding_dim, dtype=dtype))
         self.register_buffer("filled", torch.zeros(num_samples, dtype=torch.bool))
 
     @torch.no_grad()

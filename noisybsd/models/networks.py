@@ -16,11 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from noisybsd.errors import UserError, did_you_mean
@@ -124,6 +126,39 @@ def build_network(
     encoder, feature_dim = NETWORKS[name](channels, **given)
     head, z_dim = PROJECTIONS[projection](feature_dim, embedding_dim)
     return Network(encoder, feature_dim, num_classes, head, z_dim)
+
+
+class UncountedBatchNorm(_BatchNorm):
+    """Batch norm that leaves its counter of batches alone, and is torch's in all else.
+
+    The counter is of use only to a plain mean over all batches (momentum=None). On a GPU it costs a kernel
+    in every layer and step.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B,C,...) to the same shape."""
+        assert self.momentum is not None
+        return F.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def uncounted(module: ModuleT) -> ModuleT:
+    """Make every batch norm in `module`, torchvision's too, an `UncountedBatchNorm`, in place."""
+    for part in module.modules():
+        if type(part) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            part.__class__ = UncountedBatchNorm  # its tensors stay, and their names in a checkpoint
+    return module
 
 
 def _takes(builder: Callable[..., object], option: str) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from noisybsd.models.networks import Network
 from noisybsd.settings import OptimizerConfig
@@ -81,7 +82,7 @@ def learning_rate(
 
 
 class WeightEma(nn.Module):
-    """Exponential moving average of a network's parameters and buffers.
+    """Exponential moving average of the parameters and buffers of `network`, which it follows.
 
     torch's AveragedModel asks a device tensor at every step whether it is the first one, which makes
     the host wait for the GPU; the step number is known here.
@@ -91,15 +92,27 @@ class WeightEma(nn.Module):
         super().__init__()
         self.decay = decay
         self.network: Network = copy.deepcopy(network).requires_grad_(False)
+        self._mine, self._theirs = _floating_point(self.network), _floating_point(network)
 
     @torch.no_grad()
-    def update(self, network: Network, step: int) -> None:
+    def update(self, step: int) -> None:
         """Average in the weights after step number `step`; early steps count more (1/10 at first)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = self._tensors(self.network), self._tensors(network)
+        mine, theirs = ([held[name] for held, name in each] for each in (self._mine, self._theirs))
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
-    @staticmethod
-    def _tensors(network: Network) -> list[Tensor]:
-        # batch norm's integer step counter takes no part in evaluation
-        return [t for t in network.state_dict(keep_vars=True).values() if t.is_floating_point()]
+
+def _floating_point(network: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """The floating-point weights and statistics of a network: the dictionary and name of each.
+
+    The walk through the modules takes longer than an update, so it is made once. The tensors themselves
+    would not last, as `Module.to` puts new ones in the place of buffers.
+    """
+    # batch norm's integer step counter takes no part in evaluation
+    return [
+        (held, name)
+        for module in network.modules()
+        for held in (module._parameters, module._buffers)
+        for name, tensor in held.items()
+        if tensor is not None and tensor.is_floating_point()
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from noisybsd.engine.saved import MAY_DIFFER, run_argument
-from noisybsd.errors import UserError, command
+from noisybsd.errors import UserError, command, shown
 from noisybsd.report.duplicates import told
 from noisybsd.report.estimates import caution
 from noisybsd.report.write import report
@@ -25,7 +26,7 @@ Say which training labels are wrong, from a run, finished or not. Writes into DI
   labels_metrics.json  the estimates and, with clean labels, how well each ranking finds wrong labels
 
 keys that may differ from the run's own: {", ".join(MAY_DIFFER)}.
-All but data.* matter only where training has left no labels.parquet of the run's last epoch.
+Except data.*, they matter only if training left no labels.parquet of the run's last epoch.
 """
 
 
@@ -64,7 +65,9 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
             )
             table.add_row(name, *cells)
         console.print(table)
-    print(f"written to {directory}: report.html, labels.csv, labels.parquet, pred_probs.npz,")
+    print(
+        f"written to {shown(directory)}: report.html, labels.csv, labels.parquet, pred_probs.npz,"
+    )
     print("  labels_metrics.json")
 
 
@@ -85,7 +88,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise UserError(f"top={text}: expected how many samples to show, an integer from 1")
     return int(text)
 

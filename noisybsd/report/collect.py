@@ -32,7 +32,7 @@ from noisybsd.report.findings import Findings, Floats, label_table, pictures
 
 log = logging.getLogger("noisybsd")
 
-NEIGHBOURS = 10  # looked at where the run searches none
+NEIGHBOURS = 10  # if the run itself searches none
 
 
 def record(trainer: Trainer, directory: Path | None) -> None:
@@ -58,8 +58,8 @@ def record(trainer: Trainer, directory: Path | None) -> None:
 def collect(trainer: Trainer, directory: Path | None) -> Findings:
     """Ask a trainer for its findings: one pass over training and test images, one search.
 
-    A method that holds no belief is taken to believe its network's predictions. Of a sample never
-    visited, the belief is its given label.
+    For a method without a belief, its network's predictions take that place. A sample never visited is
+    believed to be of its given class.
 
     Args:
         directory: the run's, for the record.
@@ -128,11 +128,11 @@ Hashes = list[bytes | None]  # of the pixels of images; None where one is unread
 
 
 def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Looks]:
-    """The network on the training images as they are: each process on its share, for all to know.
+    """Run the network on the training images without augmentation: each process its share, all get all.
 
     Returns:
-        Its predictions (N,K), NaN where an image is unreadable; the run's bank of embeddings, or, where
-        the run keeps none, one of what the network makes of the images now; and what the images look like.
+        Its predictions (N,K), NaN for an unreadable image; the run's bank of embeddings (if the run keeps
+        none, the bank is filled here); and what the images look like.
     """
     train, loader = trainer.dataset.train, trainer.loader
     own = slice(distributed.rank(), None, distributed.world_size())

@@ -29,10 +29,10 @@ def estimates(findings: Findings) -> dict[str, Any]:
     """What can be said without clean labels; and the truth beside it where these are known.
 
     Returns:
-        noise_rate: {estimate, low, high, source}, of the belief (`noise_rate`), or, of a method that
-        holds none, of its network's confident joint (`confident_joint`), without an interval;
-        suggestions_wrong: the share of its own
-        suggestions that the belief expects to be wrong; disputed: how many labels it contradicts;
+        noise_rate: {estimate, low, high, source}, from the belief (`noise_rate`); for a method without
+        one, from its network's confident joint (`confident_joint`), without an interval;
+        suggestions_wrong: the share of its own suggestions that the belief expects to be wrong;
+        disputed: how many labels the belief contradicts;
         transition (K,K), see `transition`; test: accuracy on the test set as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
         labels) or on_clean_labels {estimate, low, high} (others). Where clean labels are known also
@@ -70,14 +70,14 @@ def estimates(findings: Findings) -> dict[str, Any]:
 
 
 def caution(said: dict[str, Any]) -> str | None:
-    """Why the estimates of `estimates` may be far off, where the belief itself says so."""
+    """Why the estimates may be far off, if the belief itself says so; else None."""
     wrong, rate = said["suggestions_wrong"], said["noise_rate"]["estimate"]
     if wrong is None or wrong <= rate / 2:
         return None
     return (
         f"The run expects {wrong:.0%} of its own suggestions to be wrong, so its estimates are no "
-        "measurement: an undecided belief counts as noise, and one that has hardly left the given label "
-        "as none. A longer run or a better network sharpens them."
+        "measurement. An undecided belief counts as noise, and a belief that has hardly left the given "
+        "labels hides noise. A longer run or a better network improves the estimates."
     )
 
 
@@ -215,7 +215,7 @@ def _joint(rows: Ints, columns: Ints, classes: int) -> Floats:
 
 
 def _complete(matrix: Floats) -> Floats:
-    """T with the rows that are not known taken as free of noise."""
+    """T; unknown rows are taken as free of noise."""
     return np.where(np.isnan(matrix), np.eye(len(matrix)), matrix)
 
 
@@ -241,7 +241,7 @@ def _test_estimates(findings: Findings, matrix: Floats) -> dict[str, Any]:
 
 
 def suspicions(findings: Findings) -> dict[str, Floats | str]:
-    """Every ranking at hand: a score (N,) for each sample, larger is more suspicious, or why not.
+    """Every ranking: a score (N,), larger is more suspicious; or a sentence on why it is not available.
 
     - `belief × network`: the report's own ranking, see `labels.trust`.
     - `belief`: little belief in the given label.
@@ -250,14 +250,14 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
       The paper asks for predictions of a network that never saw the label; these are the run's own.
     - `area under the margin`: Pleiss et al. 2020, arXiv 2001.10528, without its threshold samples.
     - `loss`: little probability of the given label at the network's last visit.
-    - `network`: the same for the final network, without augmentation.
+    - `network`: little probability of the given label by the final network, without augmentation.
     - `k-NN disagreement`: neighbours with another given label.
     """
     labels, network = findings.arrays["labels"], _readable(findings)
     rows = np.arange(len(labels))
 
     def quiet(values: Floats) -> Floats:
-        """Samples that nothing is known of are the least suspicious."""
+        """Samples without a value are the least suspicious."""
         return np.where(np.isnan(values), -np.inf, values)
 
     return {
@@ -272,7 +272,7 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
 
 
 def _readable(findings: Findings) -> Floats:
-    """The network's probabilities (N,K), the given label's being 1 where an image is unreadable."""
+    """The network's probabilities (N,K); an unreadable image has probability 1 for its given label."""
     network, labels = findings.arrays["network"], findings.arrays["labels"]
     return np.where(np.isnan(network), np.eye(findings.classes, dtype=np.float32)[labels], network)
 

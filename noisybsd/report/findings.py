@@ -27,12 +27,11 @@ from noisybsd.data.names import UNKNOWN, as_text
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
+from noisybsd.report.checked import array_mistakes, table_mistakes
 
 Floats = npt.NDArray[Any]  # float32 or float64
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-ARRAYS = ("belief", "network", "neighbours", "labels", "test", "test_labels")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Findings:
 
     @classmethod
     def read(cls, directory: Path) -> Findings | None:
-        """What `write` wrote, None where it is not there, or was written by an older version.
+        """The findings that `write` wrote; None if they are missing or of an older version.
 
         Raises:
             UserError: it is there and damaged.
@@ -101,19 +100,23 @@ class Findings:
             table = pyarrow.parquet.read_table(table_path)
             if "final_prob" not in table.column_names:
                 return None
-            about = json.loads(table.schema.metadata[b"noisybsd"])
+            about = json.loads((table.schema.metadata or {}).get(b"noisybsd", b"null"))
             with np.load(arrays_path, allow_pickle=False) as content:
                 arrays = dict(content)
-            missing = set(ARRAYS) - set(arrays)
-            if missing or len(arrays["belief"]) != len(table):
-                lacks = f"has no {min(missing)}" if missing else "is of other samples"
-                raise ValueError(f"pred_probs.npz {lacks}")
         except Exception as error:  # a damaged file can raise anything
             first = (str(error).splitlines() or [""])[0]
-            raise UserError(
-                f"{table_path}: not readable: {first}; delete it, and it is made anew"
+            raise _damaged(
+                table_path, f"it or {arrays_path.name} is not readable: {first}"
             ) from None
+        for mistake in table_mistakes(table, about):
+            raise _damaged(table_path, mistake)
+        for mistake in array_mistakes(arrays, table, about):
+            raise _damaged(arrays_path, mistake)
         return cls(table, arrays, about)
+
+
+def _damaged(path: Path, mistake: str) -> UserError:
+    return UserError(f"{path}: damaged: {mistake}; delete it, and the report makes it again")
 
 
 def label_table(
@@ -132,7 +135,7 @@ def label_table(
     identical_to: list[int | None] | None = None,
     in_test: list[bool] | None = None,
 ) -> pyarrow.Table:
-    """One row for each training sample, in the dataset's order; what is unknown is null.
+    """One row for each training sample, in the dataset's order; unknown values are null.
 
     | column | meaning |
     |---|---|
@@ -149,7 +152,7 @@ def label_table(
     | final_prob | the final network's probability of it, without augmentation |
     | visits | how often training saw the sample; 0: the row says nothing |
     | neighbours | indices of the nearest neighbours, nearest first |
-    | identical_to | the first sample of the same pixels, where there are several |
+    | identical_to | the first sample with the same pixels; null without a duplicate |
     | in_test | whether a test image has the same pixels |
     | rank | 1 is the most suspicious: the least given_prob * final_prob |
     | clean, clean_name, given_right, suggested_right | where the right label is known |
@@ -157,7 +160,7 @@ def label_table(
     Args:
         belief: (N,K), rows sum to one.
         network: (N,K), the final network's probabilities; rows of NaN where it could not look.
-        votes: (N,K) shares of the neighbours' given labels, zeros where there are none.
+        votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
         network_prob, margin, visits, left_epoch, strength: (N,) each; left_epoch from 0, -1: never.
         identical_to, in_test: (N,) each.
@@ -165,7 +168,7 @@ def label_table(
     labels, rows = train.labels, np.arange(len(train))
     suggested = belief.argmax(axis=1)
     given_prob, final_prob = belief[rows, labels], network[rows, labels]
-    # ties, as of samples never visited, by what the network said while it learned
+    # ties, such as samples never visited, are broken by the last prediction during training
     order = np.lexsort((network_prob, trust(given_prob, final_prob), visits == 0))
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
@@ -216,12 +219,12 @@ def label_table(
 
 
 def trust(given_prob: Floats, final_prob: Floats) -> Floats:
-    """How much speaks for each given label (N,), in [0,1]: belief times the final network's probability.
+    """Trust in each given label (N,), in [0,1]: belief times the final network's probability.
 
-    The belief averages what the network has said since its first epochs; the final network, looking
-    at the image as it is, knows more and remembers nothing. A score to rank by, no probability:
-    normalised over the classes it found more on digits and less on a subset of CIFAR-10N, where
-    beliefs are too sure (docs/LOG.md). Where the network could not look, the belief stands alone.
+    The belief averages all predictions since the first epochs; the final network, on the image without
+    augmentation, knows more and remembers nothing. The product is a score and not a probability:
+    normalised over the classes, it ranked worse on a subset of CIFAR-10N (docs/LOG.md). If an image is
+    unreadable, the belief stands alone.
     """
     return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
 

@@ -45,8 +45,8 @@ class Run:
 
     Args:
         history: one entry of metrics.jsonl for each epoch.
-        images: of the N training samples; None where there are none any more.
-        notices: what the reader should know of how this came about.
+        images: of the N training samples; None if they are gone.
+        notices: sentences for the top of the page.
     """
 
     findings: Findings
@@ -186,16 +186,16 @@ def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
     samples = said["samples"]
     heading = f"The {shown:,} most suspicious labels"
     text = (
-        "Ordered by how little speaks for the given label: the run's belief in it, times the final "
-        "network's probability of it."
+        "Ordered by the run's belief in the given label, times the final network's probability of it, "
+        "the smallest first."
     )
     if shown == samples:
         heading = f"All {samples:,} labels, the most suspicious first"
     if said["disputed"] == 0:
         heading = "No label is disputed"
         text = (
-            f"The run believes the given label of all {said['samples_seen']:,} samples it saw more than "
-            "any other; those that the least speaks for come first."
+            f"For all {said['samples_seen']:,} samples that it saw, the run believes the given label more "
+            "than any other. The least certain come first."
         )
     if shown < samples:
         text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
@@ -216,7 +216,7 @@ def _range(found: dict[str, Any]) -> str:
     if found["estimate"] is None:
         return "no estimate is possible"
     if found["low"] is None:
-        return "no interval: the method holds no belief, its network's confident predictions are counted"
+        return "no interval: the method keeps no belief, so confident predictions are counted"
     return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
 
 
@@ -289,8 +289,8 @@ def _plots(
 ) -> Iterator[dict[str, Any]]:
     matrix = said["transition"]
     text = (
-        "Of what the belief takes for a class (row), the share given each label (column). Shades are "
-        "of the square root, so that rare errors show. A cell off the diagonal shows its samples."
+        "For each class by belief (row), the share of its samples with each given label (column). Shades "
+        "follow the square root, so that rare errors show. Click a cell off the diagonal for its samples."
     )
     if "transition_true" in said:
         gaps = np.abs(matrix - said["transition_true"])
@@ -323,8 +323,8 @@ def _curves(
     rate = said["noise_rate"]["estimate"]
     yield {
         "title": "Learning",
-        "text": "Training accuracy is against the given labels: above the dotted line, the share of labels "
-        "estimated right, the network is learning wrong ones by heart.",
+        "text": "Training accuracy counts given labels. Above the dotted line, the share of labels estimated "
+        "right, the network memorises wrong ones.",
         "svg": Markup(
             curves_plot(
                 epochs,
@@ -342,8 +342,8 @@ def _curves(
     share = [float((left <= epoch).mean()) for epoch in epochs]
     yield {
         "title": "Memorising and correcting",
-        "text": "How many labels the belief has left at some time; and, where clean labels are known, how "
-        "many wrong ones the network predicts (memorised) and how many suggestions are right.",
+        "text": "The share of labels that the belief has left at some time. If clean labels are known: the "
+        "share of wrong labels that the network predicts (memorised), and of suggestions that are right.",
         "svg": Markup(
             curves_plot(
                 epochs,

@@ -26,7 +26,8 @@ from noisybsd.data.dataset import (
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.splits import Split
 from noisybsd.engine.saved import MAY_DIFFER, load_run_config
-from noisybsd.errors import UserError, command
+from noisybsd.errors import UserError, command, shown
+from noisybsd.files import read_text, user_path
 from noisybsd.report.findings import Ints
 
 DECISIONS = ("wrong", "right", "unsure")
@@ -56,19 +57,20 @@ def read_review(path: Path) -> Review:
     Raises:
         UserError: names the file, the line and what is valid.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"review={path}: cannot be read: {error}") from None
+    text = read_text(path, f"review={path}")
     reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        lines = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"review={path}: line {reader.line_num}: {error}") from None
     needed = ("index", "given", "label", "decision", "data_sha256")
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(f"review={path}: has no column {missing[0]}; valid: {', '.join(needed)}")
     rows: dict[int, tuple[int, int, str]] = {}
     hashes = set()
-    for row in reader:
-        place = f"review={path}: line {reader.line_num}"
+    for number, row in lines:
+        place = f"review={path}: line {number}"
         try:
             index, given, label = (int(row[name]) for name in needed[:3])
         except (TypeError, ValueError):
@@ -201,11 +203,11 @@ def main(arguments: list[str]) -> int:
     for key in ("run", "review", "out"):
         if not own.get(key):
             raise UserError(f"apply-review: {key}= is missing; --help says more")
-    directory, review, out = (Path(own[key]).expanduser() for key in ("run", "review", "out"))
+    directory, review, out = (user_path(own[key], key) for key in ("run", "review", "out"))
     config = load_run_config(directory, overrides)
     counts = apply_review(config, review, out)
     told = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)
-    print(f"{told}; {counts['changed']} labels changed\n{out}: to train on these labels:")
+    print(f"{told}; {counts['changed']} labels changed\n{shown(out)}: to train on these labels:")
     again = [f"recipe={directory / 'config.yaml'}", f"data.labels={out}", "noise.name=none"]
-    print("  " + shlex.join(["python", "-m", "noisybsd.train", *again, "noise.rate=0"]))
+    print("  " + shown(shlex.join(["python", "-m", "noisybsd.train", *again, "noise.rate=0"])))
     return 0

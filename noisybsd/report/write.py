@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,17 @@ from noisybsd.data.images import ImageFiles
 from noisybsd.data.splits import image_size
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.errors import UserError
-from noisybsd.files import write_atomically, write_json
+from noisybsd.files import kind_of, write_atomically, write_json
 from noisybsd.report.collect import collect
 from noisybsd.report.duplicates import find_duplicates, summary
 from noisybsd.report.estimates import detection_metrics, estimates
 from noisybsd.report.findings import Findings
 from noisybsd.report.page import Run, build_page
+from noisybsd.runs.records import read_history
 
 
 def load_run(directory: Path, overrides: list[str]) -> Run:
-    """The findings of a run: those that training wrote, else made anew from its checkpoint.
+    """The findings of a run: those that training wrote; without them, from its checkpoint.
 
     Raises:
         UserError: not a run directory, or it holds neither findings nor a checkpoint; or findings
@@ -42,9 +42,12 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
             findings.write(directory)
         elif findings is None:
             raise UserError(f"run={directory}: has neither a checkpoint nor labels.parquet yet")
-        else:
+        if findings.about["epoch"] < len(history):
+            checkpoint = (
+                "has no checkpoint any more" if trainer is None else "has no later checkpoint"
+            )
             notices.append(
-                f"The run went on to epoch {len(history)}, but it has no checkpoint any more: this is "
+                f"The run went on to epoch {len(history)}, but it {checkpoint}. This page shows "
                 f"what was found after epoch {findings.about['epoch']}."
             )
     if dataset is None:
@@ -57,20 +60,15 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
     reason = (
         str(problem).splitlines()[0]
         if problem
-        else "they are not those the run was trained on any more"
+        else "they are no longer those that the run was trained on"
     )
     images = _files(findings, config)
-    shown = "no pictures are shown" if images is None else "pictures are shown where there are any"
+    shown = "no pictures are shown" if images is None else "pictures are shown if their files exist"
     return Run(findings, history, images, [*notices, f"The images: {reason}; {shown}."])
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path}: not readable: {error}") from None
+    return [] if kind_of(path, str(path)) is None else read_history(path)
 
 
 def _files(findings: Findings, config: Config) -> ImageFiles | None:
@@ -92,7 +90,9 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     said, detection = estimates(run.findings), detection_metrics(run.findings)
     duplicates = find_duplicates(run.findings, run.images)
     page = build_page(run, said, detection, top, duplicates)
-    write_atomically(directory / "report.html", lambda file: file.write(page.encode()))
+    write_atomically(
+        directory / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace"))
+    )
     metrics = {
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": _json(said),

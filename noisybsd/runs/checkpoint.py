@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from noisybsd.errors import UserError
-from noisybsd.files import write_atomically
+from noisybsd.files import kind_of, open_file, write_atomically
+from noisybsd.runs.records import State, mistakes
 
 SCHEMA = 1
 _MARK = "noisybsd-checkpoint"
@@ -55,13 +59,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. No code in the file is run.
 
     Raises:
-        CheckpointError: the file is missing, truncated, damaged, foreign or of another schema.
+        CheckpointError: the file is missing, truncated, damaged, foreign or of another schema, or a field
+            is not what `records.State` says, or a number in it is not finite.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
-        with path.open("rb") as file:
-            size = max(0, path.stat().st_size - hashlib.sha256().digest_size)
+        with open_file(path, "rb") as file:
+            size = max(0, os.fstat(file.fileno()).st_size - hashlib.sha256().digest_size)
             if _digest(file, size) != file.read():
                 raise CheckpointError(
                     f"{path}: truncated, damaged or not a checkpoint of noisybsd (wrong checksum)"
@@ -70,20 +73,41 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # there is no end to what torch raises on foreign bytes
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except Exception as error:  # torch raises errors of all kinds on foreign bytes
+        reason = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]
+        reason = reason or type(error).__name__
         raise CheckpointError(f"{path}: not readable as a checkpoint ({reason})") from None
     if not isinstance(content, dict) or content.get("mark") != _MARK:
         raise CheckpointError(f"{path}: not a checkpoint of noisybsd")
-    if content["schema"] != SCHEMA:
+    if content.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{path}: has schema version {content['schema']}, this version of noisybsd reads {SCHEMA}"
+            f"{path}: has schema version {content.get('schema')}, this version of noisybsd reads {SCHEMA}"
         )
+    mistake = next(itertools.chain(mistakes(State, content), _not_finite(content)), None)
+    if mistake is not None:
+        raise CheckpointError(f"{path}: damaged: {mistake}")
     return content
 
 
+def _not_finite(content: dict[str, Any]) -> Iterator[str]:
+    """One line for each part that holds NaN or infinity: training saves none."""
+    tensors = {
+        f"modules.{name}.{key}": tensor
+        for name, module in content["modules"].items()
+        for key, tensor in module.items()
+    }
+    for number, state in content["optimizer"]["state"].items():
+        tensors |= {f"optimizer.state.{number}.{key}": value for key, value in state.items()}
+    for key, tensor in tensors.items():
+        numbers = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel()
+        if numbers and not torch.linalg.vector_norm(tensor, torch.inf).isfinite():
+            yield f"{key} holds numbers that are not finite"
+
+
 def load_latest(path: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint at `path`, or the one before it where `path` cannot be used.
+    """The checkpoint at `path`, or, if that cannot be used, the one before it.
 
     Args:
         warn: is told the name and the fault of each file that was passed over.
@@ -92,7 +116,7 @@ def load_latest(path: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str
         which file it is, and its content; None if there is no usable one.
     """
     for candidate in (path, previous(path)):
-        if candidate.exists():
+        if kind_of(candidate, str(candidate)) is not None:
             try:
                 return candidate, load_checkpoint(candidate)
             except CheckpointError as error:

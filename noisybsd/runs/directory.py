@@ -8,28 +8,45 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from noisybsd.config import Config, completed, read_record, save_config
-from noisybsd.errors import UserError
-from noisybsd.files import remove_temporaries, write_atomically
+from noisybsd.config import Config, present, read_record, save_config
+from noisybsd.errors import UserError, shown
+from noisybsd.files import (
+    is_temporary,
+    kind_of,
+    naming,
+    open_file,
+    remove_temporaries,
+    user_path,
+    write_atomically,
+)
 from noisybsd.runs.checkpoint import load_checkpoint, load_latest, previous
+from noisybsd.runs.records import check_config
 
 log = logging.getLogger("noisybsd")
-
-RESULTS_SCHEMA = 1  # version of results.json
 
 # settings that may differ between the parts of one run: where things are, not what is computed
 _PLACE = ("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage")
 
+# what a run, its sweep and the commands on it write there
+_FILES = (
+    *(".lock", "log.txt", "console.txt", "failed.txt", "slurm_job.txt", "config.yaml"),
+    *("checkpoint.pt", "checkpoint.previous.pt", "checkpoint.aside.pt", "metrics.jsonl"),
+    *("results.json", "labels.parquet", "labels.csv", "pred_probs.npz", "labels_metrics.json"),
+    *("report.html", "evaluation.json", "wandb"),
+)
+
 
 @dataclass
 class RunDirectory:
-    """An opened run directory, locked until the process ends."""
+    """An opened run directory, locked until `lock` is closed or the process ends."""
 
     path: Path
     state: dict[str, Any] | None  # the checkpoint to continue from
-    lock: TextIO
+    lock: BinaryIO
+    identity: tuple[int, int]
+    source: Path | None = None  # the checkpoint's file
 
     @property
     def checkpoint(self) -> Path:
@@ -43,6 +60,26 @@ class RunDirectory:
     def results(self) -> Path:
         return self.path / "results.json"
 
+    def check_place(self) -> None:
+        """Refuse to write where this run does not live any more.
+
+        Raises:
+            UserError: the directory was removed, or another one is in its place.
+        """
+        with naming(f"run.dir={self.path}: cannot be written"):
+            there = _identity(self.path)
+        if there != self.identity:
+            raise UserError(
+                f"run.dir={self.path}: is another directory than when this run started; its files are "
+                "where that one went"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What a directory keeps when it is renamed, and what no other has."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
 
 def open_run(config: Config) -> RunDirectory:
     """Find or make the directory of this run and lock it, as `run.dir` and `run.resume` say.
@@ -53,10 +90,10 @@ def open_run(config: Config) -> RunDirectory:
     """
     resume = config.run.resume
     if resume not in ("auto", "none"):
-        return _continue_from(Path(resume).expanduser(), config)
+        return _continue_from(user_path(resume, "run.resume"), config)
     if config.run.dir is not None:
-        path = Path(config.run.dir).expanduser()
-        if resume == "none" and path.is_dir() and any(path.iterdir()):
+        path = user_path(config.run.dir, "run.dir")
+        if resume == "none" and _names(path, f"run.dir={path}"):
             raise UserError(f"run.dir={path} is not empty; run.resume=none needs a new directory")
         return _claim(path, config)
     if resume == "auto":
@@ -109,37 +146,75 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     Args:
         source: the checkpoint to load; default: the latest usable one.
     """
-    run = RunDirectory(path, None, lock_run(path))
-    remove_temporaries(path)
+    refuse_foreign(path, f"run.dir={path}")
+    lock = lock_run(path)
+    with naming(f"run.dir={path}: cannot be a run directory"):
+        run = RunDirectory(path, None, lock, _identity(path))
     record = path / "config.yaml"
-    if record.exists():
+    if _is_there(record):
         _check_same(f"run.dir={path}", read_record(record), config)
-    if run.results.exists():
+    remove_temporaries(path)
+    if _is_there(run.results):
         return run
     found = _latest(run.checkpoint) if source is None else (source, load_checkpoint(source))
     if found is not None:
         source, run.state = found
-        _check_same(str(source), completed(run.state["config"]), config)
+        run.source = source
+        check_config(run.state["config"], f"{source}: config")
+        _check_same(str(source), present(run.state["config"], str(source)), config)
         if run.checkpoint.exists() and not source.samefile(run.checkpoint):
             # or else the next checkpoint would keep it in the place of the good one before it
             run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))
-    if not record.exists():
-        header = f"rerun: python -m noisybsd.train recipe={record}"
+    if not _is_there(record):
+        header = f"rerun: python -m noisybsd.train recipe={shown(record)}"
         write_atomically(record, lambda file: save_config(config, Path(file.name), header))
     return run
 
 
-def lock_run(path: Path) -> TextIO:
+def _is_there(path: Path) -> bool:
+    """Whether a file of a run directory is there."""
+    return kind_of(path, str(path)) is not None
+
+
+def refuse_foreign(path: Path, what: str) -> None:
+    """Refuse a directory that holds files, and no run of noisybsd: nothing of others is touched.
+
+    Raises:
+        UserError: begins with `what`.
+    """
+    names = _names(path, what)
+    if "config.yaml" in names:
+        check_config(read_record(path / "config.yaml"), f"{what}: config.yaml")
+        return
+    foreign = [name for name in names if name not in _FILES and not is_temporary(name)]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" * (len(foreign) > 1)
+        raise UserError(
+            f"{what}: holds {shown(foreign[0])}{more}, and no run (config.yaml); use a new or an empty "
+            "directory"
+        )
+
+
+def _names(path: Path, what: str) -> list[str]:
+    """The names in the directory `path`, sorted; none if there is no such directory."""
+    with naming(f"{what}: cannot be a run directory"):
+        try:
+            return sorted(entry.name for entry in path.iterdir())
+        except FileNotFoundError:
+            return []
+
+
+def lock_run(path: Path) -> BinaryIO:
     """Make the directory `path` if need be, and lock it until the process ends."""
-    try:
+    with naming(f"run.dir={path}: cannot be a run directory"):
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InUse(f"run.dir={path} is in use by another process") from None
-    except OSError as error:
-        raise UserError(f"run.dir={path}: cannot be a run directory: {error.strerror}") from None
-    return lock
+        lock = open_file(path / ".lock", "ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise InUse(f"run.dir={path} is in use by another process") from None
+        return lock
 
 
 def _check_same(place: str, there: dict[str, Any], config: Config) -> None:
@@ -147,43 +222,48 @@ def _check_same(place: str, there: dict[str, Any], config: Config) -> None:
     if changed:
         lines = "\n".join(changed)
         raise UserError(
-            f"{place} holds a run of another configuration; leave these settings as they are there, or "
-            f"train in a new directory\n{lines}"
+            f"{place} holds a run of another configuration; use its settings, or train in a new directory"
+            f"\n{lines}"
         )
 
 
 def _continue_from(path: Path, config: Config) -> RunDirectory:
     """Continue the run directory `path`, or its checkpoint file `path` in particular."""
-    if not path.exists():
+    kind = kind_of(path, f"run.resume={path}")
+    if kind is None:
         raise UserError(
             f"run.resume={path}: no such file or directory; valid: auto, none, or the path of a run "
             "directory or of a checkpoint in one"
         )
-    directory = path if path.is_dir() else path.parent
-    if config.run.dir is not None and Path(config.run.dir).resolve() != directory.resolve():
+    directory = path if kind == "folder" else path.parent
+    with naming(f"run.dir={config.run.dir}"):
+        elsewhere = config.run.dir is not None and (
+            Path(config.run.dir).resolve() != directory.resolve()
+        )
+    if elsewhere:
         raise UserError(f"run.dir={config.run.dir}: run.resume={path} continues in {directory}")
-    if not (directory / "config.yaml").exists():
+    if not _is_there(directory / "config.yaml"):
         raise UserError(f"run.resume={path}: {directory} is not a run directory, no config.yaml")
-    return _claim(directory, config, None if path.is_dir() else path)
+    return _claim(directory, config, None if kind == "folder" else path)
 
 
 def _unfinished(config: Config) -> Iterator[Path]:
     """Unfinished runs of the same configuration in the default place, the newest first."""
     parent = Path("runs") / config.recipe
     for record in sorted(parent.glob("*/config.yaml"), reverse=True):
-        if (record.parent / "results.json").exists():
-            continue
         try:
+            if _is_there(record.parent / "results.json"):
+                continue
             same = not list(differences(read_record(record), config))
-        except UserError:  # somebody else's damaged file is no reason not to start
+        except UserError:  # a damaged file of another run must not keep this one from starting
             continue
         if same:
             yield record.parent
 
 
 def differences(record: dict[str, Any], config: Config) -> Iterator[str]:
-    """One line for each setting of the recorded configuration that is another one here."""
-    # a record from before a key existed was made with what is now its default, or see read_record
+    """One line for each setting that differs from the recorded configuration."""
+    # a record from before a key existed was made with its present default
     defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
     there, here = defaults | flatten(record), flatten(config.model_dump(mode="json"))
     for key in sorted(there.keys() | here.keys()):

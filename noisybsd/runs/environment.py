@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import noisybsd
+from noisybsd import distributed
 from noisybsd.config import Config
 from noisybsd.errors import UserError
 from noisybsd.files import PACKAGE
@@ -20,19 +21,45 @@ _PACKAGES = ("torch", "torchvision", "kornia", "faiss-gpu", "faiss-cpu", "numpy"
 
 
 def pick_device(config: Config) -> torch.device:
-    """The device that `device` names, made ready.
+    """The device that `device` names, made ready; on many processes, this one's own GPU.
 
     Raises:
-        UserError: `device=cuda` without a usable GPU.
+        UserError: `device=cuda` without a usable GPU, or a GPU that refuses to work.
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        raise UserError("device=cuda: torch finds no usable GPU here; valid: cpu, auto")
-    device = torch.device("cuda" if available and config.device != "cpu" else "cpu")
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # shapes are static
-        torch.set_float32_matmul_precision("high")
+        raise UserError(
+            f"device=cuda: torch {torch.__version__} finds no usable GPU here ({_why_no_gpu()}); "
+            "valid: cpu, auto"
+        )
+    if config.device == "cpu" or not available:
+        return torch.device("cpu")
+    device = distributed.own_device(torch.device("cuda"))
+    _try_out(device)
+    torch.backends.cudnn.benchmark = True  # shapes are static
+    torch.set_float32_matmul_precision("high")
     return device
+
+
+def _why_no_gpu() -> str:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        return " ".join(str(error).split())
+    return "CUDA starts, but shows no device; see CUDA_VISIBLE_DEVICES"
+
+
+def _try_out(device: torch.device) -> None:
+    """Compute something: a GPU that is listed may be full, held by another process, or too old."""
+    try:
+        (torch.ones(1, device=device) + 1).item()
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(
+            f"device={device.type}: the GPU refuses to work ({reason}). nvidia-smi shows whether other "
+            "processes fill it or hold it for themselves: end them, choose another GPU with "
+            "CUDA_VISIBLE_DEVICES, or use device=cpu"
+        ) from None
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -57,10 +84,13 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout noisybsd runs from, `-dirty` if changed; None outside a checkout."""
+    """The commit of the checkout noisybsd runs from, `-dirty` if changed.
+
+    Without a .git, as in a copy of a checkout, it is what NOISYBSD_COMMIT says; None if that is unset.
+    """
     root = PACKAGE.parent
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("NOISYBSD_COMMIT") or None
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -17,11 +17,19 @@ class Stopped(Exception):
         self.number = number
 
 
-class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
-    """Notes SIGINT and SIGTERM, for the loop to stop at a good moment; a second one ends the process.
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a process to stop: not SIGHUP where `nohup` has it ignored."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
-    One Ctrl-C can come twice: from the terminal, and from a launcher that has it too and passes it on. So
-    what comes within half a second of the first is the same request.
+
+class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
+    """Notes SIGINT, SIGTERM and SIGHUP, for the loop to stop at a good moment; a second one ends the process.
+
+    SIGHUP comes when a terminal is closed; under `nohup`, which ignores it, it stays ignored.
+
+    One Ctrl-C can come twice: from the terminal, and from a launcher that passes it on. So a signal within
+    half a second of the first counts as the same request.
 
     Args:
         announce: is told the name of the first signal.
@@ -33,7 +41,7 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
         self._announce = announce
 
     def __enter__(self) -> StopSignal:
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {s: signal.signal(s, self._note) for s in stop_signals()}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -45,7 +53,7 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
         self._from_now_on(lambda *_: None)
         self._announce(signal.Signals(number).name)
         time.sleep(0.5)
-        self._from_now_on(signal.SIG_DFL)  # by the kernel, whatever the process is busy with
+        self._from_now_on(signal.SIG_DFL)  # the kernel ends the process, even if Python is busy
 
     def _from_now_on(self, action: signal.Handlers | Callable[..., None]) -> None:
         for each in self._before:

@@ -1,4 +1,4 @@
-"""Where a run is told of: the console, log.txt and Weights & Biases.
+"""What a run shows of itself: on the console, in log.txt and on Weights & Biases.
 
 metrics.jsonl and results.json are the record and are written by the training loop itself; nothing here
 may stop a run.
@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from noisybsd.config import Config
+from noisybsd.errors import shown
+from noisybsd.files import open_file
 from noisybsd.settings import TrackingConfig
 
 log = logging.getLogger("noisybsd")
@@ -66,7 +68,7 @@ class Tracker:
         )
         console = Console() if rich else None
         self._console = _AboveTheBar(console) if console else logging.StreamHandler(sys.stdout)
-        self._file = logging.FileHandler(directory / "log.txt", encoding="utf-8")
+        self._file = _log_file(directory / "log.txt")
         self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._progress: Progress | None = None
         if console:
@@ -97,9 +99,10 @@ class Tracker:
         trace: TracebackType | None,
     ) -> None:
         if self._progress:
-            self._progress.stop()
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                self._progress.stop()
         if error is not None:  # the console is told by the command
-            text = f"ended by {type(error).__name__}: {error}"
+            text = shown(f"ended by {type(error).__name__}: {error}")
             self._file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, text, (), None))
         for handler in (self._console, self._file):
             log.removeHandler(handler)
@@ -107,9 +110,10 @@ class Tracker:
 
     def stopping(self, signal_name: str) -> None:
         """Say that a signal has arrived, and leave the terminal as it was, should another one follow."""
-        log.info("%s: saving after this step; once more ends it at once", signal_name)
+        log.info("%s: saving after this step; a second one ends the run at once", signal_name)
         if self._progress:
-            self._progress.console.show_cursor(True)
+            with contextlib.suppress(OSError):
+                self._progress.console.show_cursor(True)
 
     def start_wandb(self, history: list[dict[str, Any]]) -> None:
         """Start the W&B run; `history` holds the metrics of the epochs done before."""
@@ -126,6 +130,16 @@ class Tracker:
     def finish(self, results: dict[str, Any] | None) -> None:
         """Close the W&B run; with `results`, they become its summary."""
         self._wandb.finish(results)
+
+
+def _log_file(path: Path) -> logging.Handler:
+    """A handler that adds to the file `path`; where it cannot be written, one that does nothing."""
+    try:
+        open_file(path, "ab").close()
+        return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        log.warning("%s is not written: %s", path, error.strerror)
+        return logging.NullHandler()
 
 
 class NoTracker(Tracker):
@@ -186,7 +200,7 @@ class _Wandb:
             self._guard(lambda: self._init("offline", history))
 
     def _start_online(self, history: list[dict[str, Any]]) -> None:
-        """Start online; where that fails, record offline, so that nothing is lost."""
+        """Start online; if that fails, record offline, so that nothing is lost."""
         try:
             self._init("online", history)
         except Exception as error:
@@ -218,7 +232,7 @@ class _Wandb:
                 init_timeout=_INIT_SECONDS, login_timeout=_INIT_SECONDS, console="off", silent=True
             ),
         )
-        # a resumed run logs some epochs again: W&B wants its own axis to be free to go back
+        # a resumed run logs some epochs again, and W&B's own step axis cannot go back
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
         if not self._run.resumed:
@@ -241,7 +255,7 @@ class _Wandb:
             with contextlib.suppress(Exception):
                 run.finish(exit_code=0 if results else 1)
 
-        # it waits for the upload, without end where the network is gone
+        # it waits for the upload; without network it would wait forever
         thread = threading.Thread(target=finish, daemon=True)
         thread.start()
         thread.join(_FINISH_SECONDS)
@@ -270,7 +284,7 @@ def _first_line(error: Exception) -> str:
 
 
 def wandb_mode(tracking: TrackingConfig) -> tuple[str, str | None]:
-    """The mode to use, and a line for the user where the choice was ours and is `disabled`."""
+    """The mode to use; and, if `auto` became `disabled`, a line for the user."""
     if tracking.wandb != "auto":
         return tracking.wandb, None
     asked = os.environ.get("WANDB_MODE")

@@ -330,6 +330,46 @@ def test_views_are_a_function_of_the_seed(name: str, kind: str) -> None:
 # -- views ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_together_are_those_one_after_the_other(name: str) -> None:
+    images, module = photographs(side=20), views(name)
+    torch.manual_seed(3)
+    expected = torch.stack((module.weak(images), module.strong(images)))
+    torch.manual_seed(3)
+    assert torch.equal(module(images, ("weak", "strong")), expected)
+    torch.manual_seed(3)
+    assert torch.equal(module(images, ("weak",)), expected[:1])
+
+
+def test_the_weak_view_alone_is_mirrored_first() -> None:
+    images, mirror = photographs(), torch.arange(16) % 2 == 0
+    module = Views("imagenet", 16, [0.5] * 3, [0.25] * 3, flip="alternating")
+    torch.manual_seed(3)
+    weak, strong = module(images, ("weak", "strong"), mirror)
+    torch.manual_seed(3)
+    straight, same_strong = module(images, ("weak", "strong"))
+    assert torch.equal(weak[mirror], straight[mirror].flip(-1))
+    assert torch.equal(weak[~mirror], straight[~mirror]) and torch.equal(strong, same_strong)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_compile_to_one_graph(name: str) -> None:
+    """Without a break, whatever the compiler makes of the graph; the views are the same.
+
+    But for roundings, after which one of RandAugment's 256 levels can become its neighbour.
+    """
+    images, module = photographs(), views(name)
+    atol = 4.04 / 255 if name == "cifar_randaugment" else 1e-4
+    compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="eager")
+    for mirror in (None, torch.arange(16) % 2 == 0)[: 2 if name == "cifar" else 1]:
+        for seed in (3, 4):
+            torch.manual_seed(seed)
+            expected = module(images, ("weak", "strong"), mirror)
+            torch.manual_seed(seed)
+            same(compiled(images, ("weak", "strong"), mirror), expected, atol=atol)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [16, 20])
 @pytest.mark.parametrize("name", VIEWS)

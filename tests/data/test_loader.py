@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 from torch import Tensor
 
@@ -379,8 +380,8 @@ import sys, time
 from functools import partial
 from pathlib import Path
 from torch.multiprocessing import active_children
-from noisybsd.images import ImageFiles
-from noisybsd.loader import StreamingLoader, epoch_order
+from noisybsd.data.images import ImageFiles
+from noisybsd.data.loader import StreamingLoader, epoch_order
 # no `if __name__ == "__main__"` on purpose: workers must not run this file again
 names = sorted(path.name for path in Path(sys.argv[1]).glob("*.png"))
 order = partial(epoch_order, len(names), 0)
@@ -402,7 +403,7 @@ def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(loader_module.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert program.stdout is not None
     workers = [int(pid) for pid in program.stdout.readline().split()]
@@ -428,6 +429,23 @@ def test_storage_is_chosen_by_size_and_logged(
     first = caplog.records[0].getMessage()
     assert "50 of 3×8×8" in first and "resident on cpu (data.storage=auto" in first
     assert "streamed" in caplog.records[3].getMessage()
+
+
+@pytest.mark.parametrize("put", [build_loader, keep_resident])
+def test_no_room_for_the_images_is_a_sentence(
+    split: Split, monkeypatch: pytest.MonkeyPatch, put: Callable[..., object]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.60 GiB.")
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    monkeypatch.setattr(loader_module, "free_memory", lambda device: 5e6)
+    arguments = (split, 8, 0, "cpu") if put is build_loader else (split, "cpu")
+    with pytest.raises(
+        UserError, match=r"no room on cpu for 50 images of 3×8×8, 9.6e-06 GB; 0.005 GB"
+    ) as e:
+        put(*arguments, storage="resident")
+    assert "data.storage=stream" in str(e.value)
 
 
 def test_free_memory_is_plausible() -> None:

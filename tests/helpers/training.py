@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # 4 steps an epoch
 TINY = (
     "recipe=digits_sym40",
-    "method=bsd_simclr",
+    "method=bsd_plus",
     "device=cpu",
     "data.limit=128",
     "batch_size=32",
@@ -21,6 +21,7 @@ TINY = (
     "neighbours.start_epoch=1",
     "neighbours.engine=torch",
     "tracking.wandb=disabled",
+    "run.checkpoint_seconds=0",
 )
 # papers' schedules are shares of the run: let them begin in its second epoch
 SOONER = {"selc": ["options.warmup=0.5"], "tcl": ["options.warmup=0.5"]}

@@ -628,11 +628,15 @@ def test_what_a_rule_remembers_of_the_labels_is_not_in_the_state() -> None:
         ("temporal_ensembling", "ramp_up", 0.0),
         ("ps_kd", "alpha", 2.0),
         ("sop", "rate_u", -1.0),
-        ("sop", "consistency", 0.9),
         ("ctrr", "threshold", 2.0),
         ("tcl", "temperature", 0.0),
     ],
 )
 def test_an_option_out_of_range(method: str, option: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"options\.{option}={value}: expected"):
-        make_rule(method, **{option: value}), make_loss(method, **{option: value})
+    with pytest.raises(UserError, match=rf"options\.{option}: got {value} \(valid: float [≥>] 0"):
+        configuration(method, options={option: value})
+
+
+def test_consistency_needs_two_views() -> None:
+    with pytest.raises(UserError, match=r"options\.consistency=0\.9 compares two views"):
+        make_loss("sop", consistency=0.9)

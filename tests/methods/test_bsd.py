@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,16 @@ INDEX = torch.tensor([5, 0, 7, 2])
 
 
 def task(**settings: object) -> Task:
-    config = build_config({"recipe": "test", "method": "bsd", **settings})
+    config = build_config({"recipe": "test", "method": "bsd_plus_one_view", **settings})
     return build_task(config, LABELS, K)
+
+
+def posterior_rule(
+    of: Task | None = None, constants: dict[str, Any] | None = None, **options: Any
+) -> PosteriorTargets:
+    """The rule with other options, and with other values of its class's constants."""
+    variant = type("Variant", (PosteriorTargets,), constants or {})
+    return variant(of or task(), **options)
 
 
 def batch(targets: torch.Tensor, seed: int = 0) -> Batch:
@@ -51,19 +60,12 @@ def test_label_targets_do_not_move_and_hold_no_belief() -> None:
     assert rule.belief() is None and not rule.state_dict()
 
 
-# neither sharpens nor weighs nor aligns, and forgets the label
-PAPER = {
-    "temperature": 1,
-    "target_temperature": 1,
-    "agreement_temperature": None,
-    "align": False,
-    "label_evidence": False,
-}
+# no step but the recursion itself
+PAPER = {"align": False, "sharpen": False, "label_evidence": False, "weigh_visits": False}
 
 
-def test_posterior_targets_use_the_configured_constants() -> None:
-    constants = {"prior_strength": 4, "discount": 0.5, "prior_floor": 0.1, **PAPER}
-    rule = PosteriorTargets(task(posterior=constants))
+def test_posterior_targets_use_their_options() -> None:
+    rule = posterior_rule(constants={"PRIOR_FLOOR": 0.1}, prior_strength=4, discount=0.5, **PAPER)
     p = torch.tensor([[0.2, 0.3, 0.5]])
     rule.observe(torch.tensor([0]), p[None])
     alpha = 0.5 * torch.tensor([[4, 0.1, 0.1]]) + p
@@ -79,8 +81,8 @@ def test_the_sharpest_evidence_allowed_is_finite(classes: int) -> None:
 
 def test_evidence_is_sharpened_and_sums_to_one() -> None:
     """p_k^(1/T) / sum_j p_j^(1/T): at T = 1/2 the squares, normalised."""
-    settings = {**PAPER, "discount": 1.0, "temperature": 0.5}
-    rule = PosteriorTargets(task(posterior=settings))
+    sharp = PAPER | {"sharpen": True}
+    rule = posterior_rule(constants={"EVIDENCE_TEMPERATURE": 0.5}, discount=1.0, **sharp)
     before = rule.posterior.alpha[0].clone()
     rule.observe(torch.tensor([0]), torch.tensor([[[0.2, 0.3, 0.5]]]))
     squares = torch.tensor([0.04, 0.09, 0.25])
@@ -89,8 +91,9 @@ def test_evidence_is_sharpened_and_sums_to_one() -> None:
 
 def test_a_visit_counts_as_much_as_the_views_agree() -> None:
     """alpha <- gamma^w alpha + w q, w = <q_weak, q_strong>, both sharpened; a slow loop beside it."""
-    settings = {**PAPER, "discount": 0.8, "temperature": 0.5, "agreement_temperature": 0.25}
-    rule = PosteriorTargets(task(posterior=settings))
+    steps = PAPER | {"sharpen": True, "weigh_visits": True}
+    constants = {"EVIDENCE_TEMPERATURE": 0.5, "AGREEMENT_TEMPERATURE": 0.25}
+    rule = posterior_rule(constants=constants, discount=0.8, **steps)
     generator = torch.Generator().manual_seed(3)
     probs = torch.randn(2, B, K, generator=generator).mul(2).softmax(dim=-1)
     before = rule.posterior.alpha.clone()
@@ -184,10 +187,10 @@ def test_a_network_that_errs_does_not_take_all_its_errors_for_the_labels() -> No
     clean = torch.arange(K).repeat(2000)
     labels, guesses = drawn(0.6), drawn(0.7)
     predictions = 0.55 * torch.eye(K)[guesses] + 0.15
-    settings = {**PAPER, "label_evidence": True}
+    steps = PAPER | {"label_evidence": True}
     found = []
-    for share in ({"evidence_share": 0.0}, {}, {"evidence_share": 1.0}):
-        rule = PosteriorTargets(replace(task(posterior=settings | share), labels=labels))
+    for share in ({"EVIDENCE_SHARE": 0.0}, {}, {"EVIDENCE_SHARE": 1.0}):
+        rule = posterior_rule(replace(task(), labels=labels), share, **steps)
         for index in torch.randperm(len(labels), generator=generator).repeat(8).split(100):
             rule.observe(index, predictions[index][None])
         assert rule.label_noise is not None
@@ -206,9 +209,9 @@ def test_labels_say_nothing_of_a_network_that_knows_nothing() -> None:
 
 def test_the_label_is_evidence_for_as_much_as_it_is_worth() -> None:
     """q_k ~ p_k P(g | k): an undecided prediction follows the label, a decided one does not."""
-    settings = {**PAPER, "prior_strength": 0.01, "label_evidence": True}
+    steps = PAPER | {"label_evidence": True}
     labels = torch.arange(K).repeat(100)
-    rule = PosteriorTargets(replace(task(posterior=settings), labels=labels))
+    rule = PosteriorTargets(replace(task(), labels=labels), prior_strength=0.01, **steps)
     assert rule.label_noise is not None
     mostly = 0.7 * torch.eye(K) + 0.1  # 80 % of the labels are right
     rule.label_noise.joint.copy_(mostly / K)
@@ -224,7 +227,7 @@ def test_the_label_is_evidence_for_as_much_as_it_is_worth() -> None:
 
 def test_targets_are_sharper_than_the_belief() -> None:
     """y_k^(1/T), normalised: at T = 1/2 the squares; the belief itself stays as it is."""
-    rule = PosteriorTargets(task(posterior={**PAPER, "target_temperature": 0.5}))
+    rule = posterior_rule(constants={"TARGET_TEMPERATURE": 0.5}, **PAPER | {"sharpen": True})
     rule.posterior.alpha[0] = torch.tensor([3.0, 1.0, 0.0])
     targets = rule.targets(torch.tensor([0]))
     torch.testing.assert_close(targets, torch.tensor([[0.9, 0.1, 0.0]]))
@@ -234,9 +237,9 @@ def test_targets_are_sharper_than_the_belief() -> None:
 
 
 def test_sharp_first_and_as_believed_in_the_end() -> None:
-    """Both temperatures rise to 1, in equal ratios; null: never."""
-    sharp = {**PAPER, "temperature": 0.64, "target_temperature": 0.16}
-    rule = PosteriorTargets(task(epochs=20, posterior={**sharp, "sharp_until": 0.5}))
+    """Both temperatures rise to 1, in equal ratios, from a half to nine tenths of the run."""
+    sharp = {"EVIDENCE_TEMPERATURE": 0.64, "TARGET_TEMPERATURE": 0.16}
+    rule = posterior_rule(task(epochs=20), sharp, **PAPER | {"sharpen": True})
     found = []
     for epoch in range(20):
         rule.start_epoch(epoch)
@@ -249,9 +252,8 @@ def test_sharp_first_and_as_believed_in_the_end() -> None:
     rule.posterior.alpha[0] = torch.tensor([3.0, 1.0, 0.0])
     target = torch.tensor([[3**2.5, 1, 0]]) / (3**2.5 + 1)
     torch.testing.assert_close(rule.targets(torch.tensor([0])), target)
-    always = PosteriorTargets(task(epochs=20, posterior={**sharp, "sharp_until": None}))
-    always.start_epoch(19)
-    assert (always.temperature, always.target_temperature) == (0.64, 0.16)
+    never = posterior_rule(task(epochs=20), sharp, **PAPER)
+    assert (never.temperature, never.target_temperature) == (1, 1)
 
 
 def test_alignment_gives_a_crowded_out_class_back_its_share() -> None:
@@ -313,7 +315,6 @@ def test_means_survive_classes_that_are_not_labelled_and_not_predicted() -> None
 def test_the_default_posterior_against_a_slow_loop() -> None:
     """Align, then sharpen, then multiply by the likelihood, learned from evidence and prediction, 9 : 1."""
     rule = PosteriorTargets(task())
-    prior = task().posterior
     generator = torch.Generator().manual_seed(5)
     h = [3 / 8, 3 / 8, 2 / 8]
     m = list(h)
@@ -338,31 +339,30 @@ def test_the_default_posterior_against_a_slow_loop() -> None:
                 normalised([float(probs[v, b, k]) * h[k] / m[k] for k in range(K)])
                 for v in range(V)
             ]
-            sharp = normalised([x ** (1 / prior.temperature) for x in views[0]])
+            sharp = normalised([x ** (1 / 0.7) for x in views[0]])
             label = int(LABELS[i])
             q = normalised([sharp[k] * likelihood[label][k] for k in range(K)])
             for k in range(K):
                 seen[label][k] += 0.25 * float(probs[0, b, k]) + 0.75 * q[k]
-            assert prior.agreement_temperature is not None
-            power = 1 / prior.agreement_temperature
+            power = 1 / 0.25
             first, second = (normalised([x**power for x in view]) for view in views)
             w = sum(x * y for x, y in zip(first, second, strict=True))
-            alpha[i] = [prior.discount**w * alpha[i][k] + w * q[k] for k in range(K)]
+            alpha[i] = [0.8**w * alpha[i][k] + w * q[k] for k in range(K)]
         for g in range(K):
             for k in range(K):
                 joint[g][k] += B / (3 * N) * (seen[g][k] / B - joint[g][k])
     assert rule.posterior.alpha.tolist() == [pytest.approx(row, rel=1e-4) for row in alpha]
     for i, target in zip(INDEX.tolist(), rule.targets(INDEX).tolist(), strict=True):
         belief = normalised(alpha[i])
-        power = 1 / prior.target_temperature
+        power = 1 / 0.25
         assert target == pytest.approx(normalised([x**power for x in belief]), rel=1e-3)
 
 
 def test_neighbours_are_a_second_sensor() -> None:
     """alpha <- gamma * alpha + p + kappa * votes, for the observed rows alone."""
     kappa = 0.7
-    settings = {"posterior": {"discount": 0.9, **PAPER}, "neighbours": {"weight": kappa}}
-    rule, without = PosteriorTargets(task(**settings)), PosteriorTargets(task())
+    near = task(neighbours={"weight": kappa})
+    rule, without = PosteriorTargets(near, discount=0.9, **PAPER), PosteriorTargets(task())
     votes = torch.rand(N, K).softmax(dim=1)
     p = torch.rand(B, K).softmax(dim=1)
     before = rule.posterior.alpha.clone()
@@ -392,21 +392,9 @@ def test_what_labels_are_worth_is_not_learned_from_neighbours() -> None:
     assert not torch.equal(alone.posterior.alpha, beside.posterior.alpha)
 
 
-def test_the_mean_of_both_views_is_weighed_against_the_label() -> None:
-    settings = {**PAPER, "label_evidence": True, "observe": "mean", "prior_strength": 0}
-    rule = PosteriorTargets(task(posterior=settings))
-    p = torch.randn(V, B, K, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
-    assert rule.label_noise is not None
-    rule.label_noise.joint.copy_((0.7 * torch.eye(K) + 0.1) / K)
-    expected = p.mean(dim=0) * rule.label_noise.likelihood(INDEX)
-    rule.observe(INDEX, p)
-    gained = rule.posterior.alpha[INDEX] - 0.8e-3
-    torch.testing.assert_close(gained, expected / expected.sum(dim=1, keepdim=True))
-
-
 def test_a_sparse_belief_weighs_the_label_as_a_dense_one_does() -> None:
     """The given label's concentration and what labels are worth are exact, whatever is not kept."""
-    dense, sparse = (PosteriorTargets(task(posterior={"top_k": k})) for k in (None, 2))
+    dense, sparse = (PosteriorTargets(task(), top_k=k) for k in (None, 2))
     generator = torch.Generator().manual_seed(4)
     for _ in range(3):
         p = torch.randn(V, B, K, generator=generator).mul(2).softmax(dim=-1)
@@ -418,13 +406,13 @@ def test_a_sparse_belief_weighs_the_label_as_a_dense_one_does() -> None:
 
 
 def test_top_k_makes_the_state_sparse_where_there_are_more_classes() -> None:
-    sparse = PosteriorTargets(task(posterior={**PAPER, "top_k": 2}))
+    sparse = PosteriorTargets(task(), top_k=2, **PAPER)
     assert {name: x.shape for name, x in sparse.state_dict().items()} == {
         "posterior.classes": (N, 2),
         "posterior.mass": (N, 2),
         "posterior.rest": (N,),
     }
-    dense = PosteriorTargets(task(posterior={**PAPER, "top_k": K}))
+    dense = PosteriorTargets(task(), top_k=K, **PAPER)
     assert list(dense.state_dict()) == ["posterior.alpha"]
     probs = torch.eye(K)[LABELS[INDEX]]  # of two classes at most, so that both agree
     for rule in (sparse, dense):
@@ -435,7 +423,7 @@ def test_top_k_makes_the_state_sparse_where_there_are_more_classes() -> None:
 
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_suggestion_and_probability_are_of_the_belief(top_k: int | None) -> None:
-    rule = PosteriorTargets(task(posterior={"top_k": top_k, "prior_strength": 0.1}))
+    rule = PosteriorTargets(task(), top_k=top_k, prior_strength=0.1)
     p = torch.rand(1, B, K, generator=torch.Generator().manual_seed(1)).softmax(dim=-1)
     rule.observe(INDEX, p)
     belief = rule.belief()
@@ -450,5 +438,5 @@ def test_suggestion_and_probability_are_of_the_belief(top_k: int | None) -> None
 
 
 def test_neighbours_as_evidence_need_a_dense_belief() -> None:
-    with pytest.raises(UserError, match=r"use posterior\.top_k=null, got 5"):
-        task(neighbours={"weight": 1.0}, posterior={"top_k": 5})
+    with pytest.raises(UserError, match=r"use options\.top_k=null, got 5"):
+        task(neighbours={"weight": 1.0}, options={"top_k": 5})

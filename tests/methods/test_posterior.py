@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
+from noisybsd.methods.bsd import PosteriorTargets
 from noisybsd.methods.posterior import Posterior, SparsePosterior, override_time, reference_targets
-from noisybsd.settings import PosteriorConfig
+from noisybsd.methods.registry import options
 
 N, K = 5, 4
 LABELS = torch.tensor([0, 1, 2, 3, 0])
@@ -28,11 +29,12 @@ def visited(posterior: Posterior, p: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("state", [Posterior, SparsePosterior])
-def test_defaults_are_those_of_the_configuration(state: type) -> None:
-    configured = PosteriorConfig().model_dump()
+def test_defaults_are_those_of_the_target_rule(state: type) -> None:
+    rule = {name: option.default for name, option in options(PosteriorTargets).items()}
+    rule["prior_floor"] = PosteriorTargets.PRIOR_FLOOR
     for name, parameter in inspect.signature(state).parameters.items():
         if parameter.default is not inspect.Parameter.empty:
-            assert configured[name] == parameter.default, name
+            assert rule[name] == parameter.default, name
 
 
 @pytest.mark.parametrize("c", [0.0, 1.0, 10.0])

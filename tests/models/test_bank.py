@@ -316,6 +316,25 @@ def test_write_takes_bf16() -> None:
     assert bank.features.tolist() == [[0, 0], [0.5, -0.5]]
 
 
+def test_half_precision_finds_the_neighbours_of_what_a_bf16_network_says() -> None:
+    """As wide as the features of a network without a projection head; they have bf16's 8 bits."""
+    embeddings, labels = _clusters(2000, dim=512)
+    queries, theirs = _clusters(300, dim=512, seed=1)
+    embeddings, queries = (F.normalize(z.bfloat16().float(), dim=1) for z in (embeddings, queries))
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        bank = FeatureBank(2000, 512, dtype)
+        bank.write(torch.arange(2000), embeddings)
+        assert bank.features.dtype == dtype
+        found[dtype] = bank.search(10, queries=queries, engine="torch")
+    full, half = found.values()
+    assert half.similarity.dtype == torch.float32
+    # other neighbours are found only where they are as near, to a thousandth; bf16 itself is worse
+    really = (embeddings[half.index] * queries[:, None]).sum(dim=2)
+    torch.testing.assert_close(really, full.similarity, rtol=0, atol=1e-3)
+    assert knn_accuracy(labels, half, theirs) == knn_accuracy(labels, full, theirs)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_write_does_not_wait_for_the_gpu() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import hashlib
 import urllib.error
 from pathlib import Path
@@ -12,7 +13,14 @@ from torchvision import models
 
 from noisybsd.errors import UserError
 from noisybsd.models import networks
-from noisybsd.models.networks import NETWORKS, PreActBlock, build_network
+from noisybsd.models.networks import (
+    NETWORKS,
+    PreActBlock,
+    UncountedBatchNorm,
+    _takes,
+    build_network,
+    uncounted,
+)
 
 PARAMETERS = {  # encoder and classifier, 10 classes, 3 channels
     # 11,171,146 of the usual PreAct-ResNet-18 without a last batch norm, and its 2 x 512
@@ -38,6 +46,11 @@ PARAMETERS = {  # encoder and classifier, 10 classes, 3 channels
 def _images(name: str, count: int, channels: int = 3) -> Tensor:
     pixels = 64 if name == "resnet50_imagenet" else 32
     return torch.randn(count, channels, pixels, pixels, generator=torch.Generator().manual_seed(0))
+
+
+def _is_large(name: str) -> bool:
+    """Whether the network has no width that makes it small."""
+    return not _takes(NETWORKS[name], "width")
 
 
 def _count(*modules: torch.nn.Module) -> int:
@@ -139,6 +152,53 @@ def test_width_scales_the_network(name: str) -> None:
 def test_mlp_projection_has_two_layers_and_a_batch_norm() -> None:
     network = build_network("small_cnn", num_classes=3, embedding_dim=24)
     assert _count(network.projection) == 128 * 128 + 2 * 128 + 128 * 24 + 24
+
+
+@pytest.mark.parametrize("name", ["preact_resnet18", "resnet18", "densenet121", "small_cnn"])
+def test_batch_norms_are_torchs_but_do_not_count(name: str) -> None:
+    """Same outputs, gradients and statistics, bit for bit, of our layers and of torchvision's."""
+    width = {"width": 8} if name in ("preact_resnet18", "small_cnn") else {}
+    torchs = build_network(name, num_classes=3, embedding_dim=4, **width)
+    ours = uncounted(copy.deepcopy(torchs))
+    assert any(type(module) is UncountedBatchNorm for module in ours.modules())
+    for network in (ours, torchs):
+        for _ in range(2):
+            logits, z = network(_images(name, 4))
+            (logits.square().sum() + z[:, 0].sum()).backward()
+    counted = 0
+    for (key, one), other in zip(
+        ours.state_dict().items(), torchs.state_dict().values(), strict=True
+    ):
+        if key.endswith("num_batches_tracked"):
+            counted += 1
+            assert (one.item(), other.item()) == (0, 2)
+        else:
+            assert torch.equal(one, other), key
+    assert counted > 2
+    for one, other in zip(ours.parameters(), torchs.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    ours.eval(), torchs.eval()
+    for one, other in zip(ours(_images(name, 2)), torchs(_images(name, 2)), strict=True):
+        assert torch.equal(one, other)
+    ours.load_state_dict(torchs.state_dict())  # of a version that counted
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if _is_large(name) else ()) for name in NETWORKS],
+)
+def test_networks_compile_to_one_graph(name: str) -> None:
+    """Forward and backward, under autocast as on a GPU."""
+    width = {} if _is_large(name) else {"width": 8}
+    network = uncounted(build_network(name, num_classes=3, embedding_dim=4, **width))
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, backend="eager")
+    images = _images(name, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        (logits, z), (expected, _) = compiled(images), network(images)
+    torch.testing.assert_close(logits, expected)
+    (logits.sum() + z[:, 0].sum()).backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+    torch.compiler.reset()
 
 
 def test_identity_projection_normalises_the_features() -> None:

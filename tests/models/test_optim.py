@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import pytest
@@ -64,13 +65,55 @@ def test_ema_is_the_weighted_mean_of_the_weights_it_saw() -> None:
         with torch.no_grad():
             network[0].weight.normal_()
             network[1].running_mean.normal_()
-        ema.update(network, step)
+        ema.update(step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * network[0].weight.detach()
     torch.testing.assert_close(ema.network[0].weight, expected)
     assert not torch.equal(ema.network[1].running_mean, network[1].running_mean)
     assert ema.network[1].running_mean.abs().sum() > 0  # batch statistics are averaged too
     assert not any(p.requires_grad for p in ema.parameters())
+
+
+def walked(ema: WeightEma, network: torch.nn.Module, step: int) -> dict[str, torch.Tensor]:
+    """What the average is after an update, from state dictionaries: the slow reference."""
+    decay = min(ema.decay, (1 + step) / (10 + step))
+    theirs = network.state_dict()
+    return {
+        name: mine.lerp(theirs[name], 1 - decay) if mine.is_floating_point() else mine.clone()
+        for name, mine in ema.network.state_dict().items()
+    }
+
+
+def moved(network: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.add_(1)
+
+
+@pytest.mark.parametrize("event", ["nothing", "to", "load_state_dict", "deepcopy", "compile"])
+def test_ema_follows_the_network_whatever_happens_to_it(event: str) -> None:
+    """The list of tensors is made once; what replaces a tensor must not leave the old one in it.
+
+    Of many processes, test_distributed.py compares the averages.
+    """
+    network: torch.nn.Module = build_network("small_cnn", 4, 3, width=2, embedding_dim=4)
+    ema = WeightEma(network, decay=0.5)
+    ema.update(0)
+    if event == "to":
+        network, ema = network.double(), ema.double()
+    elif event == "load_state_dict":
+        for module in (network, ema):
+            module.load_state_dict({k: v + 2 for k, v in module.state_dict().items()})
+    elif event == "deepcopy":
+        network, ema = copy.deepcopy((network, ema))
+    elif event == "compile":
+        torch.compile(network, backend="eager")(torch.rand(4, 3, 8, 8))
+    for step in range(1, 4):
+        moved(network)
+        expected = walked(ema, network, step)
+        ema.update(step)
+        torch.testing.assert_close(dict(ema.network.state_dict()), expected)
+    assert ema.state_dict().keys() == {f"network.{name}" for name in network.state_dict()}
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

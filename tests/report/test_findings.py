@@ -211,7 +211,7 @@ def test_damaged_files_are_named(found: Findings, tmp_path: Path) -> None:
     assert Findings.read(tmp_path) is None
     found.write(tmp_path)
     (tmp_path / "labels.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(ValueError, match=r"labels\.parquet: not readable"):
+    with pytest.raises(ValueError, match=r"labels\.parquet: damaged: .* not readable"):
         Findings.read(tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_probabilities_that_lack_an_array_are_named(found: Findings, tmp_path: P
     found.write(tmp_path)
     whole = {name: array for name, array in found.arrays.items() if name != "test"}
     np.savez(tmp_path / "pred_probs.npz", allow_pickle=False, **whole)
-    with pytest.raises(ValueError, match=r"parquet: not readable: pred_probs.npz has no test"):
+    with pytest.raises(ValueError, match=r"pred_probs\.npz: damaged: it has no array test"):
         Findings.read(tmp_path)
 
 

@@ -29,7 +29,7 @@ from noisybsd.report.findings import Findings
 from noisybsd.report.page import Run, build_page
 from noisybsd.report.plots import curves_plot, reliability_plot, transition_plot
 from noisybsd.report.sprites import SHEET, Sheets, sprite_sheets
-from noisybsd.report.write import report
+from noisybsd.report.write import load_run, report
 
 
 class Parsed(HTMLParser):
@@ -286,13 +286,13 @@ def test_files_that_are_gone_are_listed_as_missing(tmp_path: Path) -> None:
 
 def test_no_disputed_label() -> None:
     page = page_of(findings(np.eye(3) * 0.7 + 0.1, [0, 1, 2], clean=[0, 1, 2]))
-    assert "No label is disputed" in page.said and "all 3 samples it saw" in page.said
+    assert "No label is disputed" in page.said and "all 3 samples that it saw" in page.said
     assert "Which ranking to trust" not in page.said
 
 
 def test_the_page_says_by_what_it_ranks() -> None:
     page = page_of(findings([[0.9, 0.1], [0.2, 0.8]], [0, 0], clean=[0, 1]))
-    assert "the run's belief in it, times the final network's probability of it" in page.said
+    assert "the run's belief in the given label, times the final network's probability" in page.said
     assert "in the order of the first" in page.said and "ranks by belief" not in page.said
 
 
@@ -330,7 +330,7 @@ def test_images_that_are_gone_leave_the_rest(nasty: Path, tmp_path: Path) -> Non
         path.unlink()
     report(directory, [f"data.root={moved}"])
     page = parsed(directory)
-    assert "pictures are shown where there are any" in page.said
+    assert "pictures are shown if their files exist" in page.said
     rows, missing = page.data["rows"], page.data["sheets"]["pictures"]["missing"]
     names = {f"images/{path.name}" for path in gone}
     assert {rows["path"][cell] for cell in missing} == names & set(rows["path"])
@@ -350,7 +350,7 @@ def test_other_images_than_the_run_s_are_not_shown(digits: Path, tmp_path: Path)
     Findings(found.table, found.arrays, {**found.about, "data_sha256": "1" * 64}).write(directory)
     report(directory, [])
     page = parsed(directory)
-    assert "not those the run was trained on any more; no pictures are shown" in page.said
+    assert "no longer those that the run was trained on; no pictures are shown" in page.said
     assert len(page.data["sheets"]["pictures"]["missing"]) == 300
 
 
@@ -377,6 +377,22 @@ def test_findings_of_an_earlier_epoch_are_made_anew(digits: Path, tmp_path: Path
     assert metrics["about"]["epoch"] == 3
     again = Findings.read(directory)
     assert again is not None and again.table.equals(found.table)
+
+
+def test_a_run_that_is_past_its_checkpoint_says_so(digits: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(digits, directory)
+    metrics = directory / "metrics.jsonl"
+    *_, last = metrics.read_text("utf-8").splitlines()
+    with metrics.open("a", encoding="utf-8") as file:
+        file.write(last.replace('"epoch": 3', '"epoch": 4') + "\n")
+    (notice,) = load_run(directory, []).notices
+    assert "went on to epoch 4, but it has no later checkpoint" in notice
+    assert "after epoch 3" in notice
+    for path in directory.glob("checkpoint*"):
+        path.unlink()
+    (notice,) = load_run(directory, []).notices
+    assert "has no checkpoint any more" in notice
 
 
 def test_metrics_are_strict_json_without_clean_labels_too(nasty: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import states
 
 from noisybsd.errors import UserError
 from noisybsd.files import remove_temporaries, write_atomically
@@ -29,7 +30,7 @@ from noisybsd.runs.checkpoint import (
 
 def state(number: int) -> dict[str, Any]:
     weights = torch.randn(400, generator=torch.Generator().manual_seed(number))
-    return {"step": number, "modules": {"network": {"w": weights}}, "history": [{"loss": 0.1}]}
+    return states.state(step=number, modules={"network": {"w": weights}}, seconds=number / 10)
 
 
 def number_of(content: dict[str, Any] | None) -> int | None:
@@ -38,7 +39,7 @@ def number_of(content: dict[str, Any] | None) -> int | None:
         return None
     wanted = state(content["step"])
     assert torch.equal(content["modules"]["network"]["w"], wanted["modules"]["network"]["w"])
-    assert content["history"] == wanted["history"]
+    assert content["seconds"] == wanted["seconds"]
     return content["step"]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import states
 
 from noisybsd.config import Config, load_config
 from noisybsd.errors import UserError
@@ -26,7 +27,8 @@ def make(tiny: Tiny) -> Callable[..., Config]:
 
 
 def save(run: RunDirectory, config: Config, epoch: int) -> None:
-    save_checkpoint({"config": config.model_dump(mode="json"), "epoch": epoch}, run.checkpoint)
+    recorded = config.model_dump(mode="json")
+    save_checkpoint(states.state(config=recorded, step=epoch), run.checkpoint)
 
 
 def begin(config: Config, epochs: int = 2) -> Path:
@@ -41,7 +43,7 @@ def begin(config: Config, epochs: int = 2) -> Path:
 def epoch_of(run: RunDirectory) -> int | None:
     """The epoch to continue after; lets the run go."""
     run.lock.close()
-    return None if run.state is None else run.state["epoch"]
+    return None if run.state is None else run.state["step"]
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -127,7 +129,7 @@ def test_auto_is_not_stopped_by_a_strangers_damaged_record(make: Callable[..., C
 def test_where_things_are_may_differ(make: Callable[..., Config]) -> None:
     path = begin(make())
     moved = ("data.root=elsewhere", "data.workers=0", "tracking.wandb=offline", "device=auto")
-    assert open_run(make(*moved, "run.checkpoint_every=2")).path == path
+    assert open_run(make(*moved, "run.checkpoint_seconds=2")).path == path
 
 
 def test_small_numbers_survive_the_record(make: Callable[..., Config]) -> None:
@@ -160,10 +162,10 @@ def test_what_was_continued_from_becomes_the_one_before_the_next(
     path = begin(config, epochs=3)
     run = open_run(make(f"run.resume={path / 'checkpoint.previous.pt'}"))
     assert not run.checkpoint.exists()  # the later one stands aside
-    assert load_checkpoint(path / "checkpoint.aside.pt")["epoch"] == 3
+    assert load_checkpoint(path / "checkpoint.aside.pt")["step"] == 3
     save(run, config, 30)
-    assert load_checkpoint(previous(run.checkpoint))["epoch"] == 2
-    assert load_checkpoint(run.checkpoint)["epoch"] == 30
+    assert load_checkpoint(previous(run.checkpoint))["step"] == 2
+    assert load_checkpoint(run.checkpoint)["step"] == 30
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_kill_9_frees_the_lock(make: Callable[..., Config]) -> None:
     child = os.fork()
     if child == 0:
         run = open_run(config)
-        (run.path / ".checkpoint.pt.1.tmp").write_text("half a check")
+        (run.path / ".checkpoint.pt.1.noisybsd.tmp").write_text("half a check")
         os.write(send, b"!")
         signal.pause()
     os.read(receive, 1)
@@ -242,7 +244,7 @@ def test_kill_9_frees_the_lock(make: Callable[..., Config]) -> None:
 def test_a_start_that_was_killed_early_is_no_obstacle(make: Callable[..., Config]) -> None:
     Path("mine").mkdir()
     Path("mine/.lock").write_text("")
-    Path("mine/.config.yaml.1.tmp").write_text("epo")
+    Path("mine/.config.yaml.1.noisybsd.tmp").write_text("epo")
     assert open_run(make("run.dir=mine")).state is None
 
 
@@ -261,13 +263,13 @@ def test_the_one_before_a_damaged_checkpoint_is_used_and_never_lost(
     path = begin(config)
     damaged = damage(path / "checkpoint.pt")
     run = open_run(config)
-    assert run.path == path and run.state is not None and run.state["epoch"] == 1
+    assert run.path == path and run.state is not None and run.state["step"] == 1
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warnings[0].startswith(f"{path / 'checkpoint.pt'}: ")
     assert warnings[1].endswith(str(path / "checkpoint.previous.pt"))
     save(run, config, 2)
     # the damaged file did not take the place of the good one
-    assert load_checkpoint(previous(run.checkpoint))["epoch"] == 1
+    assert load_checkpoint(previous(run.checkpoint))["step"] == 1
     assert (path / "checkpoint.aside.pt").read_bytes() == damaged
 
 
@@ -299,7 +301,7 @@ def test_load_run_state_moves_nothing(make: Callable[..., Config]) -> None:
     damage(path / "checkpoint.pt")
     before = content(path)
     state = load_run_state(path)
-    assert state is not None and state["epoch"] == 1 and content(path) == before
+    assert state is not None and state["step"] == 1 and content(path) == before
 
 
 # --- files -------------------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def test_what_it_is_told(tiny: Tiny, imitate: Callable[..., Imitation]) -> None:
     assert wandb.calls == ["init online", "log", "log", "log", "summary", "finish 0"]
     (asked,) = wandb.asked
     assert asked["project"] == "noisybsd" and asked["tags"] == ("a", "b")
-    assert asked["name"] == "digits_sym40-bsd_simclr-0" and asked["config"]["seed"] == 0
+    assert asked["name"] == "digits_sym40-bsd_plus-0" and asked["config"]["seed"] == 0
     assert asked["resume"] == "allow" and asked["settings"]["init_timeout"] <= 30
     assert wandb.logged == [
         {key: value for key, value in row.items() if value is not None} for row in rows(Path("run"))
@@ -357,12 +357,12 @@ def test_wandb_sync_reads_an_offline_run_of_two_parts(
         }
     results = json.loads(Path("run/results.json").read_text())
     assert server.summary[run]["test_accuracy_last"] == results["test_accuracy_last"]
-    assert server.config[run]["method"] == "bsd_simclr"
+    assert server.config[run]["method"] == "bsd_plus"
 
 
 COMMAND = """
 import sys
-from noisybsd import tracking
+from noisybsd.runs import tracking
 tracking._INIT_SECONDS = tracking._FINISH_SECONDS = 3
 from noisybsd.train import main
 sys.exit(main(sys.argv[1:]))

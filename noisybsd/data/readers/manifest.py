@@ -88,7 +88,7 @@ def load_manifest(data: DataConfig) -> Table:
     assert data.manifest is not None
     path, in_root = Path(data.manifest).expanduser(), Path(data.root) / data.manifest
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"data.manifest={path}: valid: a {', '.join(SUFFIXES)} file")
+        raise UserError(f"data.manifest={path}: valid: a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file() and not in_root.is_file():
         other = "" if path.is_absolute() else f", nor {in_root}"
         raise UserError(f"data.manifest={path}: there is no such file{other}")

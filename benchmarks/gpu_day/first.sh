@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The first call of a GPU day: install, smoke, step profile; start the queue, and run the GPU tests beside it.
+# README.md says how to use it. Variables, with their defaults:
+#   OUT             an empty folder whose files come back (needed)
+#   STATE           /tmp/gpu_day: all that is made; the same folder in the second call
+#   QUEUE_SECONDS   560: when the queue stops, counted from its start
+#   LIST            list.txt beside this file
+#   WORKERS         3: runs side by side
+#   SMOKE_SECONDS   120: what the smoke may take
+#   TEST_SECONDS    what the GPU tests may take; default: until 190 s after the start, for the limit is 210
+#   DEVICE          cuda; cpu is for a rehearsal
+#   SETTINGS        none: further settings of all runs, e.g. for a rehearsal
+#   STEP            --steps 30: further arguments of benchmarks/step.py
+#   PYTHON          python3
+set -u
+: "${OUT:?name an empty folder whose files come back}"
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.." || exit 1
+state=${STATE:-/tmp/gpu_day} python=${PYTHON:-python3} device=${DEVICE:-cuda}
+began=$SECONDS
+say() { echo "[$((SECONDS - began)) s] $*"; }
+bring_back() { cp "$state"/out/* "$OUT"; }
+mkdir -p "$state/out"
+if ! flock -n "$state/lock" true; then echo "the queue of an earlier call still works; second.sh waits for it"; exit 1; fi
+
+unset PYTHONDONTWRITEBYTECODE # each run imports the same modules
+export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} TORCHINDUCTOR_CACHE_DIR=$state/inductor
+[[ -d .git ]] || export NOISYBSD_COMMIT=${NOISYBSD_COMMIT:-$(cat .data/commit)}
+
+"$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$state/site" .whl/*.whl &
+install=$!
+"$python" .data/make_cifar10.py "$state/data" &
+data=$!
+[[ $device != cuda ]] || nvidia-smi --query-gpu=name,memory.total,memory.used,driver_version --format=csv,noheader
+wait $install || { say "the wheels of .whl cannot be installed"; exit 1; }
+wait $data || { say ".data/make_cifar10.py failed"; exit 1; }
+export PYTHONPATH=$state/site:$PWD
+say "installed"
+
+settings=(data.root="$state/data" data.verify=false device="$device" tracking.wandb=disabled)
+read -ra more <<<"${SETTINGS:-}"
+settings+=("${more[@]}")
+if ! "$python" "$here/runs.py" "$here/smoke.txt" "$state/smoke" "${SMOKE_SECONDS:-120}" --strict \
+  "${settings[@]}"; then
+  say "the smoke failed, so nothing else is tried; its records are in smoke.tar.gz"
+  cp "$state/smoke/out/records.tar.gz" "$OUT/smoke.tar.gz"
+  exit 1
+fi
+say "smoke passed"; cat "$state/smoke/out/status.csv"
+
+read -ra step <<<"${STEP:---steps 30}"
+"$python" benchmarks/step.py --device "$device" --methods ce,bsd_plus --rounds 3 "${step[@]}" \
+  --out "$state/out/step.csv" --profile "$state/out/step.txt" >"$state/step.log" 2>&1 ||
+  { say "step.py failed"; tail -n 8 "$state/step.log"; }
+say "step profile"; grep -o '^method=[a-z_]*  ms_median=[0-9.]*' "$state/step.log"
+
+# in a session of its own, or it would end with this call
+setsid nohup "$python" "$here/runs.py" "${LIST:-$here/list.txt}" "$state" "${QUEUE_SECONDS:-560}" \
+  --workers "${WORKERS:-3}" "${settings[@]}" >"$state/out/queue.log" 2>&1 </dev/null &
+say "queue started"
+left=$((190 - (SECONDS - began)))
+mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests) # the others take long to import
+timeout -s INT -k 10 "${TEST_SECONDS:-$((left > 10 ? left : 10))}" \
+  "$python" -m pytest -q -m gpu -n 4 -p no:cacheprovider "${files[@]}" >"$state/out/gpu_tests.txt" 2>&1
+say "GPU tests: $(tail -n 1 "$state/out/gpu_tests.txt")"
+cat "$state/out/queue.log"
+bring_back

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The second call of a GPU day: wait for the queue, and bring back all records, those of the first call too.
+#
+#   bash benchmarks/gpu_day/second.sh [SECONDS]      at most so many, 540 by default
+#
+# OUT and STATE as for first.sh.
+set -u
+: "${OUT:?name an empty folder whose files come back}"
+state=${STATE:-/tmp/gpu_day} end=$((SECONDS + ${1:-540}))
+[[ -e $state/out/queue.log ]] || { echo "$state: no queue was started there; first.sh comes first"; exit 1; }
+bring_back() { cp "$state"/out/* "$OUT"; }
+# the queue holds the lock as long as it works; what was copied comes back even if this call is cut off
+while ((SECONDS < end)) && ! flock -n "$state/lock" true; do bring_back; sleep 5; done
+bring_back
+cat "$state/out/queue.log" "$state/out/status.csv"
