@@ -65,7 +65,7 @@ class Card(_Part):
     licence: str
     licence_form: bool = Field(False, description="whether the owners want a signed form first")
     obtain: str = Field(description="how a person gets the data, and what goes where")
-    layout: str = Field(description="name of a reader in layouts.LAYOUTS or layouts.EVALUATIONS")
+    layout: str = Field(description="name of a reader in readers.registry: LAYOUTS or EVALUATIONS")
     classes: tuple[str, ...] = Field((), description="in label order; empty: found in the data")
     superclasses: dict[str, tuple[str, ...]] = Field({}, description="name: its classes")
     train_images: int | None = Field(None, description="how many there should be")

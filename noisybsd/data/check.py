@@ -17,10 +17,11 @@ from noisybsd.data.dataset import (
     with_labels,
 )
 from noisybsd.data.download import checksum
-from noisybsd.data.duplicates import HashedFiles, describe, hashes_of, identical
+from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_of
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.names import kinds
 from noisybsd.data.pack import LISTED, decoded
+from noisybsd.data.readers.packed import PACK
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing, Split
 from noisybsd.errors import UserError, shown
@@ -60,7 +61,8 @@ def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
             yield False, f"{name}: not the official bytes ({algorithm} differs)"
         else:
             yield True, f"{name}: not the official bytes, accepted by verify=false"
-    quiet = data.model_copy(update={"download": False, "verify": False})
+    verify = data.verify and (root / PACK).is_file()  # of a pack, reading it compares the bytes
+    quiet = data.model_copy(update={"download": False, "verify": verify})
     try:
         if card.layout in EVALUATIONS:
             yield from _evaluation_findings(card, quiet)
@@ -77,7 +79,7 @@ def _evaluation_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     for name, split in EVALUATIONS[card.layout](card, data):
         total += len(split)
         if isinstance(split.images, ImageFiles):
-            yield from _unreadable(name, HashedFiles(split.images))
+            yield from _unreadable(name, split.images)
     yield _counted("test", total, card.test_images)
 
 
@@ -113,12 +115,11 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     splits = {"train": read.train} | ({} if read.test is None else {"test": read.test})
     hashes: dict[str, list[bytes | None]] = {}
     for name, split in splits.items():
-        if isinstance(split.images, ImageFiles):
-            files = HashedFiles(split.images)
-            yield from _unreadable({"train": "training"}.get(name, name), files)
-            hashes[name] = files.hashes
-        else:
-            hashes[name] = hashes_of(split.images)
+        images = split.images
+        if isinstance(images, ImageFiles):
+            images = LookedAtFiles(images)
+            yield from _unreadable({"train": "training"}.get(name, name), images)
+        hashes[name] = looks_of(images).hashes
     yield from ((None, told) for told in describe(identical(hashes), splits, read.class_names))
 
 

@@ -9,42 +9,76 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.names import as_text
 from noisybsd.data.splits import Split
 
-
-def pixel_hash(image: Tensor) -> bytes:
-    """16 bytes that are the same for images (C,S,S) uint8 of the same pixels, and for no others."""
-    return hashlib.blake2b(image.cpu().contiguous().numpy().data, digest_size=16).digest()
+SIDE = 8  # pixels of a thumbnail
 
 
-def pixel_hashes(images: Tensor) -> list[bytes]:
-    """The hashes of images (N,C,S,S) uint8, on any device."""
-    return [pixel_hash(image) for part in images.split(1024) for image in part.cpu()]
+@dataclass
+class Looks:
+    """What images look like, in little.
+
+    Args:
+        hashes: N of 16 bytes, the same for images of the same pixels and for no others; None where an
+            image is unreadable.
+        thumbnails: (N,64) float16, the grey values of 8x8 pixels; NaN where an image is unreadable.
+    """
+
+    hashes: list[bytes | None]
+    thumbnails: npt.NDArray[np.float16]
+
+    @classmethod
+    def unknown(cls, n: int) -> Looks:
+        return cls([None] * n, np.full((n, SIDE**2), np.nan, np.float16))
+
+    def note(self, rows: Sequence[int], images: Tensor) -> None:
+        """Note what images (B,C,S,S) uint8 look like, those in `rows` (B,)."""
+        grey = adaptive_avg_pool2d(images.float().mean(dim=1), SIDE).flatten(1)
+        self.thumbnails[list(rows)] = grey.cpu().numpy()
+        for i, image in zip(rows, images.cpu().contiguous().numpy(), strict=True):
+            self.hashes[i] = hashlib.blake2b(image.data, digest_size=16).digest()
+
+    def forget(self, rows: Iterable[int]) -> None:
+        """Images that are unreadable."""
+        for i in rows:
+            self.hashes[i] = None
+            self.thumbnails[i] = np.nan
 
 
-class HashedFiles(ImageFiles):
-    """Image files that note the hash of every image as it is decoded.
+class LookedAtFiles(ImageFiles):
+    """Image files that note what every image looks like as it is decoded.
 
     Args:
         files: N of them.
-
-    Attributes:
-        hashes: (N,) filled by `decode`; None where an image was not decoded, or is unreadable.
     """
 
     def __init__(self, files: ImageFiles):
         super().__init__(files.paths, files.root, files.size, files.channels)
-        self.hashes: list[bytes | None] = [None] * len(self)
+        self.looks = Looks.unknown(len(self))
 
     def decode(self, i: int) -> Tensor:
         image = super().decode(i)
-        self.hashes[i] = pixel_hash(image)
+        self.looks.note([i], image[None])
         return image
+
+
+def looks_of(images: Tensor | ImageFiles) -> Looks:
+    """What images look like: (N,C,S,S) uint8 on any device, or files, once they are decoded."""
+    if isinstance(images, LookedAtFiles):
+        return images.looks
+    assert isinstance(images, Tensor)
+    looks, start = Looks.unknown(len(images)), 0
+    for part in images.split(1024):
+        looks.note(range(start, start + len(part)), part)
+        start += len(part)
+    return looks
 
 
 @dataclass(frozen=True)
@@ -104,13 +138,3 @@ def describe(
         yield f"{len(differing):,} of these have different labels: {told(differing)}"
     if across := [group for group in groups if len({member.split for member in group}) > 1]:
         yield f"{len(across):,} of these are both training and test images: {told(across)}"
-
-
-def hashes_of(images: Tensor | ImageFiles) -> list[bytes | None]:
-    """The hashes of images; those of files are decoded for it, all of them."""
-    if isinstance(images, torch.Tensor):
-        return list(pixel_hashes(images))
-    files = HashedFiles(images)
-    for _ in files.decode_many(range(len(files))):
-        pass
-    return files.hashes

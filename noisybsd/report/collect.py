@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisybsd import __version__, distributed
-from noisybsd.data.duplicates import HashedFiles, hashes_of
+from noisybsd.data.duplicates import LookedAtFiles, Looks, looks_of
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.loader import ResidentLoader
 from noisybsd.data.splits import Split
@@ -68,7 +68,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     train, classes = dataset.train, len(dataset.class_names)
     one_hot = F.one_hot(trainer.labels, classes).float()  # (N,K)
 
-    network, bank, hashes = _look_at_training_images(trainer)
+    network, bank, looks = _look_at_training_images(trainer)
     held = trainer.rule.belief()
     belief = network if held is None else held.float().cpu().numpy()
     visits = monitor.visits.cpu().numpy()
@@ -80,12 +80,10 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     found = bank.search(k, engine=config.neighbours.engine)
     near = [[j for j in row if j >= 0] for row in found.index.tolist()]
     votes = vote(one_hot, found, float("inf")).cpu().numpy()
-    cosine = found.similarity[:, 0].float().cpu().numpy()
-    cosine = np.where(found.index[:, 0].cpu().numpy() < 0, np.nan, cosine)
 
     strength = trainer.rule.strength()
     logits, _, test_labels, test_hashes = _look_at_test_images(trainer)
-    identical_to, in_test = _identical(hashes, test_hashes)
+    identical_to, in_test = _identical(looks.hashes, test_hashes)
     margin = np.where(known, monitor.margin_sum.cpu().numpy() / np.maximum(visits, 1), np.nan)
     return Findings(
         label_table(
@@ -100,7 +98,6 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             visits=np.where(known, visits, 0),
             left_epoch=monitor.left_epoch.cpu().numpy(),
             strength=None if strength is None else strength.cpu().numpy(),
-            cosine=cosine,
             identical_to=identical_to,
             in_test=in_test,
         ),
@@ -108,6 +105,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             "belief": belief,
             "network": network,
             "neighbours": votes,
+            "thumbnails": looks.thumbnails,
             "labels": train.labels,
             "test": logits.softmax(dim=1).cpu().numpy(),
             "test_labels": test_labels.cpu().numpy(),
@@ -129,12 +127,12 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
 Hashes = list[bytes | None]  # of the pixels of images; None where one is unreadable
 
 
-def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Hashes]:
+def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Looks]:
     """Run the network on the training images without augmentation: each process its share, all get all.
 
     Returns:
         Its predictions (N,K), NaN for an unreadable image; the run's bank of embeddings (if the run keeps
-        none, the bank is filled here); and the images' hashes (N,).
+        none, the bank is filled here); and what the images look like.
     """
     train, loader = trainer.dataset.train, trainer.loader
     own = slice(distributed.rank(), None, distributed.world_size())
@@ -143,7 +141,7 @@ def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Has
     if isinstance(loader, ResidentLoader):  # decoded; black where unreadable
         images, unreadable = loader.images, list(loader.unreadable)
     if isinstance(images, ImageFiles):
-        images = HashedFiles(images)
+        images = LookedAtFiles(images)
     # the labels here say which rows could be read
     outputs = trainer.predict(trainer.network, replace(train, images=images, labels=rows))
     logits, kept = distributed.gather_rows(outputs[0]), distributed.gather_rows(outputs[2])
@@ -158,25 +156,23 @@ def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Has
         probabilities[missing] = np.nan
         if trainer.bank is None and missing:
             bank.filled[missing] = False
-    hashes: Hashes = [None] * len(train)
-    noted = images.hashes if isinstance(images, HashedFiles) else hashes_of(images)
-    for rank, part in enumerate(distributed.each(noted)):
-        hashes[rank :: distributed.world_size()] = part
+    looks = Looks.unknown(len(train))
+    for rank, part in enumerate(distributed.each(looks_of(images))):
+        share = slice(rank, None, distributed.world_size())
+        looks.hashes[share], looks.thumbnails[share] = part.hashes, part.thumbnails
     for missing in distributed.each(unreadable):
-        for i in missing:
-            hashes[i] = None
-    return probabilities, bank, hashes
+        looks.forget(missing)
+    return probabilities, bank, looks
 
 
 def _look_at_test_images(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor, Hashes]:
     """What `Trainer.predict_test` gives, and the hashes of the test images."""
     images = trainer.test.images
-    if isinstance(images, ImageFiles):  # decoded in every pass: in this one they are hashed too
-        images = HashedFiles(images)
+    if isinstance(images, ImageFiles):  # decoded in every pass: in this one they are looked at too
+        images = LookedAtFiles(images)
         trainer.test = replace(trainer.test, images=images)
     outputs = trainer.predict_test(trainer.network)
-    noted = images.hashes if isinstance(images, HashedFiles) else hashes_of(images)
-    return *outputs, list(itertools.chain(*distributed.each(noted)))
+    return *outputs, list(itertools.chain(*distributed.each(looks_of(images).hashes)))
 
 
 def _identical(hashes: Hashes, test_hashes: Hashes) -> tuple[list[int | None], list[bool]]:

@@ -1,9 +1,10 @@
 """Training images that are there more than once: identical ones, and ones that differ by little.
 
-Identical images are known by a hash of their pixels, which collect.py notes. For images that differ by
-little, such as a photograph saved twice, the nearest neighbours by embedding are looked at, pixel by pixel.
+Identical images are known by a hash of their pixels, which collect.py notes. Of images that differ by
+little, such as a photograph saved twice, the thumbnails are neighbours: a bank of these is searched, and
+the nearest pairs are compared pixel by pixel.
 
-Dimensions: N training images, P pairs, C channels, S side of a stored image.
+Dimensions: N training images, C channels, S side of a stored image.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from noisybsd.report.findings import Bools, Findings, Ints, pictures
+from noisybsd.models.bank import FeatureBank
+from noisybsd.report.findings import Bools, Findings, Floats, Ints, pictures
 from noisybsd.report.sprites import Pictures
 
 CANDIDATES = 2000  # pairs of neighbours whose pixels are compared, those of the largest cosine
-NEAREST = 3  # neighbours of an image that are candidates
-SMALLEST = 0.9  # cosine of an image and its nearest neighbour from which it is looked at
+NEAREST = 3  # neighbours of a thumbnail that are candidates
+NEAR = 0.98  # cosine of two thumbnails, less their means, from which they are
+EXACT = 20_000  # thumbnails up to which every neighbour is found
 SIDE = 16  # pixels to which images are reduced to be compared
 ALIKE = 0.99  # correlation of these pixels from which two images nearly are the same
 FLAT = 2.0  # standard deviation, of 0 to 255, below which an image shows nothing to compare
+
+Pair = tuple[int, int, float]  # two training images, the lower index first, and their cosine
 
 
 @dataclass(frozen=True)
@@ -33,18 +38,18 @@ class Duplicates:
     Args:
         identical: groups of training images of the same pixels, each from two.
         in_test: (N,) bool, training images that are test images too.
-        near: pairs of training images that nearly are the same, each with its cosine.
+        near: pairs of training images that nearly are the same, with the cosine of their thumbnails.
         looked_at: how many pairs were compared to find these.
     """
 
     identical: list[list[int]]
     in_test: Bools
-    near: list[tuple[int, int, float]]
+    near: list[Pair]
     looked_at: int
 
 
 def find_duplicates(findings: Findings, images: Pictures | None) -> Duplicates | None:
-    """What there is more than once; None where the findings are of a version that noted no hashes.
+    """What there is more than once; None where the findings are of a version that did not note it.
 
     Args:
         images: of the N training samples; None: nearly identical ones are not looked for.
@@ -56,47 +61,50 @@ def find_duplicates(findings: Findings, images: Pictures | None) -> Duplicates |
     for i, other in enumerate(first):
         if other is not None:
             groups.setdefault(other, []).append(i)
-    identical = [group for group in groups.values() if len(group) > 1]
     in_test = np.array(findings.table["in_test"].to_pylist(), dtype=bool)
-    pairs, cosines = _candidates(findings, first)
-    near = [] if images is None else _alike(images, pairs)
-    found = [(int(i), int(j), float(cosines[p])) for p, (i, j) in enumerate(pairs) if p in near]
-    return Duplicates(identical, in_test, found, 0 if images is None else len(pairs))
+    pairs = [] if images is None else _candidates(findings.arrays["thumbnails"], first)
+    near = pairs and _alike(images, pairs)
+    return Duplicates(list(groups.values()), in_test, near, len(pairs))
 
 
-def _candidates(findings: Findings, first: list[int | None]) -> tuple[Ints, Any]:
-    """Pairs (P,2) of near neighbours that are not identical, and the cosine of each first one's nearest."""
-    cosine = findings.column("nearest_cosine")
-    cosine = np.where(np.isnan(cosine), -1, cosine)
-    seen: dict[tuple[int, int], float] = {}
-    near = findings.table["neighbours"].to_pylist()
-    for i in np.argsort(-cosine, kind="stable").tolist():
-        if cosine[i] < SMALLEST or len(seen) >= CANDIDATES:
-            break
-        for j in near[i][:NEAREST]:
-            if first[i] is None or first[i] != first[j]:
-                seen.setdefault((min(i, j), max(i, j)), float(cosine[i]))
-    pairs = np.array(list(seen), np.int64).reshape(-1, 2)
-    return pairs, np.array(list(seen.values()))
+def _candidates(thumbnails: Floats, first: list[int | None]) -> list[Pair]:
+    """Pairs of images that are not identical and whose thumbnails (N,64) are near to each other."""
+    vectors = torch.from_numpy(thumbnails.astype(np.float32))
+    vectors -= vectors.mean(dim=1, keepdim=True)
+    seen = (vectors.std(dim=1) >= FLAT).nonzero()[:, 0]  # NaN is not
+    if len(seen) < 2:
+        return []
+    bank = FeatureBank(len(vectors), vectors.shape[1])
+    bank.write(seen, normalize(vectors[seen], dim=1))
+    engine = "ivf" if len(seen) > EXACT else "exact"
+    found = bank.search(min(NEAREST, len(seen) - 1, len(vectors) - 1), engine=engine)
+    pairs: dict[tuple[int, int], float] = {}
+    for i, k in (found.similarity >= NEAR).nonzero().tolist():
+        j = int(found.index[i, k])
+        if first[i] is None or first[i] != first[j]:
+            pairs[min(i, j), max(i, j)] = float(found.similarity[i, k])
+    ranked = sorted(pairs.items(), key=lambda item: -item[1])[:CANDIDATES]
+    return [(i, j, cosine) for (i, j), cosine in ranked]
 
 
-def _alike(images: Pictures, pairs: Ints) -> set[int]:
-    """Which pairs (P,2) nearly are of the same pixels, by the correlation of reduced images."""
-    index = np.unique(pairs)
-    reduced: dict[int, np.ndarray | None] = {}
+def _alike(images: Pictures | None, pairs: list[Pair]) -> list[Pair]:
+    """Those pairs that nearly are of the same pixels, by the correlation of reduced images."""
+    assert images is not None
+    index = np.unique([pair[:2] for pair in pairs])
+    reduced: dict[int, Floats | None] = {}
     for start in range(0, len(index), 256):
         part = index[start : start + 256]
         for i, picture in zip(part.tolist(), pictures(images, part), strict=True):
             reduced[i] = None if picture is None else _reduced(picture)
-    alike = set()
-    for p, (i, j) in enumerate(pairs.tolist()):
+
+    def alike(i: int, j: int) -> bool:
         one, other = reduced[i], reduced[j]
-        if one is not None and other is not None and float((one * other).mean()) >= ALIKE:
-            alike.add(p)
-    return alike
+        return one is not None and other is not None and float((one * other).mean()) >= ALIKE
+
+    return [pair for pair in pairs if alike(*pair[:2])]
 
 
-def _reduced(picture: torch.Tensor) -> np.ndarray | None:
+def _reduced(picture: torch.Tensor) -> Floats | None:
     """The pixels of a reduced image (C,S,S), of mean 0 and variance 1; None if it is of one colour."""
     side = min(SIDE, picture.shape[-1])
     pixels = adaptive_avg_pool2d(picture.float(), side).flatten().numpy()

@@ -43,8 +43,9 @@ class Findings:
         arrays: float32 probabilities. `belief` (N,K), what the run believes of each sample's class;
             `network` (N,K), its network's predictions without augmentation, NaN where an image is
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
-            share, zeros without neighbours; `test` (M,K), the predictions on the test set. And the
-            given labels, `labels` (N,) and `test_labels` (M,) int64.
+            share, zeros where there are none; `test` (M,K), the predictions on the test set. The given
+            labels, `labels` (N,) and `test_labels` (M,) int64. And `thumbnails` (N,64) float16, the grey
+            values of 8x8 pixels, NaN where an image is unreadable; not in findings of older versions.
         about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, holds_belief (false:
             `belief` is what the network predicts), test_labels.
     """
@@ -131,7 +132,6 @@ def label_table(
     visits: Floats,
     left_epoch: Ints,
     strength: Floats | None,
-    cosine: Floats | None = None,
     identical_to: list[int | None] | None = None,
     in_test: list[bool] | None = None,
 ) -> pyarrow.Table:
@@ -152,7 +152,6 @@ def label_table(
     | final_prob | the final network's probability of it, without augmentation |
     | visits | how often training saw the sample; 0: the row says nothing |
     | neighbours | indices of the nearest neighbours, nearest first |
-    | nearest_cosine | cosine of the embeddings of the sample and its nearest neighbour |
     | identical_to | the first sample with the same pixels; null without a duplicate |
     | in_test | whether a test image has the same pixels |
     | rank | 1 is the most suspicious: the least given_prob * final_prob |
@@ -164,7 +163,6 @@ def label_table(
         votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
         network_prob, margin, visits, left_epoch, strength: (N,) each; left_epoch from 0, -1: never.
-        cosine: (N,) of each sample and its nearest neighbour.
         identical_to, in_test: (N,) each.
     """
     labels, rows = train.labels, np.arange(len(train))
@@ -205,9 +203,6 @@ def label_table(
         "final_prob": numbers(final_prob),
         "visits": visits.astype(np.int64),
         "neighbours": pyarrow.array(neighbours, pyarrow.list_(pyarrow.int64())),
-        "nearest_cosine": pyarrow.nulls(len(train), pyarrow.float32())
-        if cosine is None
-        else numbers(cosine),
         "identical_to": pyarrow.array(identical_to or [None] * len(train), pyarrow.int64()),
         "in_test": pyarrow.array(in_test or [False] * len(train), pyarrow.bool_()),
         "rank": rank,

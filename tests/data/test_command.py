@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from helpers import trees
@@ -81,6 +88,38 @@ def test_check_lists_what_cannot_be_read(
         "dog/loop: a symb",
     ):
         assert f"WRONG  {tmp_path}/{name}" in text
+
+
+def test_check_names_images_that_are_there_twice(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        trees.folders(tmp_path / split, n=5)
+    for path in (tmp_path / "test").rglob("*.*"):
+        trees.picture(path, 200 + int(path.stem) + 20 * (path.parent.name == "dog"))
+    assert "more than once" not in check(capsys, "own", f"root={tmp_path}", "size=28")[1]
+    trees.picture(tmp_path / "train/dog/copy.bmp", 0)  # of train/cat/000.png, in another format
+    trees.picture(tmp_path / "test/cat/copy.png", 2)  # of train/cat/002.png
+    code, text = check(capsys, "own", f"root={tmp_path}", "size=28")
+    assert code == 0 and "NOTE   2 images are there more than once, 4 in all: " in text
+    assert "train/cat/000.png (cat) = train/dog/copy.bmp (dog)" in text
+    assert (
+        "NOTE   1 of these have different labels: train/cat/000.png (cat) = train/dog/copy" in text
+    )
+    both = "train/cat/002.png (cat) = test/cat/copy.png (cat)"
+    assert f"NOTE   1 of these are both training and test images: {both}" in text
+
+
+def test_check_says_how_folders_were_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for split in ("Train", "Test", "val"):
+        trees.folders(tmp_path / "ds" / split, n=3)
+    trees.picture(tmp_path / "ds/Train/cat/@eaDir/1.png")
+    code, text = check(capsys, "own", f"root={tmp_path}", "size=28")
+    assert code == 0 and "NOTE   the images are those in ds/" in text
+    assert "NOTE   not used: ds/val/ and its 6 images" in text
+    assert "NOTE   left out: 1 in @eaDir/ (a system folder)" in text
 
 
 def test_check_of_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -334,6 +373,149 @@ def test_pack_of_what_is_packed_and_wrong_packs(
     images.write_bytes(images.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"pack\.json: damaged: .*pack the images again"):
         load("own", out)
+
+
+def packed_photos(tmp_path: Path, *arguments: str) -> Path:
+    """A pack of 24 images of two classes."""
+    trees.folders(tmp_path / "photos", n=12)
+    out = tmp_path / "packed"
+    root = f"root={tmp_path / 'photos'}"
+    assert main(["pack", "own", root, "size=28", f"out={out}", *arguments]) == 0
+    return out
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_changed_pixels_of_a_pack_are_noticed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, split: str
+) -> None:
+    out = packed_photos(tmp_path)
+    first = load("own", out)
+    images = out / f"{split}_images.npy"
+    content = bytearray(images.read_bytes())
+    content[-1000:] = bytes(value ^ 1 for value in content[-1000:])
+    images.write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"{split}_images\.npy: holds other images than were packed"
+    ):
+        load("own", out)
+    assert check(capsys, "own", f"root={out}")[0] == 1
+    assert load("own", out, verify=False).sha256 != first.sha256
+
+
+def test_of_a_large_pack_some_images_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("noisybsd.data.fingerprint.WHOLE", 1000)
+    monkeypatch.setattr("noisybsd.data.fingerprint.SAMPLED", 4)
+    out = packed_photos(tmp_path)
+    first = load("own", out)
+    images = np.load(out / "train_images.npy", mmap_mode="r+")
+    images[1] ^= 1  # not one of those: 0, 6, 12 and 19
+    images.flush()
+    assert load("own", out).sha256 == first.sha256
+    images[6] ^= 1
+    images.flush()
+    with pytest.raises(UserError, match="holds other images than were packed"):
+        load("own", out)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("label", 99, r"train\.parquet: label: label 99 of image 0 is out of range, valid: 0 to 1"),
+        ("clean_label", 99, r"train\.parquet: clean_label: label 99 of image 0 is out of range"),
+        ("clean_label", -2, r"train\.parquet: clean_label: label -2 of image 0 is out of range"),
+        ("label", 0.5, r"pack\.json: damaged: train\.parquet: label holds double"),
+        ("label", None, r"train\.parquet: label: label -1 of image 0 is out of range"),
+    ],
+)
+def test_labels_of_a_pack_are_looked_at(
+    tmp_path: Path, column: str, value: object, message: str
+) -> None:
+    out = packed_photos(tmp_path)
+    table = pyarrow.parquet.read_table(out / "train.parquet")
+    values = [value, *table["label"].to_pylist()[1:]]
+    if column in table.column_names:
+        table = table.drop_columns(column)
+    table = table.append_column(column, pyarrow.array(values))
+    pyarrow.parquet.write_table(table, out / "train.parquet")
+    with pytest.raises(UserError, match=message):
+        load("own", out)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "3", "null", "{", '{"card": "own"}', '{"card": 3, "classes": 4}', "\udcff"],
+)
+def test_a_description_of_a_pack_that_is_none(tmp_path: Path, text: str) -> None:
+    out = packed_photos(tmp_path)
+    (out / "pack.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"pack\.json: damaged: .*; pack the images again"):
+        load("own", out)
+
+
+def test_a_pack_keeps_what_is_known_and_names_that_are_no_text(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    trees.folders(photos, n=6)
+    latin = os.fsdecode(b"caf\xe9.png")
+    trees.picture(photos / "cat" / latin, 77)
+    paths = sorted(path.relative_to(photos) for path in photos.rglob("*.*"))
+    table = pyarrow.table(
+        {
+            "path": [os.fsencode(path) for path in paths],
+            "label": [path.parts[0] for path in paths],
+            "clean_label": [path.parts[0] if i % 3 else None for i, path in enumerate(paths)],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    arguments = [f"root={photos}", f"manifest={tmp_path / 't.parquet'}", f"out={tmp_path / 'p'}"]
+    assert main(["pack", "own", "size=28", *arguments]) == 0
+    files = load("own", photos, manifest=str(tmp_path / "t.parquet"))
+    packed = load("own", tmp_path / "p")
+    assert files.train.clean_labels is not None and packed.train.clean_labels is not None
+    assert packed.train.clean_labels.tolist() == files.train.clean_labels.tolist()
+    assert -1 in packed.train.clean_labels
+    assert packed.notes["test_labels"] == files.notes["test_labels"] == "partly verified"
+    names = [*(packed.train.paths or []), *(packed.test.paths or [])]
+    assert r"cat/caf\udce9.png" in names
+
+
+KILLED = """
+import os, signal, sys
+from noisybsd.data import pack
+from noisybsd.data.__main__ import main
+pack._pack_split = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main(sys.argv[1:])
+"""
+
+
+def test_what_a_killed_pack_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    trees.folders(tmp_path / "photos", n=4)
+    (tmp_path / ".noisybsd-pack-mine").write_text("a file that is not ours")
+    arguments = ["pack", "own", f"root={tmp_path / 'photos'}", "size=28", f"out={tmp_path / 'p'}"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".noisybsd-pack-*"))) == 2
+    assert main(arguments) == 0
+    assert [path.name for path in tmp_path.glob(".noisybsd-pack-*")] == [".noisybsd-pack-mine"]
+
+
+def test_a_place_where_nothing_can_be_packed_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.folders(tmp_path / "photos", n=4)
+    (tmp_path / "file").write_text("x")
+    arguments = ["pack", "own", f"root={tmp_path / 'photos'}", "size=28"]
+    assert main([*arguments, f"out={tmp_path / 'file/packed'}"]) == 2
+    assert "file/packed: cannot be written: File exists" in capsys.readouterr().err
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("noisybsd.data.pack.os.fsync", full)
+    assert main([*arguments, f"out={tmp_path / 'packed'}"]) == 2
+    assert "packed: cannot be written: No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]
 
 
 # --- noise --------------------------------------------------------------------------------------

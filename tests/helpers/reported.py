@@ -144,6 +144,7 @@ def findings(
         "neighbours": votes,
         "labels": given,
         "test": np.asarray(test, np.float32),
+        "thumbnails": np.full((n, 64), np.nan, np.float16),
         "test_labels": np.asarray([0] if test_labels is None else test_labels, np.int64),
     }
     about = {
