@@ -82,7 +82,7 @@ class Part(nn.Module):
     """A rule or a loss. What it remembers lives in registered buffers, and so in the checkpoint."""
 
     # How it takes mixup: never; "instead", with mixed images in place of the plain ones and targets mixed as
-    # the images are, for a part that does not tell samples apart; or, a loss, with mixed images "beside" them.
+    # the images are, for a part that does not tell samples apart; or, a loss, with mixed ones "beside" them.
     mixup: Literal["never", "instead", "beside"] = "never"
 
     def start_epoch(self, epoch: int) -> None:
