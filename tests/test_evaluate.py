@@ -416,7 +416,7 @@ def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> N
     whole = state["modules"]["network"]
     for name, changed in (
         ("network", {"encoder.nothing": torch.zeros(1), **whole}),
-        ("network", {key: value.new_zeros(value.shape + (1,)) for key, value in whole.items()}),
+        ("network", {key: value.new_zeros((*value.shape, 1)) for key, value in whole.items()}),
         ("monitor", {"visits": torch.zeros(1)}),
     ):
         modules = {**state["modules"], name: changed}
@@ -427,7 +427,7 @@ def test_a_checkpoint_with_other_state_is_refused_in_a_sentence(tiny: Tiny) -> N
             evaluate_run(Path("run"), [])
     state["modules"]["monitor"]["predicted"][0] = 99
     save_checkpoint(state, Path("run/checkpoint.pt"))
-    with pytest.raises(UserError, match="monitor.predicted holds no classes, 0 to 9"):
+    with pytest.raises(UserError, match=r"monitor\.predicted holds no classes, 0 to 9"):
         evaluate_run(Path("run"), [])
 
 

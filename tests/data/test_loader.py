@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 from torch import Tensor
 
@@ -379,8 +380,8 @@ import sys, time
 from functools import partial
 from pathlib import Path
 from torch.multiprocessing import active_children
-from noisybsd.images import ImageFiles
-from noisybsd.loader import StreamingLoader, epoch_order
+from noisybsd.data.images import ImageFiles
+from noisybsd.data.loader import StreamingLoader, epoch_order
 # no `if __name__ == "__main__"` on purpose: workers must not run this file again
 names = sorted(path.name for path in Path(sys.argv[1]).glob("*.png"))
 order = partial(epoch_order, len(names), 0)
@@ -393,19 +394,32 @@ for epoch in range(10**6):
 """
 
 
-@pytest.mark.slow
-def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(SCRIPT)
+def start_program(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that loads the images in `folder` without end, and its two workers."""
+    (folder / "program.py").write_text(SCRIPT)
     program = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py"), str(tmp_path)],
+        [sys.executable, str(folder / "program.py"), str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(loader_module.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert program.stdout is not None
-    workers = [int(pid) for pid in program.stdout.readline().split()]
+    return program, [int(pid) for pid in program.stdout.readline().split()]
+
+
+def test_workers_end_when_the_main_process_is_killed(split: Split, tmp_path: Path) -> None:
+    program, workers = start_program(tmp_path)
+    assert len(workers) == 2 and all(Path(f"/proc/{pid}").exists() for pid in workers)
+    program.kill()
+    program.communicate()
+    assert not alive(workers)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_path: Path) -> None:
+    program, workers = start_program(tmp_path)
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     _, errors = program.communicate(timeout=60)
     assert len(workers) == 2 and not alive(workers)
