@@ -126,7 +126,10 @@ class DataConfig(Section):
         description="image files: side of the network's input; default: the card's",
     )
     balanced: int | None = Field(
-        None, ge=1, description="at most so many images of each given class in an epoch, drawn anew"
+        None,
+        ge=1,
+        le=10**9,
+        description="at most so many images of each given class in an epoch, drawn anew",
     )
 
 
