@@ -995,6 +995,15 @@ def test_compile_without_a_compiler(
     assert "compile=true: torch cannot compile for cpu" in error and "(no g++ here)" in error
 
 
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    """As in a new process: what other tests have compiled is forgotten."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_compile_without_triton(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1011,6 +1020,7 @@ def test_compile_without_triton(
     assert "(Cannot find a working triton installation." in error
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("method", ["tcl", "ce"])
 def test_network_and_views_are_one_graph_each_and_train_as_eager_ones(
     method: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
@@ -1028,7 +1038,6 @@ def test_network_and_views_are_one_graph_each_and_train_as_eager_ones(
     monkeypatch.setattr(torch, "compile", in_one_graph)
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert main(tiny(*settings, "compile=true", "run.dir=compiled")) == 0
-    torch.compiler.reset()
     assert graphs == ["Network", "Views"]
     assert [row["loss"] for row in rows(Path("compiled"))] == pytest.approx(
         [row["loss"] for row in rows(Path("eager"))], rel=1e-5

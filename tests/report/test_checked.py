@@ -30,8 +30,8 @@ def refusal(found: Findings, directory: Path) -> str:
     with pytest.raises(UserError) as caught:
         Findings.read(directory)
     text = str(caught.value)
-    assert text.endswith("; delete it, and it is made anew")
-    return text.removesuffix("; delete it, and it is made anew").removeprefix(f"{directory}/")
+    assert text.endswith("; delete it, and the report makes it again")
+    return text.removesuffix("; delete it, and the report makes it again").removeprefix(f"{directory}/")
 
 
 def with_column(found: Findings, name: str, values: Any) -> Findings:
