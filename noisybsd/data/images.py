@@ -248,8 +248,8 @@ class ImageFiles:
 
     def __getitem__(self, rows: slice | np.ndarray) -> ImageFiles:
         """Some of the files: `files[1::4]`, or by an array of indices (M,)."""
-        chosen = np.arange(len(self))[rows].tolist()
-        return ImageFiles([self.path(i) for i in chosen], self.root, self.size, self.channels)
+        chosen, paths = np.arange(len(self))[rows].tolist(), self.paths
+        return ImageFiles([paths[i] for i in chosen], self.root, self.size, self.channels)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -259,7 +259,8 @@ class ImageFiles:
     @property
     def paths(self) -> list[str]:
         """The N paths as given."""
-        return [self.path(i) for i in range(len(self))]
+        joined, ends = self._bytes.numpy().tobytes(), self._ends.tolist()
+        return [os.fsdecode(joined[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
     def path(self, i: int) -> str:
         """The path of image i as given."""

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ class ImageNames:
     def inside(self, name: str) -> str | None:
         """A name as a path from the root with plain slashes; None: it leads elsewhere."""
         path = plain(name)
-        if PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute():
+        if path.startswith("/") or re.match("[A-Za-z]:/", path):
             return next(
                 (
                     Path(path).relative_to(root).as_posix()

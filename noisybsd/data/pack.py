@@ -29,7 +29,7 @@ from noisybsd.data.names import UNKNOWN, as_text, kinds
 from noisybsd.data.readers.packed import PACK
 from noisybsd.data.splits import Split, hold_out, image_size
 from noisybsd.data.temporary import temporary_folder
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, shown
 
 LISTED = 20  # unreadable images named by `check`
 
@@ -86,12 +86,12 @@ def pack(config: Config, out: Path | None) -> int:
         raise UserError(f"out={out}: cannot be written: {reason}") from None
     size = sum(path.stat().st_size for path in out.iterdir())
     counts = ", ".join(f"{about[name]['count']:,} {name}" for name in splits)
-    print(f"{out}: {counts} images, {size / 2**20:,.1f} MiB; {len(problems)} left out")
+    print(f"{shown(out)}: {counts} images, {size / 2**20:,.1f} MiB; {len(problems)} left out")
     for line in [*problems[:LISTED], *read.notices]:
-        print(f"  {line}")
+        print(f"  {shown(line)}")
     if read.left_out:
-        print(f"  left out: {kinds(read.left_out)}")
-    print(f"train on them with data.name={data.name} data.root={out}")
+        print(f"  left out: {shown(kinds(read.left_out))}")
+    print(shown(f"train on them with data.name={data.name} data.root={out}"))
     return 0
 
 

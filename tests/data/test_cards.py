@@ -71,7 +71,7 @@ def test_variants_of_a_dataset_agree() -> None:
         ({"size": None}, "size: is required"),
         ({"size": "big"}, "size: Input should be a valid integer.* got 'big'"),
         ({"mean": [0.5]}, "mean has 1 numbers, channels=3"),
-        ({"mean": [0.5, float("nan"), 0.5]}, "mean.1: Input should be a valid number, unable to parse string as a number, got '.nan'"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "mean.1: Input should be a .* number"),
         ({"std": [0.5, 0.0, 0.5]}, "std.1: Input should be greater than 0, got 0.0"),
         ({"classes": ["a", "b", "a"], "asymmetric": {}}, "classes: a is listed twice"),
         ({"asymmetric": {"trukc": "dog"}}, "asymmetric: got 'trukc', did you mean truck"),

@@ -31,7 +31,9 @@ def refusal(found: Findings, directory: Path) -> str:
         Findings.read(directory)
     text = str(caught.value)
     assert text.endswith("; delete it, and the report makes it again")
-    return text.removesuffix("; delete it, and the report makes it again").removeprefix(f"{directory}/")
+    return text.removesuffix("; delete it, and the report makes it again").removeprefix(
+        f"{directory}/"
+    )
 
 
 def with_column(found: Findings, name: str, values: Any) -> Findings:
