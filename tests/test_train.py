@@ -996,8 +996,9 @@ def test_compile_without_a_compiler(
 
 
 @pytest.fixture
-def nothing_compiled() -> Iterator[None]:
-    """As in a new process: what other tests have compiled is forgotten."""
+def nothing_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a new machine: what other tests have compiled is forgotten, and no cache on disk has it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     torch.compiler.reset()
     yield
     torch.compiler.reset()

@@ -54,6 +54,8 @@ OPTIONAL = (
     "given_right",
     "suggested_right",
     "final_prob",
+    "identical_to",
+    "in_test",
     "neighbours",
     "rank",
 )
