@@ -133,7 +133,7 @@ def noise(config: Config, out: Path | None) -> int:
         "transition": None if noisy.transition is None else noisy.transition.tolist(),
     }
     write_labels(out, noisy.labels, notes, clean=clean)
-    print(summary(noisy, clean, read.class_names))
+    print("\n".join(map(shown, summary(noisy, clean, read.class_names).split("\n"))))
     print(shown(f"{out}: train on these labels with data.name={data.name} data.labels={out}"))
     print("and, where the recipe has noise of its own, noise.name=none noise.rate=0")
     return 0

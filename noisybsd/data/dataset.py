@@ -222,6 +222,9 @@ def load_evaluation(data: DataConfig, class_names: tuple[str, ...] = ()) -> Eval
         return _own_evaluation(card, data, class_names)
     if card.layout not in EVALUATIONS:
         found = load_dataset(data, NoiseConfig(), seed=0)
+        if card.layout == "own":
+            unused = f"{len(found.train):,} training images of the pack {data.root}"
+            log.warning("not used: %s", unused)
         sets = iter([("test", found.test)])
         return Evaluation(found.name, found.class_names, found.size, found.channels, sets)
     _refuse_what_has_no_effect(card, data)
