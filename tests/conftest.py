@@ -11,6 +11,7 @@ os.environ.pop("WANDB_API_KEY", None)
 os.environ["NETRC"] = os.devnull
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,3 +44,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
     """Arguments of a run of half a second; later ones win. The working directory is `tmp_path`."""
     monkeypatch.chdir(tmp_path)
     return lambda *more: [*TINY, *more]
+
+
+@pytest.fixture(autouse=True)
+def hangups_are_heard() -> Iterator[None]:
+    """As in a terminal, also when pytest itself was started with nohup, whose children ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
