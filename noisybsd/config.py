@@ -72,9 +72,7 @@ class Config(Section):
         description="forward pass in bf16 autocast or fp32 (on cuda with TF32); auto: bf16 on cuda",
     )
     epochs: int = Field(300, ge=1, le=10**6, description="passes over the training set")
-    batch_size: int = Field(
-        256, ge=2, description="images per step, of all processes together where there are many"
-    )
+    batch_size: int = Field(256, ge=2, description="images per step, of all processes together")
     compile: bool = Field(False, description="compile network and views (torch.compile) for speed")
     targets: named("noisybsd.methods.registry:TARGET_RULES") = Field(  # type: ignore[valid-type]
         "labels", description="target rule; a method's preset chooses it"

@@ -101,7 +101,9 @@ class DataConfig(Section):
         description="use the first n training images only; n of all classes where sorted",
     )
     test_limit: int | None = Field(
-        None, ge=1, description="likewise of the test images: cheaper epochs, a coarser estimate"
+        None,
+        ge=1,
+        description="use the first n test images only: cheaper epochs, a coarser estimate",
     )
     verify: bool = Field(
         True, description="require the official bytes; false accepts others and says so in results"
@@ -124,7 +126,10 @@ class DataConfig(Section):
         description="image files: side of the network's input; default: the card's",
     )
     balanced: int | None = Field(
-        None, ge=1, description="at most so many images of each given class in an epoch, drawn anew"
+        None,
+        ge=1,
+        le=10**9,
+        description="at most so many images of each given class in an epoch, drawn anew",
     )
 
 

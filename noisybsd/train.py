@@ -221,7 +221,9 @@ def _check_fits(config: Config, dataset: Dataset) -> None:
 def _check_compiler(device: torch.device) -> None:
     """Compile a little function: what is missing for it is missing for a network too."""
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+        # what was compiled before, and lies in a cache, needs no compiler
+        options: dict[str, Any] = {"fx_graph_cache": False}
+        torch.compile(lambda x: x.sin() + 1, options=options)(torch.ones(8, device=device))
     except Exception as error:  # a tool that is missing shows in many ways
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         raise UserError(

@@ -85,7 +85,7 @@ def read_value(text: str, annotation: Any) -> Any:
 
 
 def annotation_of(model: type[BaseModel], key: list[str]) -> Any:
-    """The annotation of the field that a dotted key, split, names; Any where there is none."""
+    """The annotation of the field that a dotted key, split, names; Any for an unknown key."""
     annotation: Any = model
     for part in key:
         annotation = _inside(annotation, part)

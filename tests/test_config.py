@@ -315,3 +315,142 @@ def test_a_record_whose_methods_meant_others_is_refused(tmp_path: Path) -> None:
     (line,) = mistakes(f"recipe={path}")
     assert line.startswith(f"{path}: made by a development version of noisybsd")
     assert "bsd_supcon of then is bsd_plus now" in line and "git_commit" in line
+
+
+# --- text, numbers and what is neither ------------------------------------------------------------------
+
+AS_TYPED = ("images #2", "2024", "2024_01", "on", "12:30", "1e3", "a, b", "{x", "${oc.env:HOME}")
+
+
+@pytest.mark.parametrize("text", AS_TYPED)
+def test_text_settings_take_text_as_it_is_typed(text: str) -> None:
+    keys = ("data.root", "data.manifest", "run.dir", "tracking.project", "noise.file")
+    config = load_config(["recipe=digits_sym40", *(f"{key}={text}" for key in keys)])
+    found = (config.data.root, config.data.manifest, config.run.dir, config.tracking.project)
+    assert found == (text,) * 4 and config.noise.file == text
+
+
+@pytest.mark.parametrize("text", [t for t in AS_TYPED if "{" not in t and "#" not in t])
+def test_text_in_a_recipe_is_taken_as_it_is_typed(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{root: '{text}'}}\ntracking:\n  project: {text}\n  tags: [{text}]\n")
+    config = load_config([f"recipe={path}"])
+    assert (config.data.root, config.tracking.project) == (text, text)
+    assert config.tracking.tags == tuple(each.strip() for each in text.split(","))
+
+
+def test_null_is_none_where_a_setting_may_have_none() -> None:
+    config = load_config(["recipe=digits_sym40", "data.manifest=null", "data.limit=null"])
+    assert config.data.manifest is None and config.data.limit is None
+    assert load_config(["recipe=digits_sym40", "data.root=null"]).data.root == "null"
+
+
+def test_home_is_found_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ("data.root", "data.labels", "data.manifest", "noise.file", "run.dir", "run.resume")
+    config = load_config(["recipe=digits_sym40", *(f"{key}=~/x" for key in keys)])
+    data, run = config.data, config.run
+    assert {data.root, data.labels, data.manifest, config.noise.file, run.dir, run.resume} == {
+        "/home/me/x"
+    }
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("epochs=true", "epochs: got true; valid: a number"),
+        ("optimizer.lr=false", "optimizer.lr: got false; valid: a number"),
+        ("epochs=???", "epochs: "),
+        ("epochs=${oc.env:HOME}", "epochs: "),
+        ("epochs=!!int 3", "argument 'epochs=!!int 3': not readable as YAML: line 1: a tag"),
+        ("epochs=&a 3", "argument 'epochs=&a 3': not readable as YAML: line 1: an anchor"),
+        ("epochs=" + "9" * 5000, "epochs: Unable to parse"),
+        ("epochs=" + "[" * 3000, "argument 'epochs=[[["),
+        ("." * 3000 + "=1", "argument '...."),
+        ("[=1", "[: unknown key (got 1)"),
+        ("data=[1]", "data: is a section, got [1]; its keys: data.name"),
+        ("optimizer=[1]", "optimizer: is a section, got [1]"),
+        ("data.root.x=1", "data.root: Input should be a valid string, got {'x': 1}"),
+        ("data.root=", "data.root: got nothing"),
+        ("run.dir=", "run.dir: got nothing"),
+        ("epochs=", "epochs: got nothing"),
+        ("data.root=~nobody-of-this-name/x", "data.root: got '~nobody-of-this-name/x'"),
+        ("data.root=caf\udce9", r"argument 'data.root=caf\udce9': is no text in UTF-8"),
+        ("\udce9=1", r"argument '\udce9=1': is no text in UTF-8"),
+        ("network.width=100000", "network.width: Input should be less than or equal to 4096"),
+        ("network.embedding_dim=1e9", "network.embedding_dim: "),
+        ("optimizer.lr=1e308", "optimizer.lr: "),
+        ("optimizer.lr=1e999", "optimizer.lr: "),
+        ("contrastive.weight=1e300", "contrastive.weight: "),
+        ("data.size=1000000", "data.size: "),
+        ("data.workers=1000000", "data.workers: "),
+    ],
+)
+def test_values_that_cannot_be(argument: str, says: str) -> None:
+    (line,) = mistakes("recipe=digits_sym40", argument)
+    assert line.startswith(says) and len(line) < 700
+
+
+# --- a recipe is data ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("recipe: /elsewhere\nepochs: 3", "recipe"),
+        ("recipe: ../../elsewhere\nepochs: 3", "recipe"),
+        ("recipe: another\nepochs: 3", "recipe"),
+        ("run: {dir: elsewhere}", "run.dir"),
+        ("run: {resume: elsewhere}", "run.resume"),
+    ],
+)
+def test_a_recipe_does_not_move_the_run_directory(content: str, key: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    (line,) = mistakes(f"recipe={path}")
+    assert line == f"{path}: {key}: a recipe cannot say this; give {key}=… with the command"
+
+
+@pytest.mark.parametrize("name", ["/elsewhere", "../x", "..", "", "a/b"])
+def test_nor_does_a_record_that_someone_edited(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(load_config(["recipe=digits_sym40"]), path, "")
+    path.write_text(path.read_text().replace("recipe: digits_sym40", f"recipe: '{name}'"))
+    (line,) = mistakes(f"recipe={path}")
+    assert line.startswith("recipe: got ")
+
+
+def test_nothing_is_taken_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: ${oc.env:SECRET}\ntracking: {project: '${oc.env:SECRET}'}\n")
+    assert not any("hunter2" in line for line in mistakes(f"recipe={path}"))
+    config = load_config([f"recipe={path}", "epochs=3"])
+    assert config.tracking.project == "${oc.env:SECRET}"
+
+
+def test_a_file_that_is_no_recipe_is_not_repeated(tmp_path: Path) -> None:
+    for content in ("password: hunter2\n", "root:x:0:0:hunter2\n", "- hunter2\n", "hunter2: ["):
+        path = tmp_path / "secrets.yaml"
+        path.write_text(content)
+        (line,) = mistakes(f"recipe={path}")
+        assert line.startswith(f"{path}: ") and "hunter2" not in line
+
+
+def test_a_record_with_values_of_wrong_types_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    save_config(load_config(["recipe=digits_sym40"]), path, "")
+    whole = path.read_text()
+    assert read_record(path)["epochs"] == 60
+    for before, after, key in (
+        ("epochs: 60", "epochs: many", "epochs"),
+        ("epochs: 60", "epochs: [60]", "epochs"),
+        ("  rate: 0.4", "  rate: {a: 1}", "noise.rate"),
+    ):
+        path.write_text(whole.replace(before, after))
+        with pytest.raises(UserError, match=rf"^{path}: {key}: "):
+            read_record(path)
+    path.write_text(whole + "novelty: {x: 1}\n")  # of a later version, perhaps
+    assert read_record(path)["novelty"] == {"x": 1}

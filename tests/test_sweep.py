@@ -175,6 +175,12 @@ def test_all_mistakes_at_once_before_anything_starts(
         ("jobs=true", "jobs: got True"),
         ("jobs=1,2", "jobs: got '1,2'"),
         ("slurm=gpu", "slurm: got 'gpu'"),
+        ("out=", "out: got ''; valid: one folder"),
+        ("out=null", "out: got 'null'; valid: one folder"),
+        ("out=[a]", "out: got '[a]'; valid: one folder"),
+        ("out=~nobody-of-this-name/x", "out: got '~nobody-of-this-name/x'"),
+        ("out=" + "x" * 300, "File name too long"),
+        ("jobs=" + "9" * 5000, "jobs: got '999"),
         ("slurm.partition=gpu", "slurm.partition: has no effect without launcher=slurm"),
         ("run.dir=x", "run.dir: a sweep names its run directories itself"),
         ("run.resume=none", "run.resume: a sweep names its run directories itself"),
@@ -323,7 +329,7 @@ def test_jobs_default_to_the_gpus(
     assert found == {"6", "7"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_and_the_same_command_continues(
     number: signal.Signals,
     stub: Callable[[str], None],
@@ -386,6 +392,72 @@ def test_a_run_that_another_process_trains_is_left_alone(
     assert "busy     digits_sym40-ce-s0" in output
     assert "1 of 2 runs done, 0 failed" in output
     assert not (other / "calls.txt").exists()
+
+
+def test_a_folder_is_taken_as_it_is_typed(stub: Callable[[str], None], tmp_path: Path) -> None:
+    stub(FINISH)
+    assert main([DIGITS, "method=ce", "out=run #1"]) == 0
+    assert (tmp_path / "run #1" / "digits_sym40-ce-s0" / "results.json").exists()
+
+
+def test_strangers_folders_are_refused(
+    stub: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(FINISH)
+    run = tmp_path / "o" / "digits_sym40-ce-s0"
+    run.mkdir(parents=True)
+    (run / "thesis.tex").touch()
+    arguments = [DIGITS, "method=ce", "out=o"]
+    assert main(arguments) == 2
+    assert "out=o: holds 'digits_sym40-ce-s0', and no runs" in capsys.readouterr().err
+    (tmp_path / "o" / "another").mkdir()
+    (tmp_path / "o" / "another" / "console.txt").touch()  # a sweep's
+    assert main(arguments) == 2
+    assert "o/digits_sym40-ce-s0: holds thesis.tex, and no run" in capsys.readouterr().err
+    assert [entry.name for entry in run.iterdir()] == ["thesis.tex"]
+
+
+SWEEP = """
+import sys
+from noisybsd import sweep
+sweep.Run.command = lambda run: [sys.executable, "-c", sys.argv[1], str(run.directory), "0"]
+sys.exit(sweep.main(sys.argv[2:]))
+"""
+FOLLOWS = """
+from noisybsd.processes import follow_parent
+from noisybsd.runs.directory import lock_run
+lock = lock_run(path)
+follow_parent()
+(path / "locked.txt").touch()
+time.sleep(60)
+"""
+
+
+def test_runs_end_with_a_sweep_that_is_killed_and_the_next_one_waits_for_them(
+    stub: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub(FINISH)
+    saving = '(path / "saved.txt")'
+    slow = STUB.replace(saving, f"time.sleep(4)\n    {saving}") + FOLLOWS
+    monkeypatch.setattr(sweep, "LET_END", 60)
+    arguments = [DIGITS, "method=ce", "seed=0,1", "jobs=2", "out=o"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    sweeping = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, slow, *arguments], env=environment, stdout=subprocess.PIPE
+    )
+    end = time.monotonic() + 60
+    while len(list(tmp_path.glob("o/*/locked.txt"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    sweeping.kill()
+    sweeping.communicate()
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "waiting for 2 runs that another process trains" in output
+    assert "2 runs, 2 to start" in output and "2 of 2 runs done" in output
+    assert len(list(tmp_path.glob("o/*/saved.txt"))) == 2
 
 
 def test_what_is_done_is_compared(

@@ -36,7 +36,7 @@ from noisybsd.engine import trainer as trainer_module
 from noisybsd.engine.trainer import Trainer, seed_generators
 from noisybsd.methods.parts import Mixup
 from noisybsd.methods.presets import METHODS
-from noisybsd.runs.checkpoint import load_checkpoint
+from noisybsd.runs.checkpoint import load_checkpoint, save_checkpoint
 from noisybsd.train import main
 
 Tiny = Callable[..., list[str]]
@@ -523,10 +523,81 @@ def test_interrupted_at_every_step(
     assert_same(outcome(Path("run")), outcome(undisturbed()))
 
 
+def test_a_closed_terminal_saves(
+    tiny: Tiny, undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6, send(signal.SIGHUP))
+        assert main(tiny("run.dir=run")) == 128 + signal.SIGHUP
+    assert load_checkpoint(Path("run/checkpoint.pt"))["step"] == 6
+    assert main(tiny("run.dir=run")) == 0
+    assert_same(outcome(Path("run")), outcome(undisturbed()))
+
+
+def test_nohup_trains_on(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt(monkeypatch, 2, send(signal.SIGHUP))
+        assert main(tiny("run.dir=run", "epochs=1")) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_directory_that_is_replaced_while_the_run_goes_on(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def replace() -> None:
+        Path("run").rename("moved")
+        Path("run").mkdir()
+
+    interrupt(monkeypatch, 6, replace)
+    assert main(tiny("run.dir=run")) == 2
+    assert "error: run.dir=run: is another directory than when" in capsys.readouterr().err
+    assert list(Path("run").iterdir()) == []
+    assert load_checkpoint(Path("moved/checkpoint.pt"))["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"step": 99}, "damaged: step 99 after 1 of 3 epochs of 4 steps"),
+        ({"history": [], "step": 5}, "damaged: step 5 after 0 of 3 epochs of 4 steps"),
+    ],
+)
+def test_a_checkpoint_whose_step_cannot_be(
+    changes: dict[str, Any],
+    says: str,
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6, send(signal.SIGTERM))
+        assert main(tiny("run.dir=run")) == 143
+    file = Path("run/checkpoint.pt")
+    state = load_checkpoint(file)
+    save_checkpoint({**state, **changes}, file)
+    assert main(tiny("run.dir=run")) == 2
+    assert f"error: {file}: {says}" in capsys.readouterr().err
+
+
+def test_memory_that_is_not_there_is_a_sentence(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        torch.empty(2**50)  # the allocator's own error
+
+    monkeypatch.setattr(Trainer, "step", full)
+    assert main(tiny("run.dir=run")) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: out of memory: ") and "batch_size (got 32)" in second
+
+
 def test_signals_are_left_as_they_were(tiny: Tiny) -> None:
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(s) for s in watched]
     assert main(tiny("run.dir=run", "epochs=1")) == 0
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in watched] == before
 
 
 @pytest.mark.parametrize("setting", ["run.checkpoint_seconds=0", "run.checkpoint_seconds=1000"])
@@ -769,6 +840,11 @@ def test_a_learning_rate_out_of_all_proportion(
         ("contrastve.weight=1", "did you mean contrastive.weight?"),
         ("options.discont=1", "did you mean options.discount?"),
         ("epochs=0", "epochs"),
+        ("network.width=100000", "network.width"),
+        ("network.embedding_dim=1000000000", "network.embedding_dim"),
+        ("optimizer.lr=1e308", "optimizer.lr"),
+        ("data.root=~nobody-of-this-name/x", "data.root: got '~nobody-of-this-name/x'"),
+        ("run.dir=" + "x" * 300, "File name too long"),
         ("optimizer.lr=nan", "optimizer.lr"),
         ("--epochs=3", "key=value"),
         ("epochs", "key=value"),
@@ -919,6 +995,16 @@ def test_compile_without_a_compiler(
     assert "compile=true: torch cannot compile for cpu" in error and "(no g++ here)" in error
 
 
+@pytest.fixture
+def nothing_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a new machine: what other tests have compiled is forgotten, and no cache on disk has it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_compile_without_triton(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -932,9 +1018,10 @@ def test_compile_without_triton(
     assert main(tiny("compile=true", "run.dir=run")) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Use compile=false" in error
-    assert "(Cannot find a working triton installation." in error
+    assert "Cannot find a working triton installation." in error
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("method", ["tcl", "ce"])
 def test_network_and_views_are_one_graph_each_and_train_as_eager_ones(
     method: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
@@ -952,7 +1039,6 @@ def test_network_and_views_are_one_graph_each_and_train_as_eager_ones(
     monkeypatch.setattr(torch, "compile", in_one_graph)
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert main(tiny(*settings, "compile=true", "run.dir=compiled")) == 0
-    torch.compiler.reset()
     assert graphs == ["Network", "Views"]
     assert [row["loss"] for row in rows(Path("compiled"))] == pytest.approx(
         [row["loss"] for row in rows(Path("eager"))], rel=1e-5

@@ -157,9 +157,9 @@ column that names the images |
     | .csv without a header | `label`, `index,label` or `path,label` |
     | .txt | one label per line, or `path label` |
 
-    Where anything names the images, the labels are put in their order by these names; else where there is
-    an `index` (from 0), in its order; else row i is image i. A description beside the file, as
-    `write_labels` makes it, must fit the labels.
+    The labels are put in the images' order by the column that names images. A file without one is read by
+    its `index` (from 0), and a file without that by position: row i is image i. A description beside the
+    file, as `write_labels` makes it, must fit the labels.
 
     Args:
         key: which array or column holds the labels, if there are several.
@@ -574,7 +574,7 @@ def _description(path: Path) -> Path:
 
 
 def read_description(path: str | Path) -> dict[str, Any] | None:
-    """What `write_labels` wrote beside a label file, or None where there is nothing.
+    """What `write_labels` wrote beside a label file, or None.
 
     Raises:
         UserError: it is there and not readable.

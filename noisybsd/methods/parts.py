@@ -81,8 +81,8 @@ class Mixup:
 class Part(nn.Module):
     """A rule or a loss. What it remembers lives in registered buffers, and so in the checkpoint."""
 
-    # How it takes mixup: never; with mixed images instead of the plain ones, and targets mixed likewise
-    # (for what does not tell one sample from another); or, a loss, with mixed images beside them.
+    # How it takes mixup: never; "instead", with mixed images in place of the plain ones and targets mixed as
+    # the images are, for a part that does not tell samples apart; or, a loss, with mixed ones "beside" them.
     mixup: Literal["never", "instead", "beside"] = "never"
 
     def start_epoch(self, epoch: int) -> None:
@@ -116,7 +116,7 @@ class TargetRule(Part):
         return None
 
     def probability(self, labels: Tensor) -> Tensor | None:
-        """The belief (N,) in each sample's class in `labels` (N,), likewise."""
+        """The belief (N,) in each sample's class in `labels` (N,), or None."""
         belief = self.belief()
         return None if belief is None else belief.gather(1, labels[:, None]).squeeze(1)
 

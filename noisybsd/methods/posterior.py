@@ -60,7 +60,7 @@ class Posterior(nn.Module):
 
         Args:
             index: (B,) int64, the rows observed.
-            evidence: (B,K), the network's prediction p_i^t, plus further sensors where there are any.
+            evidence: (B,K), the network's prediction p_i^t, plus that of further sensors, if any.
             weight: (B,), w, how much of a visit this is, in [0, 1]; None: 1, as in the paper.
         """
         kept, added = _of_a_visit(self.discount, evidence, weight)

@@ -36,8 +36,8 @@ class Neighbours(NamedTuple):
     """The nearest neighbours of Q queries, nearest first.
 
     Attributes:
-        similarity: (Q,k) float32; 0 where there is no neighbour.
-        index: (Q,k) int64, rows of the bank; -1 where there is no neighbour.
+        similarity: (Q,k) float32; 0 for a missing neighbour.
+        index: (Q,k) int64, rows of the bank; -1 for a missing neighbour.
     """
 
     similarity: Tensor
@@ -92,7 +92,7 @@ class FeatureBank(nn.Module):
 
         Early in training, and with drop_last, some rows are not filled. They are nobody's
         neighbours and have none: their index is -1 and their similarity 0, which `vote` gives no
-        weight. Where fewer than k others are filled, the last columns are -1 and 0 likewise.
+        weight. Where fewer than k others are filled, the last columns are -1 and 0 too.
 
         Returns:
             Neighbours of shape (Q,k), or (N,k) without queries; indices are rows of the bank.

@@ -25,14 +25,16 @@ _NUMBERS = ("entropy", "strength", "area_under_margin")
 _NAMES = ("path", "given_name", "suggested_name", "clean_name")
 _OPTIONAL = ("clean", "clean_name", "given_right", "suggested_right")  # of benchmarks
 _NULLABLE = (
-    *("path", "strength", "left_epoch", "neighbour_agreement", "area_under_margin"),
+    *("path", "identical_to", "strength", "left_epoch", "neighbour_agreement", "area_under_margin"),
     *("network_prob", "final_prob", *_OPTIONAL),
 )
 _COLUMNS: dict[str, Any] = {
-    **dict.fromkeys(("index", "left_epoch", "visits", "rank", *_CLASSES), types.is_integer),
+    **dict.fromkeys(
+        ("index", "left_epoch", "visits", "rank", "identical_to", *_CLASSES), types.is_integer
+    ),
     **dict.fromkeys((*_PROBABILITIES, *_NUMBERS), types.is_floating),
     **dict.fromkeys(_NAMES, lambda kind: types.is_string(kind) or types.is_null(kind)),
-    **dict.fromkeys(("given_right", "suggested_right"), types.is_boolean),
+    **dict.fromkeys(("given_right", "suggested_right", "in_test"), types.is_boolean),
     "neighbours": lambda kind: types.is_list(kind) and types.is_integer(kind.value_type),
 }
 

@@ -98,7 +98,7 @@ class Findings:
             return None
         try:
             table = pyarrow.parquet.read_table(table_path)
-            if "final_prob" not in table.column_names:
+            if not {"final_prob", "identical_to", "in_test"} <= set(table.column_names):
                 return None
             about = json.loads((table.schema.metadata or {}).get(b"noisybsd", b"null"))
             with np.load(arrays_path, allow_pickle=False) as content:

@@ -394,11 +394,11 @@ for epoch in range(10**6):
 """
 
 
-@pytest.mark.slow
-def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(SCRIPT)
+def start_program(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that loads the images in `folder` without end, and its two workers."""
+    (folder / "program.py").write_text(SCRIPT)
     program = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py"), str(tmp_path)],
+        [sys.executable, str(folder / "program.py"), str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -406,7 +406,20 @@ def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_pat
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert program.stdout is not None
-    workers = [int(pid) for pid in program.stdout.readline().split()]
+    return program, [int(pid) for pid in program.stdout.readline().split()]
+
+
+def test_workers_end_when_the_main_process_is_killed(split: Split, tmp_path: Path) -> None:
+    program, workers = start_program(tmp_path)
+    assert len(workers) == 2 and all(Path(f"/proc/{pid}").exists() for pid in workers)
+    program.kill()
+    program.communicate()
+    assert not alive(workers)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_path: Path) -> None:
+    program, workers = start_program(tmp_path)
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     _, errors = program.communicate(timeout=60)
     assert len(workers) == 2 and not alive(workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,23 @@ def test_small_numbers_survive_the_record(make: Callable[..., Config]) -> None:
     assert open_run(make(*changes, f"run.dir={begin(make(*changes))}")).state is not None
 
 
+def test_auto_is_not_held_up_by_what_is_no_record(make: Callable[..., Config]) -> None:
+    path = begin(make("seed=1"))
+    for make_wrong in (
+        lambda file: file.write_text("epochs: !!int abc"),
+        lambda file: file.write_bytes(b"\xff"),
+        lambda file: file.write_text("[" * 100000),
+        os.mkfifo,
+        os.mkdir,
+        lambda file: file.symlink_to("config.yaml"),
+    ):
+        other = path.with_name("29991231-000000-0")
+        other.mkdir()
+        make_wrong(other / "config.yaml")
+        assert open_run(make()).path != other
+        shutil.rmtree(other)
+
+
 # --- run.resume=none and a path ---------------------------------------------------------------------
 
 
@@ -246,6 +264,47 @@ def test_a_start_that_was_killed_early_is_no_obstacle(make: Callable[..., Config
     Path("mine/.lock").write_text("")
     Path("mine/.config.yaml.1.noisybsd.tmp").write_text("epo")
     assert open_run(make("run.dir=mine")).state is None
+
+
+@pytest.mark.parametrize("more", [(), ("run.resume=none",)])
+def test_a_strangers_directory_is_left_as_it_is(
+    more: tuple[str, ...], make: Callable[..., Config]
+) -> None:
+    Path("theirs/.cache.tmp").mkdir(parents=True)
+    Path("theirs/.draft.tmp").write_text("a draft")
+    answer = refusal(make("run.dir=theirs", *more))
+    assert answer.startswith("run.dir=theirs") and ("holds .cache.tmp" in answer or more)
+    assert sorted(entry.name for entry in Path("theirs").iterdir()) == [".cache.tmp", ".draft.tmp"]
+
+
+def test_the_config_of_another_program_is_no_run(make: Callable[..., Config]) -> None:
+    Path("theirs").mkdir()
+    Path("theirs/config.yaml").write_text("seed: 3\nmodel: {name: x}\n")
+    assert "config.yaml: damaged, or no run's: it has no recipe" in refusal(make("run.dir=theirs"))
+    assert [entry.name for entry in Path("theirs").iterdir()] == ["config.yaml"]
+
+
+def test_what_a_stranger_put_into_a_run_stays(make: Callable[..., Config]) -> None:
+    path = begin(make())
+    (path / ".notes.tmp").write_text("notes")
+    run = open_run(make())
+    assert run.path == path and (path / ".notes.tmp").read_text() == "notes"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop", "file/x", "a\nb\x1b[31m/" + "y" * 300])
+def test_paths_that_cannot_be_are_answered_with_their_key(
+    name: str, make: Callable[..., Config]
+) -> None:
+    Path("loop").symlink_to("loop")
+    Path("file").touch()
+    assert refusal(make(f"run.dir={name}")).startswith(f"run.dir={name}: cannot be a run directory")
+    assert refusal(make(f"run.resume={name}")).startswith(f"run.resume={name}: ")
+
+
+def test_a_lock_that_is_no_file_is_not_waited_for(make: Callable[..., Config]) -> None:
+    Path("mine").mkdir()
+    os.mkfifo("mine/.lock")
+    assert "cannot be a run directory" in refusal(make("run.dir=mine"))
 
 
 # --- damaged checkpoints ----------------------------------------------------------------------------

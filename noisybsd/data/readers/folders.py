@@ -33,7 +33,7 @@ class Arrangement:
     """Which images are of which split and class.
 
     Args:
-        splits: train, val and test, where there are images of them: class folder: its images.
+        splits: train, val and test, those that have images: class folder: its images.
         places: train, val and test: their folders, relative to data.root.
         empty: folders among those of the classes to train on in which there is no image.
         stray: how many images are in no folder of a class.
@@ -69,7 +69,7 @@ def read_folders(card: Card, data: DataConfig) -> Read:
 
 
 def read_folders_to_test(card: Card, data: DataConfig) -> Read:
-    """The same for a network that is trained already: the test images, or all where there is no split."""
+    """The same for a network that is trained already: test images, or all of a folder without splits."""
     root = need(Path(data.root), card)
     found = find_images(root)
     plan = arrange(found, root, card.classes)

@@ -150,7 +150,7 @@ def _is_there(root: Path, name: str) -> bool:
 
 
 def _path_column(table: Table, root: Path) -> str:
-    """The column that names images: where there are several, one whose names are files in the root."""
+    """The column that names images; of several, the one whose names are files in the root."""
     columns = list(table.name_columns())
     if not columns:
         has = ", ".join(map(str, table.columns)) or "none"
