@@ -54,7 +54,8 @@ def test_validation_images_are_to_test_on_where_there_are_no_others(
     for name in ("train", val):
         trees.folders(tmp_path / name, n=3)
     data = load("own", tmp_path)
-    assert counts(data) == ([3, 3], [3, 3]) and data.notes["notices"] == []
+    assert counts(data) == ([3, 3], [3, 3])
+    assert data.notes["notices"] == [f"the test images are those in {val}/"]
     trees.folders(tmp_path / "test", n=2)
     data = load("own", tmp_path)
     assert counts(data) == ([3, 3], [2, 2])

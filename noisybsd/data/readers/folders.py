@@ -89,6 +89,8 @@ def _read(
 ) -> Read:
     notices = [f"the images are those in {as_text(plan.base)}/"] if plan.base else []
     notices += [f"not used: {as_text(name)}/" for name in plan.unused]
+    if "val" in used:
+        notices.append(f"the test images are those in {as_text(plan.places['val'])}/")
     for name, folders in plan.splits.items():
         if name not in used:
             count = sum(map(len, folders.values()))
