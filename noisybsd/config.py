@@ -148,6 +148,16 @@ class Config(Section):
                 f"neighbours.weight={near.weight} keeps a vote for every class of every "
                 f"sample: use options.top_k=null, got {self.options['top_k']}"
             )
+        net = self.network
+        if net.frozen and not (net.pretrained or net.weights or self.data.embeddings):
+            yield (
+                f"network.frozen=true keeps {net.name} as it is, with random weights; use "
+                "network.pretrained=true or network.weights=FILE"
+            )
+        if net.frozen and (self.augment.flip == "alternating" or self.compile):
+            yield (
+                "network.frozen=true goes with augment.flip=random and compile=false: views are embedded once"
+            )
         if noise.name == "none" and noise.rate > 0:
             yield (
                 f"noise.rate={noise.rate} needs noise.name (got none), e.g. noise.name=symmetric; for no "

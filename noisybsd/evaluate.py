@@ -69,9 +69,14 @@ The severities are not those of cifar10c: compare networks with each other, not 
   python -m noisybsd.evaluate run=runs/cifar10n_worst/… data.name=cifar10c data.root=data
 """
 
-PLACES = ("data.root", "data.manifest", "data.labels")  # keys that say which data
+PLACES = (
+    "data.root",
+    "data.manifest",
+    "data.embeddings",
+    "data.labels",
+)  # keys that say which data
 OF_OTHER_DATA = (
-    *("data.name", "data.root", "data.download", "data.verify", "data.manifest"),
+    *("data.name", "data.root", "data.download", "data.verify", "data.manifest", "data.embeddings"),
     *("data.on_error", "data.size", "data.workers"),
 )
 
@@ -143,6 +148,7 @@ def _whose_data(directory: Path, overrides: list[str]) -> tuple[list[str], DataC
         update={
             "labels": "default",
             "manifest": config.data.manifest if "data.manifest" in given else None,
+            "embeddings": config.data.embeddings if "data.embeddings" in given else None,
         }
     )
     kept = [o for o in of_data if o.split("=", 1)[0] not in PLACES]
@@ -164,13 +170,13 @@ def corrupted_test_set(trainer: Trainer, names: Sequence[str]) -> Evaluation:
         names: keys of `noisybsd.data.corruptions.CORRUPTIONS`; those that need colour are left out where
             there is none.
     """
-    run, split = trainer.dataset, trainer.test
+    run, split = trainer.dataset, replace(trainer.test, embeddings=None)
     names = possible(names, run.channels)
     if not isinstance(split.images, torch.Tensor):
         host = torch.device("cpu")
         split = keep_resident(split, host, "resident", trainer.config.data.on_error)
     # what lies outside of the view is never seen, and a length is one of the network's input
-    split = replace(split, images=trainer.views.plain_view(split.images))
+    split = replace(split, images=trainer.image_views.plain_view(split.images))
     sets = corrupted_sets(split, names, trainer.device)
     return Evaluation(f"{run.name}, corrupted", run.class_names, run.size, run.channels, sets)
 
@@ -224,6 +230,8 @@ def _check_fits(evaluation: Evaluation, trainer: Trainer) -> None:
     for label, (one, other) in enumerate(zip(theirs, ours, strict=True)):
         if one != other:
             raise UserError(f"{name}: class {label} is {one}, in the run's data it is {other}")
+    if trainer.config.data.embeddings is not None:
+        return  # the images are not looked at
     if evaluation.channels != run.channels:
         raise UserError(
             f"{name}: images of {evaluation.channels} channels, the run's have {run.channels}"

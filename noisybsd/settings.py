@@ -19,24 +19,33 @@ from noisybsd.files import expanded
 
 
 class Registry:
-    """Marks a field whose choices are the keys of a literal dict elsewhere, imported when asked."""
+    """Marks a field whose choices are the keys of a literal dict elsewhere, imported when asked.
 
-    def __init__(self, path: str, *more: str):
-        self.path, self.more = path, more
+    Args:
+        path: "module:DICT".
+        more: further choices.
+        open: a choice that begins so may go on in any way.
+    """
+
+    def __init__(self, path: str, *more: str, open: str | None = None):
+        self.path, self.more, self.open = path, more, open
 
     def keys(self) -> list[str]:
         module, attribute = self.path.split(":")
-        return [*self.more, *getattr(importlib.import_module(module), attribute)]
+        further = [] if self.open is None else [f"{self.open}NAME"]
+        return [*self.more, *getattr(importlib.import_module(module), attribute), *further]
 
     def check(self, value: str) -> str:
+        if self.open is not None and value.startswith(self.open):
+            return value
         if value not in self.keys():
             raise ValueError(did_you_mean(value, self.keys()))
         return value
 
 
-def named(registry: str, *more: str) -> Any:
-    """The type of a string field that names an entry of `registry` ("module:DICT"), or one of `more`."""
-    entry = Registry(registry, *more)
+def named(registry: str, *more: str, open: str | None = None) -> Any:
+    """The type of a string field that names an entry of a `Registry`."""
+    entry = Registry(registry, *more, open=open)
     return Annotated[str, entry, AfterValidator(entry.check)]
 
 
@@ -95,6 +104,11 @@ class DataConfig(Section):
     manifest: PathText | None = Field(
         None, description="own data: CSV or Parquet with columns path, label[, clean_label, split]"
     )
+    embeddings: PathText | None = Field(
+        None,
+        description="own data: a .npy whose row i is the embedding of row i of data.manifest, which training "
+        "then needs in place of the images",
+    )
     limit: int | None = Field(
         None,
         ge=1,
@@ -143,13 +157,36 @@ class NoiseConfig(Section):
 
 
 class NetworkConfig(Section):
-    name: named("noisybsd.models.networks:NETWORKS") = Field(  # type: ignore[valid-type]
-        "preact_resnet18", description="architecture"
+    name: named("noisybsd.models.networks:NETWORKS", open="timm:") = Field(  # type: ignore[valid-type]
+        "preact_resnet18", description="architecture; timm:NAME is any of timm's"
     )
     width: int | None = Field(
-        None, ge=1, le=4096, description="base width; default: the architecture's own"
+        None,
+        ge=1,
+        le=4096,
+        description="base width; default: the architecture's own. With frozen: of a further layer; default: none",
     )
-    pretrained: bool = Field(False, description="start from torchvision's ImageNet weights")
+    pretrained: bool = Field(
+        False,
+        description="start from the weights that others have trained, most of them on ImageNet",
+    )
+    weights: PathText | None = Field(
+        None,
+        description="start a backbone (timm:NAME, efficientnet_lite0) from this file of weights",
+    )
+    size: int | None = Field(
+        None,
+        ge=16,
+        le=8192,
+        description="side of the images that a backbone works on; default: data.size, or else its own",
+    )
+    frozen: bool = Field(
+        False,
+        description="keep the pretrained network as it is: features are computed once, and only heads learn",
+    )
+    cache: PathText = Field(
+        "~/.cache/noisybsd", description="folder that keeps the features of frozen networks"
+    )
     embedding_dim: int = Field(
         128, ge=2, le=16384, description="width of the projection head's output"
     )

@@ -26,7 +26,8 @@ from noisybsd.config import (
     describe_recipes,
     load_config,
 )
-from noisybsd.data.dataset import Dataset, load_dataset
+from noisybsd.data.dataset import Dataset
+from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.errors import (
     UserError,
@@ -58,7 +59,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     if config.compile:
         _check_compiler(device)
     with distributed.one_first("data"):
-        dataset = load_dataset(config.data, config.noise, config.seed)
+        dataset = run_dataset(config)
     _check_fits(config, dataset)
     _check_same_data(config, dataset)
     trainer = Trainer(config, dataset, device)

@@ -38,6 +38,7 @@ __all__ = ["Dataset", "Evaluation", "Split", "load_dataset", "load_evaluation"]
 
 log = logging.getLogger("noisybsd")
 
+ARRAYS = ("digits", "cifar", "cifar_c")  # layouts of images that are no files
 NAMED = 10  # files that a message names; the others are counted
 
 
@@ -94,12 +95,12 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     train, label_note = with_labels(card, data, train, read.class_names)
     (train, sizes), test_labels = leave_out_missing(train, data, problems), read.test_labels
     known_train, known_test = read.images_sha256 or (None, None)
-    hashes, test_hashes = hash_images(train.images, sizes, known_train), NOTHING
+    hashes, test_hashes = hash_images(train.inputs, sizes, known_train), NOTHING
     if test is None:
         train, test, test_labels = hold_out(train, data.test_fraction)
     else:
         test, sizes = leave_out_missing(test, data, problems)
-        test_hashes = hash_images(test.images, sizes, known_test)
+        test_hashes = hash_images(test.inputs, sizes, known_test)
     known = known_clean(train.clean_labels)
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
     if known is None and train.clean_labels is not None:
@@ -125,7 +126,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         sha256_before=_fingerprint(hashes.before, train.labels),
         notes={
             "pixels_verified": verified,
-            "sha256_covers": f"{covered(train.images)}, of training and test images; the training labels",
+            "sha256_covers": f"{covered(train.inputs)}, of training and test images; the training labels",
             **label_note,
             "noise": {
                 **noise_note,
@@ -282,8 +283,12 @@ def read_splits(card: Card, data: DataConfig) -> tuple[Read, bool | None]:
 def _refuse_what_has_no_effect(card: Card, data: DataConfig) -> None:
     if data.manifest is not None and card.layout != "own":
         raise UserError(f"data.manifest={data.manifest}: goes with data.name=own, got {card.name}")
-    files = card.layout not in ("digits", "cifar", "cifar_c")
-    if data.size is not None and not files:
+    if data.embeddings is not None and data.manifest is None:
+        raise UserError(
+            f"data.embeddings={data.embeddings}: goes with data.manifest=FILE, a table whose row i says "
+            "the label of row i"
+        )
+    if data.size is not None and card.layout in ARRAYS:
         raise UserError(f"data.size={data.size}: {card.name} has images of {card.size} pixels")
 
 
@@ -485,9 +490,9 @@ def leave_out_missing(
     Raises:
         UserError: lists the first problems, if data.on_error=stop.
     """
-    if not isinstance(split.images, ImageFiles):
+    if not isinstance(split.inputs, ImageFiles):
         return split, []
-    assert split.paths is not None
+    assert isinstance(split.images, ImageFiles) and split.paths is not None
     usable = np.zeros(len(split), dtype=bool)
     sizes = np.zeros(len(split), dtype=np.int64)
     for i, path in enumerate(split.paths):

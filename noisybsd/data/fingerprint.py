@@ -15,12 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from noisybsd.data.images import ImageFiles
+from noisybsd.data.images import ImageFiles, sample_of_file
 
 SAMPLED = 2000  # image files, or images of a large array, whose content is hashed
-PART = (
-    1 << 16
-)  # bytes of a file at its beginning, middle and end that are; a smaller file is hashed whole
 WHOLE = 1 << 30  # bytes of an array up to which all of it is
 
 
@@ -52,7 +49,7 @@ def covered(images: torch.Tensor | ImageFiles) -> str:
 def hash_images(
     images: torch.Tensor | ImageFiles, sizes: Sequence[int], known: str | None
 ) -> Hashes:
-    """The hashes of images (N,C,S,S) uint8, or of as many files of `sizes` bytes.
+    """The hashes of images (N,C,S,S) uint8 or embeddings (N,A,F), or of as many files of `sizes` bytes.
 
     Args:
         known: that of the content, where a reader has looked already.
@@ -75,16 +72,10 @@ def files_sha256(root: Path, paths: Sequence[str], sizes: Sequence[int]) -> str:
     for i in sampled(len(paths)).tolist():
         try:
             with open(os.path.join(root, paths[i]), "rb") as file:  # noqa: PTH118, PTH123
-                digest.update(_content(file.fileno(), sizes[i]))
+                digest.update(sample_of_file(file.fileno(), sizes[i]))
         except OSError as error:  # unreadable: decoding it says so, or leaves it out
             digest.update(f"{error.errno}".encode())
     return digest.hexdigest()
-
-
-def _content(file: int, size: int) -> bytes:
-    if size <= 3 * PART:
-        return os.pread(file, size, 0)
-    return b"".join(os.pread(file, PART, at) for at in (0, (size - PART) // 2, size - PART))
 
 
 def names_sha256(paths: Sequence[str], sizes: Sequence[int]) -> str:

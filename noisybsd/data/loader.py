@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("noisybsd")
 
 Order = Callable[[int], Tensor]  # epoch -> (M,) int64, M samples of one rank
-Batch = tuple[Tensor, Tensor]  # index (B,) int64, images (B,C,H,W) uint8
+# index (B,) int64; images (B,C,H,W) uint8, or embeddings (B,A,F) float16
+Batch = tuple[Tensor, Tensor]
 
 
 def epoch_order(
@@ -461,7 +462,7 @@ def _is_resident(
     images: ImageFiles | Tensor, device: torch.device, storage: str, world_size: int, what: str
 ) -> bool:
     """Whether images stay on the device: as asked, or if they take at most half of free memory."""
-    size = math.prod(images.shape)
+    size = images.nbytes if isinstance(images, Tensor) else math.prod(images.shape)
     needs = {device: size // world_size}
     if isinstance(images, ImageFiles):
         needs[torch.device("cpu")] = size  # decoded there, by all processes of this machine
@@ -526,7 +527,7 @@ def build_loader(
         on_error: "stop" at an unreadable image, or "skip".
         balanced: see `epoch_order`.
     """
-    images, device = split.images, torch.device(device)
+    images, device = split.inputs, torch.device(device)
     labels = split.labels if balanced is not None else None
     shard: dict[str, Any] = {"rank": rank, "world_size": world_size}
     order = partial(epoch_order, len(images), seed, **shard, labels=labels, balanced=balanced)
@@ -552,8 +553,10 @@ def keep_resident(
         `eval_batches` in every pass.
     """
     device = torch.device(device)
-    if not _is_resident(split.images, device, storage, 1, "evaluation"):
+    if not _is_resident(split.inputs, device, storage, 1, "evaluation"):
         return split
+    if split.embeddings is not None:
+        return replace(split, embeddings=_moved(split.embeddings, device))
     if isinstance(split.images, Tensor):
         return replace(split, images=_moved(split.images, device))
     images, unreadable = split.images.load_all(on_error)
@@ -589,15 +592,16 @@ def eval_batches(
             `split.skipped`.
 
     Yields:
-        images (b,C,H,W) uint8 on the device, labels (b,) int64 on the host.
+        images (b,C,H,W) uint8, or embeddings (b,A,F), on the device; labels (b,) int64 on the host.
     """
     labels = torch.from_numpy(split.labels)
-    if isinstance(split.images, Tensor):
+    inputs = split.inputs
+    if isinstance(inputs, Tensor):
         batches: Iterable[tuple[Tensor, Tensor]] = zip(
-            split.images.split(batch_size), labels.split(batch_size), strict=True
+            inputs.split(batch_size), labels.split(batch_size), strict=True
         )
     else:
-        batches = _decoded(split.images, labels, batch_size, workers, on_error, split.skipped)
+        batches = _decoded(inputs, labels, batch_size, workers, on_error, split.skipped)
     for images, given in batches:
         yield images.to(device), given
 

@@ -35,6 +35,8 @@ class Split:
             nobody has verified the label of an image.
         paths: N image files relative to data.root, where the images come from files.
         skipped: files found unreadable when they were decoded, each with the reason.
+        embeddings: float16 (N,A,F), features of A views of each image, the image itself first: what a
+            network with a frozen backbone is given in the images' place.
     """
 
     images: torch.Tensor | ImageFiles
@@ -42,6 +44,12 @@ class Split:
     clean_labels: Labels | None
     paths: list[str] | None = None
     skipped: list[str] = field(default_factory=list)
+    embeddings: torch.Tensor | None = None
+
+    @property
+    def inputs(self) -> torch.Tensor | ImageFiles:
+        """What the network is given: the embeddings, or else the images."""
+        return self.images if self.embeddings is None else self.embeddings
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +66,7 @@ class Split:
             self.labels[index],
             None if self.clean_labels is None else self.clean_labels[index],
             None if self.paths is None else [self.paths[i] for i in index],
+            embeddings=None if self.embeddings is None else self.embeddings[index],
         )
 
     def without_unknown(self) -> Split:

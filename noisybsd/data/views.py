@@ -6,8 +6,10 @@ Dimensions: B batch, C channels (1 or 3), H, W input pixels, S output pixels (he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisybsd.data.augment import (
@@ -192,3 +194,42 @@ class Views(nn.Module):
     def normalise_(self, views: Tensor) -> Tensor:
         """Pixels in [0, 1] (..., C, S, S) to those of mean 0 and standard deviation 1, in place."""
         return views.sub_(self.mean).div_(self.std)
+
+
+class EmbeddedViews(nn.Module):
+    """The views of images that a frozen backbone has embedded: one of the embeddings of each, with dropout.
+
+    An embedding is that of the image, of its weak views, or of its strong ones, in this order.
+
+    Args:
+        weak, strong: how many there are of each; of none, the image's own stands for it.
+    """
+
+    # not tuned: the same two that a first table on CIFAR-10N had (docs/LOG.md, frozen features)
+    DROPOUT: ClassVar[dict[str, float]] = {"weak": 0.2, "strong": 0.5}
+
+    def __init__(self, weak: int, strong: int) -> None:
+        super().__init__()
+        self.rows = {"weak": range(1, 1 + weak), "strong": range(1 + weak, 1 + weak + strong)}
+
+    def forward(
+        self, embeddings: Tensor, names: Sequence[str], mirror: Tensor | None = None
+    ) -> Tensor:
+        """The views `names` of the same images, (V,B,F) float32.
+
+        Args:
+            embeddings: (B,A,F) float16.
+            mirror: must be None: what is embedded cannot be mirrored any more.
+        """
+        assert mirror is None
+        batch, device = torch.arange(len(embeddings), device=embeddings.device), embeddings.device
+        views = []
+        for name in names:
+            rows = self.rows[name] or range(1)
+            chosen = torch.randint(rows.start, rows.stop, (len(batch),), device=device)
+            views.append(F.dropout(embeddings[batch, chosen].float(), self.DROPOUT[name]))
+        return torch.stack(views)
+
+    def plain(self, embeddings: Tensor) -> Tensor:
+        """The embeddings of the images themselves, (B,F) float32."""
+        return embeddings[:, 0].float()

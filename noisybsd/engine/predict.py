@@ -7,17 +7,24 @@ from torch import Tensor
 
 from noisybsd.data.dataset import Split
 from noisybsd.data.loader import eval_batches
-from noisybsd.data.views import Views
+from noisybsd.data.views import EmbeddedViews, Views
 from noisybsd.models.networks import Network
 
 PIXELS = 500 * 224**2  # of the images that a GPU evaluates at once, at most
+
+
+def channels_last(inputs: Tensor) -> Tensor:
+    """Images (B,C,H,W) in the order in memory that convolutions are fast in; embeddings (B,F) as they are."""
+    if inputs.dim() != 4:
+        return inputs
+    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def predict(
     network: Network,
     split: Split,
-    views: Views,
+    views: Views | EmbeddedViews,
     device: torch.device,
     amp: torch.dtype | None,
     *,
@@ -36,7 +43,7 @@ def predict(
     for images, given in eval_batches(
         split, batch_size, device, workers=workers, on_error=on_error
     ):
-        inputs = views.plain(images).contiguous(memory_format=torch.channels_last)
+        inputs = channels_last(views.plain(images))
         with torch.autocast(device.type, amp, enabled=amp is not None):
             output, z = network(inputs)
         logits.append(output.float())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from noisybsd.config import Config, build_config, parse_overrides, present, read_record
-from noisybsd.data.dataset import load_dataset
+from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, user_path
@@ -14,7 +14,14 @@ from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import check_config
 
 MAY_DIFFER = (
-    *("data.root", "data.manifest", "data.labels"),
+    *(
+        "data.root",
+        "data.manifest",
+        "data.embeddings",
+        "data.labels",
+        "network.weights",
+        "network.cache",
+    ),
     *("data.download", "data.workers", "data.on_error"),
     *("device", "precision", "neighbours.k"),
 )
@@ -54,7 +61,7 @@ def is_runs_data(directory: Path, config: Config) -> bool:
     """Whether the data that `config` names are those that the run in `directory` was trained on."""
     state = load_run_state(directory)
     try:
-        dataset = load_dataset(config.data, config.noise, config.seed)
+        dataset = run_dataset(config)
     except UserError:
         return False
     return state is not None and dataset.is_of(state["data_sha256"])
@@ -88,7 +95,7 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
             f"neighbours.k={config.neighbours.k}: this run kept no embeddings to search among, "
             "its neighbours.k is 0"
         )
-    dataset = load_dataset(config.data, config.noise, config.seed)
+    dataset = run_dataset(config)
     trainer = Trainer(config, dataset, pick_device(config))
     trainer.load_state(state, checkpoint)
     return trainer

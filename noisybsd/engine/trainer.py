@@ -25,16 +25,25 @@ from noisybsd import distributed
 from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset, Split
 from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_resident
-from noisybsd.data.views import Views
+from noisybsd.data.views import EmbeddedViews, Views
+from noisybsd.engine.frozen import STRONG, WEAK, FrozenBackbone, encoder_size
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
-from noisybsd.engine.predict import evaluation_batch, predict
+from noisybsd.engine.predict import channels_last, evaluation_batch, predict
 from noisybsd.errors import UserError
 from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup, Task
 from noisybsd.methods.registry import LOSSES, build_loss, build_rule
+from noisybsd.models.backbones import is_backbone
 from noisybsd.models.bank import FeatureBank, knn_accuracy, vote
-from noisybsd.models.networks import FastResNet, Network, build_network, uncounted
+from noisybsd.models.networks import (
+    FastResNet,
+    FrozenFeatures,
+    Network,
+    build_network,
+    uncounted,
+    with_heads,
+)
 from noisybsd.models.optim import WeightEma, build_optimizer, learning_rate, set_learning_rate
 from noisybsd.runs.signals import Stopped, StopSignal
 from noisybsd.runs.tracking import Tracker
@@ -52,6 +61,14 @@ class Trainer:
     """One run in memory: data, network, per-sample state, and the loop over them."""
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device):
+        self.image_views = Views(
+            config.augment.name, dataset.size, dataset.mean, dataset.std, config.augment.flip
+        ).to(device)
+        self.frozen = None  # the backbone, if only what follows it learns
+        if config.network.frozen and config.data.embeddings is None:
+            with distributed.one_first("features"):  # weights are downloaded, features computed
+                self.frozen = FrozenBackbone(config, dataset, self.image_views, device)
+                dataset = self.frozen.embedded(dataset)
         self.config, self.dataset, self.device = config, dataset, device
         self.num_classes = len(dataset.class_names)
         train = dataset.train
@@ -60,16 +77,18 @@ class Trainer:
         if distributed.world_size() > 1:
             test = test.take(np.r_[distributed.share(len(test))])
         self.test = keep_resident(test, device, config.data.storage, config.data.on_error)
-        self.views = Views(
-            config.augment.name, dataset.size, dataset.mean, dataset.std, config.augment.flip
-        ).to(device)
+        self.views: Views | EmbeddedViews = self.image_views
+        features = None  # their width, where they are what the network is given
+        if train.embeddings is not None:
+            computed, features = train.embeddings.shape[1] > 1, train.embeddings.shape[2]
+            self.views = EmbeddedViews(WEAK * computed, STRONG * computed)
         self.mirrored_first = None  # (N,) bool, with alternating flips: mirrored in the first epoch
         if config.augment.flip == "alternating":
             bits = np.random.Philox(key=config.seed).random_raw(len(train)) & 1
             self.mirrored_first = torch.as_tensor(bits == 1, device=device)
         torch.manual_seed(config.seed)
         with distributed.one_first("network"):  # pretrained weights are downloaded
-            network = build_run_network(config, dataset)
+            network = build_run_network(config, dataset, features)
         # as the images are; weights in another order are copied at every step
         self.network = uncounted(network.to(device).to(memory_format=torch.channels_last))
         distributed.joint_batch_norm(self.network)
@@ -107,7 +126,7 @@ class Trainer:
     def loader(self) -> Loader:
         """The training images, decoded or opened when first asked for: an evaluation needs none."""
         config = self.config
-        return build_loader(
+        loader = build_loader(
             self.dataset.train,
             config.batch_size // distributed.world_size(),
             config.seed,
@@ -119,6 +138,8 @@ class Trainer:
             on_error=config.data.on_error,
             balanced=config.data.balanced,
         )
+        loader.skipped += self.dataset.train.skipped + self.dataset.test.skipped
+        return loader
 
     def close(self) -> None:
         """Stop what loads images, if anything does."""
@@ -151,8 +172,8 @@ class Trainer:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Before the first step: set what a network takes from the training images, its whitening."""
-        if not isinstance(self.network.encoder, FastResNet):
+        """Before the first step: set what an encoder takes from the training images, as their whitening."""
+        if not isinstance(self.network.encoder, FastResNet | FrozenFeatures):
             return
         train = self.dataset.train
         sample = train.take(np.linspace(0, len(train) - 1, min(len(train), 5000)).astype(int))
@@ -162,8 +183,10 @@ class Trainer:
         )
         images = torch.cat([self.views.plain(images) for images, _ in batches])
         for network in self.networks().values():
-            assert isinstance(network.encoder, FastResNet)
-            distributed.copy_first_(network.encoder.whiten(images))
+            assert isinstance(network.encoder, FastResNet | FrozenFeatures)
+            network.encoder.fit(images)
+            for fitted in network.encoder.state_dict().values():
+                distributed.copy_first_(fitted)
 
     def step(self, index: Tensor, images: Tensor) -> None:
         """One step on the samples `index` (B,) with `images` (B,C,H,W) uint8.
@@ -181,7 +204,7 @@ class Trainer:
             distributed.copy_first_(mixup.weight)
             mixed = torch.stack([mixup(view) for view in views])
             views = torch.cat((views, mixed)) if self.loss.mixup == "beside" else mixed
-        inputs = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        inputs = channels_last(views.flatten(0, 1))
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             logits, z = self.forward(inputs)
         logits = logits.float().view(len(views), len(index), self.num_classes)  # (V,B,K)
@@ -323,6 +346,12 @@ class Trainer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, embeddings and labels of `split`, whose files are read as `data` says, or the run's."""
         data = data or self.config.data
+        if self.config.network.frozen and split.embeddings is None:
+            if self.frozen is None:
+                raise UserError(
+                    "data.embeddings=FILE is missing: the run was trained on embeddings"
+                )
+            split = self.frozen.with_embeddings(split, "images")
         return predict(
             network,
             split,
@@ -484,17 +513,30 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[number].manual_seed(seed)
 
 
-def build_run_network(config: Config, dataset: Dataset) -> Network:
-    """The run's network, with a projection head where something trains it."""
+def build_run_network(config: Config, dataset: Dataset, features: int | None = None) -> Network:
+    """The run's network, with a projection head where something trains it.
+
+    Args:
+        features: width of the features of a frozen backbone, which stand in the images' place.
+    """
+    net, num_classes = config.network, len(dataset.class_names)
     projects = config.contrastive.name != "none" or LOSSES[config.loss].uses_embedding
+    projection = "mlp" if projects else "identity"
+    if features is not None:
+        encoder = FrozenFeatures(features, net.width)
+        return with_heads(
+            encoder, net.width or features, num_classes, net.embedding_dim, projection
+        )
     return build_network(
-        config.network.name,
-        len(dataset.class_names),
+        net.name,
+        num_classes,
         dataset.channels,
-        width=config.network.width,
-        embedding_dim=config.network.embedding_dim,
-        projection="mlp" if projects else "identity",
-        pretrained=config.network.pretrained,
+        width=net.width,
+        embedding_dim=net.embedding_dim,
+        projection=projection,
+        pretrained=net.pretrained,
+        weights=net.weights,
+        size=encoder_size(config) if is_backbone(net.name) else net.size,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from noisybsd.errors import UserError, did_you_mean
+from noisybsd.models.backbones import LITE0, backbone, is_backbone
 
 # The weights that the label-noise literature starts from; V2 is another training recipe.
 IMAGENET_URL: str = models.ResNet50_Weights.IMAGENET1K_V1.url
@@ -82,6 +83,8 @@ def build_network(
     embedding_dim: int = 128,
     projection: str = "mlp",
     pretrained: bool = False,
+    weights: str | None = None,
+    size: int | None = None,
 ) -> Network:
     """Build a network by name.
 
@@ -95,37 +98,63 @@ def build_network(
         projection: "mlp", the two-layer head of SimCLR (Chen et al. 2020, arXiv 2002.05709,
             section 2.1), with a batch norm; "identity", where z is the features, normalised, and
             D = F.
-        pretrained: start from torchvision's ImageNet weights (resnet50_imagenet). Images must then
-            be normalised with ImageNet's mean and standard deviation.
+        pretrained: start from the weights that others have trained. Images must then be normalised as
+            theirs were.
+        weights: a file of them, of a backbone.
+        size: side of the images that a backbone works on.
 
     Raises:
         UserError: an unknown name, an option that this network has not, a size below 1, or
-            ImageNet weights that cannot be downloaded or are damaged.
+            weights that cannot be downloaded or are damaged.
     """
-    if name not in NETWORKS:
-        raise UserError(f"network.name: {did_you_mean(name, NETWORKS)}")
+    encoder, feature_dim = build_encoder(
+        name, channels, width=width, pretrained=pretrained, weights=weights, size=size
+    )
+    return with_heads(encoder, feature_dim, num_classes, embedding_dim, projection)
+
+
+def with_heads(
+    encoder: nn.Module, feature_dim: int, num_classes: int, embedding_dim: int, projection: str
+) -> Network:
+    """An encoder of F = `feature_dim` features with classifier and projection head; see build_network."""
     if projection not in PROJECTIONS:
         raise UserError(f"network.projection: {did_you_mean(projection, PROJECTIONS)}")
-    for key, size in {
-        "num_classes": num_classes,
-        "channels": channels,
-        "network.width": width,
-        "network.embedding_dim": embedding_dim,
-    }.items():
-        if size is not None and size < 1:
-            raise UserError(f"{key} must be at least 1, got {size}")
-    options = {"width": width, "pretrained": pretrained or None}
+    _check_sizes({"num_classes": num_classes, "network.embedding_dim": embedding_dim})
+    head, z_dim = PROJECTIONS[projection](feature_dim, embedding_dim)
+    return Network(encoder, feature_dim, num_classes, head, z_dim)
+
+
+def build_encoder(
+    name: str,
+    channels: int = 3,
+    *,
+    width: int | None = None,
+    pretrained: bool = False,
+    weights: str | None = None,
+    size: int | None = None,
+) -> tuple[nn.Module, int]:
+    """The encoder of a network, from images (B,C,H,W) to features (B,F); and F. See build_network."""
+    build = partial(backbone, name) if is_backbone(name) else NETWORKS.get(name)
+    if build is None:
+        raise UserError(f"network.name: {did_you_mean(name, NETWORKS)}")
+    _check_sizes({"channels": channels, "network.width": width, "network.size": size})
+    options = {"width": width, "pretrained": pretrained or None, "weights": weights, "size": size}
     given = {option: value for option, value in options.items() if value is not None}
     for option, value in given.items():
-        having = [other for other, build in NETWORKS.items() if _takes(build, option)]
-        if name not in having:
+        if not _takes(build, option):
+            having = [other for other, each in NETWORKS.items() if _takes(each, option)]
+            having += ["timm:NAME"] if _takes(backbone, option) else []
             raise UserError(
                 f"network.{option}={value} does not apply to network.name={name}; "
                 f"it applies to {', '.join(having)}"
             )
-    encoder, feature_dim = NETWORKS[name](channels, **given)
-    head, z_dim = PROJECTIONS[projection](feature_dim, embedding_dim)
-    return Network(encoder, feature_dim, num_classes, head, z_dim)
+    return build(channels, **given)
+
+
+def _check_sizes(sizes: Mapping[str, int | None]) -> None:
+    for key, size in sizes.items():
+        if size is not None and size < 1:
+            raise UserError(f"{key} must be at least 1, got {size}")
 
 
 class UncountedBatchNorm(_BatchNorm):
@@ -390,14 +419,11 @@ class FastResNet(nn.Sequential):
         return super().forward(x)
 
     @torch.no_grad()
-    def whiten(self, images: Tensor) -> Tensor:
+    def fit(self, images: Tensor) -> None:
         """Set the first convolution so that its outputs of `images` (M,C,H,W), normalised, are white.
 
         Its filters are the eigenvectors of the covariance of all 2x2 patches, each divided by
         sqrt(eigenvalue + 5e-4), once with either sign, since a GELU passes one sign only.
-
-        Returns:
-            The filters, (8C,C,2,2).
         """
         whitening = self[0]
         assert isinstance(whitening, nn.Conv2d)
@@ -407,7 +433,42 @@ class FastResNet(nn.Sequential):
         values, vectors = torch.linalg.eigh(covariance)
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0)  # the largest eigenvalue first
         filters = filters.view(len(filters), *whitening.weight.shape[1:])
-        return whitening.weight.copy_(torch.cat((filters, -filters)))
+        whitening.weight.copy_(torch.cat((filters, -filters)))
+
+
+class FrozenFeatures(nn.Module):
+    """What stands in the encoder's place where a frozen backbone has made the features: only a scale for
+    each, and a layer to learn if `width` is given.
+
+    Args:
+        features: width of the backbone's features.
+        width: F, of the layer; None: none, and the features go on to the classifier.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: int, width: int | None) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        self.layer: nn.Module = nn.Identity()
+        if width is not None:
+            linear = nn.Linear(features, width, bias=False)
+            self.layer = nn.Sequential(linear, nn.BatchNorm1d(width), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The backbone's features (B,`features`) to (B,F)."""
+        return self.layer((x - self.mean) / self.std)
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        """Set mean and standard deviation to those of features (M,`features`)."""
+        self.mean.copy_(features.mean(dim=0))
+        std = features.std(dim=0)
+        self.std.copy_(
+            std.clamp_min(0.1 * std.mean())
+        )  # a feature that hardly varies is not blown up
 
 
 class _Scale(nn.Module):
@@ -451,4 +512,5 @@ NETWORKS: dict[str, Callable[..., tuple[nn.Module, int]]] = {
     "vit_small": _vit_small,
     "small_cnn": _small_cnn,
     "fast_resnet": _fast_resnet,
+    LITE0: partial(backbone, LITE0),
 }

@@ -138,12 +138,15 @@ def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Loo
     own = slice(distributed.rank(), None, distributed.world_size())
     rows = np.arange(len(train))[own]
     images, unreadable = train.images[own], list[int]()
-    if isinstance(loader, ResidentLoader):  # decoded; black where unreadable
+    embeddings = None if train.embeddings is None else train.embeddings[own]
+    if isinstance(loader, ResidentLoader) and embeddings is None:  # decoded; black where unreadable
         images, unreadable = loader.images, list(loader.unreadable)
     if isinstance(images, ImageFiles):
         images = LookedAtFiles(images)
     # the labels here say which rows could be read
-    outputs = trainer.predict(trainer.network, replace(train, images=images, labels=rows))
+    split = replace(train, images=images, labels=rows, embeddings=embeddings)
+    outputs = trainer.predict(trainer.network, split)
+    _look(split)
     logits, kept = distributed.gather_rows(outputs[0]), distributed.gather_rows(outputs[2])
     bank = trainer.bank
     if bank is None:
@@ -172,7 +175,15 @@ def _look_at_test_images(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor, Hash
         images = LookedAtFiles(images)
         trainer.test = replace(trainer.test, images=images)
     outputs = trainer.predict_test(trainer.network)
+    _look(trainer.test)
     return *outputs, list(itertools.chain(*distributed.each(looks_of(images).hashes)))
+
+
+def _look(split: Split) -> None:
+    """Decode the files of a split whose prediction took their features, and so did not."""
+    if isinstance(split.images, LookedAtFiles) and split.embeddings is not None:
+        for _ in split.images.decode_many(range(len(split))):
+            pass
 
 
 def _identical(hashes: Hashes, test_hashes: Hashes) -> tuple[list[int | None], list[bool]]:

@@ -17,7 +17,6 @@ import numpy as np
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
 from noisybsd.data.dataset import (
-    load_dataset,
     read_splits,
     real_rate,
     with_labels,
@@ -25,6 +24,7 @@ from noisybsd.data.dataset import (
 )
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.splits import Split
+from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import MAY_DIFFER, load_run_config
 from noisybsd.errors import UserError, command, shown
 from noisybsd.files import read_text, user_path
@@ -114,7 +114,7 @@ def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
         UserError: the review is of other images or labels than the run's, or damaged.
     """
     review = read_review(path)
-    dataset = load_dataset(config.data, config.noise, config.seed)
+    dataset = run_dataset(config)
     train, classes = dataset.train, len(dataset.class_names)
     if not dataset.is_of(review.data_sha256):
         raise UserError(

@@ -10,9 +10,9 @@ import numpy as np
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import load_dataset
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.splits import image_size
+from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, write_atomically, write_json
@@ -52,7 +52,7 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
             )
     if dataset is None:
         try:
-            dataset = load_dataset(config.data, config.noise, config.seed)
+            dataset = run_dataset(config)
         except UserError as error:
             problem = error
     if dataset is not None and dataset.is_of(findings.about["data_sha256"]):

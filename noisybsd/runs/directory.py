@@ -27,7 +27,10 @@ from noisybsd.runs.records import check_config
 log = logging.getLogger("noisybsd")
 
 # settings that may differ between the parts of one run: where things are, not what is computed
-_PLACE = ("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage")
+_PLACE = (
+    *("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage"),
+    "network.cache",
+)
 
 # what a run, its sweep and the commands on it write there
 _FILES = (

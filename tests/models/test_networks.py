@@ -397,7 +397,7 @@ def test_the_first_convolution_of_the_fast_network_whitens_patches() -> None:
     generator = torch.Generator().manual_seed(0)
     smooth = F.avg_pool2d(torch.randn(64, 3, 20, 20, generator=generator), 3, stride=1)
     network = build_network("fast_resnet", 10, width=4)
-    network.encoder.whiten(smooth)
+    network.encoder.fit(smooth)
     out = network.encoder[0](smooth).permute(1, 0, 2, 3).flatten(1)  # (24,P)
     positive, negative = out[:12], out[12:]
     second_moments = positive @ positive.T / positive.shape[1]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from noisybsd.data.cards import Card
+from noisybsd.data.features import read_embeddings
 from noisybsd.data.find import find_images
 from noisybsd.data.images import image_suffixes
 from noisybsd.data.names import (
@@ -108,7 +109,10 @@ def _whole(
     class_names: Sequence[str],
 ) -> Split:
     whole = file_split(card, data, paths, given)
-    return replace(whole, clean_labels=_clean(table, class_names))
+    embeddings = None
+    if data.embeddings is not None:
+        embeddings = read_embeddings(data.embeddings, len(paths), table.path)
+    return replace(whole, clean_labels=_clean(table, class_names), embeddings=embeddings)
 
 
 # --- paths --------------------------------------------------------------------------------------
@@ -117,6 +121,8 @@ def _whole(
 def _paths(table: Table, data: DataConfig) -> tuple[list[str], list[str]]:
     """The images (N,), each inside the root, none twice; and what to know of how they were found."""
     root = Path(data.root)
+    if data.embeddings is not None and not [*table.name_columns()]:
+        return [f"row {i}" for i in range(len(table.rows))], []
     column = _path_column(table, root)
     names, inside = names_of(table, column), ImageNames([], root)
     paths = []

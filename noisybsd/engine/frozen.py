@@ -1,0 +1,173 @@
+"""Runs whose backbone stays as it is: the features of every image are computed once and kept on disk.
+
+Dimensions: N images, A views of each, F width of the backbone's features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from noisybsd.config import Config
+from noisybsd.data.dataset import Dataset
+from noisybsd.data.features import FeatureStore, image_keys
+from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.splits import Split
+from noisybsd.data.views import Views
+from noisybsd.errors import UserError
+from noisybsd.files import user_path
+from noisybsd.models.networks import build_encoder
+
+log = logging.getLogger("noisybsd")
+
+WEAK, STRONG = 1, 2  # views of each training image that are embedded beside the image itself
+CHUNK = 64  # images that are embedded, and then written, together
+SECONDS = 30.0  # between two lines on progress where no bar can be shown
+
+
+class FrozenBackbone:
+    """A pretrained encoder, the views it is given, and the features it has computed so far.
+
+    Args:
+        config: the run's.
+        dataset: says what the images are.
+        views: of the images.
+        device: computes the features.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, views: Views, device: torch.device):
+        self.config, self.views, self.device = config, views, device
+        net = config.network
+        encoder, self.features = build_encoder(
+            net.name,
+            dataset.channels,
+            pretrained=net.pretrained,
+            weights=net.weights,
+            size=encoder_size(config),
+        )
+        self.encoder = encoder.eval().requires_grad_(False).to(device)
+        self.about = {
+            "network": net.name,
+            "weights_sha256": _weights_sha256(encoder),
+            "images": list(dataset.mean + dataset.std),
+            "size": [dataset.size, encoder_size(config)],
+            "stored": list(dataset.train.images.shape[1:]),
+            "views": views.name,
+        }
+
+    def embedded(self, dataset: Dataset) -> Dataset:
+        """The dataset with the features of its images, without those that cannot be read.
+
+        Raises:
+            UserError: an image cannot be read, with data.on_error=stop; the features cannot be written.
+        """
+        train = self.with_embeddings(dataset.train, "training images", views=True)
+        return replace(dataset, train=train, test=self.with_embeddings(dataset.test, "test images"))
+
+    def with_embeddings(self, split: Split, what: str, *, views: bool = False) -> Split:
+        """A split with the features of its images; see `embedded`.
+
+        Args:
+            what: the split, in words, for the progress.
+            views: embed the views to train on too; without them, A is 1.
+        """
+        names = ["plain", *["weak"] * WEAK, *["strong"] * STRONG] if views else ["plain"]
+        about = json.dumps({**self.about, "embedded": names}, sort_keys=True)
+        folder = user_path(self.config.network.cache, "network.cache")
+        folder /= hashlib.sha256(about.encode()).hexdigest()[:16]
+        store = FeatureStore(folder, (len(names), self.features))
+        keys = image_keys(split.images)
+        with store.locked():
+            known = store.known()
+            rows = {key: i for i, key in reversed([*enumerate(keys)]) if key not in known}
+            unreadable = self._embed(split.images, keys, sorted(rows.values()), names, store, what)
+            readable = np.array([key not in unreadable for key in keys], dtype=bool)
+            if not readable.any():
+                raise UserError(f"{what}: none can be read: {next(iter(unreadable.values()))}")
+            kept = split if readable.all() else split.take(readable)
+            skipped = [*split.skipped, *map(str, unreadable.values())]
+            embeddings = store.rows([key for key in keys if key not in unreadable])
+        return replace(kept, embeddings=embeddings, skipped=skipped)
+
+    @torch.no_grad()
+    def _embed(
+        self,
+        images: Tensor | ImageFiles,
+        keys: list[bytes],
+        rows: list[int],
+        names: list[str],
+        store: FeatureStore,
+        what: str,
+    ) -> dict[bytes, ImageError]:
+        """Compute the features of images `rows` and store them; and say what is wrong with the unreadable."""
+        unreadable: dict[bytes, ImageError] = {}
+        on_error, workers = self.config.data.on_error, max(self.config.data.workers, 1)
+        for first in _progress(range(0, len(rows), CHUNK), f"features of {len(rows):,} {what}"):
+            chunk, decoded = rows[first : first + CHUNK], []
+            each = (
+                images.decode_many(chunk, workers)
+                if isinstance(images, ImageFiles)
+                else images[chunk]
+            )
+            for i, image in zip(chunk, each, strict=True):
+                if isinstance(image, Tensor):
+                    decoded.append((keys[i], image))
+                elif on_error == "stop":
+                    raise image.stopping()
+                else:
+                    unreadable[keys[i]] = image
+            if decoded:
+                found = self._features(torch.stack([image for _, image in decoded]), names)
+                store.append([key for key, _ in decoded], found)
+        return unreadable
+
+    def _features(self, images: Tensor, names: list[str]) -> Tensor:
+        """Of views `names` of images (b,C,H,W) uint8: (b,A,F). The same for the same images."""
+        images = images.to(self.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(images.long().sum()))
+            views = [
+                self.views.plain(images) if name == "plain" else self.views(images, [name])[0]
+                for name in names
+            ]
+        bf16 = self.device.type == "cuda" and self.config.precision != "fp32"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return torch.stack([self.encoder(view).float() for view in views], dim=1)
+
+
+def _progress(chunks: range, what: str) -> Iterator[int]:
+    """Go through chunks of images with a bar, or with a line now and then where nobody watches."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(chunks, what, console=console)
+        return
+    started = told = time.monotonic()
+    for done, chunk in enumerate(chunks):
+        now = time.monotonic()
+        if done and now - told >= SECONDS:
+            left = (now - started) / done * (len(chunks) - done)
+            log.info("%s: %d %%, %.0f s left", what, 100 * done // len(chunks), left)
+            told = now
+        yield chunk
+
+
+def encoder_size(config: Config) -> int | None:
+    return config.network.size or config.data.size
+
+
+def _weights_sha256(encoder: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

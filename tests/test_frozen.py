@@ -1,0 +1,224 @@
+"""Runs on a frozen backbone: its features are computed once, and all else works as in other runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from helpers import trees
+from helpers.compared import assert_same, outcome, strict
+from helpers.reported import NASTY_CLASSES, own_images
+
+from noisybsd.config import load_config
+from noisybsd.engine.data import run_dataset
+from noisybsd.engine.frozen import FrozenBackbone
+from noisybsd.engine.trainer import Trainer
+from noisybsd.evaluate import main as evaluate
+from noisybsd.report.__main__ import main as report
+from noisybsd.runs.checkpoint import load_checkpoint
+from noisybsd.train import main as train
+
+timm = pytest.importorskip("timm")
+
+FROZEN = (
+    "data.size=32",
+    "network.name=timm:test_resnet",
+    "network.weights=weights.pth",
+    "network.width=null",
+    "network.frozen=true",
+    "network.cache=cache",
+    "neighbours.engine=torch",
+    "run.checkpoint_seconds=0",
+)
+IMAGES = 90
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Settings of a run on a folder of images and a file of weights, beside which it works."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet").state_dict(), "weights.pth")
+    settings = own_images(Path("photos"), IMAGES)
+    return lambda run, *more: [*settings, *FROZEN, f"run.dir={run}", *more]
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images the backbone was given, batch by batch."""
+    counts: list[int] = []
+    features = FrozenBackbone._features
+
+    def counting(self: FrozenBackbone, images: torch.Tensor, names: list[str]) -> torch.Tensor:
+        counts.append(len(images))
+        return features(self, images, names)
+
+    monkeypatch.setattr(FrozenBackbone, "_features", counting)
+    return counts
+
+
+def trained(arguments: list[str]) -> dict[str, Any]:
+    """The results of a run."""
+    assert train(arguments) == 0
+    run = next(a for a in arguments[::-1] if a.startswith("run.dir=")).removeprefix("run.dir=")
+    return strict((Path(run) / "results.json").read_text())
+
+
+def test_a_second_run_finds_the_features_of_the_first(photos, embedded):
+    trained(photos("first"))
+    assert sum(embedded) == IMAGES
+    embedded.clear()
+    trained(photos("second", "seed=1", "method=ce"))
+    assert embedded == []
+    trained(photos("third"))
+    assert_same(outcome(Path("third")), outcome(Path("first")))
+
+
+def test_only_new_images_are_embedded(photos, embedded):
+    trained(photos("first"))
+    embedded.clear()
+    trees.picture(Path("photos/new.png"), 77)
+    with Path("photos/list.csv").open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerow(("new.png", NASTY_CLASSES[0]))
+    trained(photos("second", "epochs=1"))
+    assert sum(embedded) <= 3  # the new one; and those that the split moved between its sides
+
+
+def test_it_learns_and_only_the_heads_are_in_the_checkpoint(photos):
+    results = trained(photos("run", "epochs=30", "optimizer.lr=0.1"))
+    assert results["test_accuracy_last"] > 0.8  # a tenth of the test labels is wrong
+    names = load_checkpoint(Path("run/checkpoint.pt"))["modules"]["network"]
+    assert {name.split(".")[0] for name in names} == {"encoder", "classifier", "projection"}
+    assert names["encoder.mean"].shape == (names["classifier.weight"].shape[1],)
+
+
+def test_a_run_interrupted_within_an_epoch_continues_exactly(photos, monkeypatch):
+    trained(photos("whole"))
+    step = Trainer.step
+
+    def killing(self: Trainer, *batch: torch.Tensor) -> None:
+        if self.step_number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killing)
+        assert train(photos("parts")) == 143
+    trained(photos("parts"))
+    assert_same(outcome(Path("parts")), outcome(Path("whole")))
+
+
+def test_features_are_kept_when_the_process_ends_within_them(photos, embedded, monkeypatch):
+    features = FrozenBackbone._features
+
+    def ending(self: FrozenBackbone, images: torch.Tensor, names: list[str]) -> torch.Tensor:
+        if embedded:
+            raise KeyboardInterrupt
+        return features(self, images, names)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FrozenBackbone, "_features", ending)
+        Trainer(
+            load_config(photos("run")), run_dataset(load_config(photos("run"))), torch.device("cpu")
+        )
+    before = sum(embedded)
+    trained(photos("run"))
+    assert before > 0 and sum(embedded) == IMAGES
+
+
+def test_evaluate_and_report_work_as_on_other_runs(photos, capsys):
+    results = trained(photos("run"))
+    assert evaluate(["run=run", "corruptions=gaussian_noise"]) == 0
+    found = strict(Path("run/evaluation.json").read_text())
+    assert found["test_accuracy"] == results["test_accuracy_last"]
+    assert found["corruptions"]["images"] == 5 * results["test_samples"]
+    assert (
+        evaluate(
+            [
+                "run=run",
+                "data.root=photos",
+                "data.manifest=list.csv",
+                "data.name=own",
+                "data.size=32",
+            ]
+        )
+        == 0
+    )
+    assert strict(Path("run/evaluation.json").read_text())["other_data"]["images"] == IMAGES
+    assert report(["run=run"]) == 0
+    page = Path("run/report.html").read_text()
+    assert "url(data:image/" in page or "pictures" in page
+    table = pyarrow.parquet.read_table("run/labels.parquet")
+    assert table.num_rows == results["train_samples"]
+
+
+def test_an_unreadable_image_stops_the_run_or_is_left_out(photos):
+    broken = sorted(Path("photos/images").iterdir())[4]
+    broken.write_bytes(broken.read_bytes()[:60])
+    assert train(photos("run")) == 2
+    results = trained(photos("skipping", "data.on_error=skip"))
+    assert results["train_samples"] + results["test_samples"] == IMAGES - 1
+    assert broken.name in json.dumps(results["data"], ensure_ascii=False)
+
+
+def test_embeddings_of_others_stand_in_the_place_of_the_images(photos):
+    random = np.random.default_rng(0)
+    vectors = np.eye(3)[[i % 3 for i in range(IMAGES)]] + random.normal(0, 0.2, (IMAGES, 3))
+    np.save("vectors.npy", vectors)
+    Path("photos/images").rename("elsewhere")
+    given = ("data.embeddings=vectors.npy", "epochs=30", "optimizer.lr=0.1", "network.weights=null")
+    results = trained(photos("run", *given))
+    assert results["test_accuracy_last"] > 0.8
+    assert report(["run=run"]) == 0
+    assert (
+        evaluate(
+            [
+                "run=run",
+                "data.root=photos",
+                "data.embeddings=vectors.npy",
+                "data.manifest=photos/list.csv",
+                "data.name=own",
+            ]
+        )
+        == 0
+    )
+    assert strict(Path("run/evaluation.json").read_text())["other_data"]["images"] == IMAGES
+    assert (
+        evaluate(
+            [
+                "run=run",
+                "data.name=own",
+                "data.root=photos",
+                "data.manifest=photos/list.csv",
+                "data.size=32",
+            ]
+        )
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            ["network.weights=null"],
+            "network.frozen=true keeps timm:test_resnet as it is, with random",
+        ),
+        (["network.frozen=false", "data.embeddings=e.npy"], "goes with network.frozen=true"),
+        (["data.manifest=null", "data.embeddings=e.npy"], "goes with data.manifest=FILE"),
+        (["compile=true"], "views are embedded once"),
+        (["network.weights=none.pth"], "there is no such file"),
+    ],
+)
+def test_what_does_not_go_with_a_frozen_backbone_is_said(photos, changes, told, capsys):
+    assert train(photos("run", *changes)) == 2
+    assert told in capsys.readouterr().err
