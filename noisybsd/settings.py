@@ -164,7 +164,7 @@ class NetworkConfig(Section):
         None,
         ge=1,
         le=4096,
-        description="base width; default: the architecture's own. With frozen: of a further layer; default: none",
+        description="base width; default: the architecture's own; frozen: of a further layer, default: none",
     )
     pretrained: bool = Field(
         False,
@@ -184,8 +184,9 @@ class NetworkConfig(Section):
         False,
         description="keep the pretrained network as it is: features are computed once, and only heads learn",
     )
-    cache: PathText = Field(
-        "~/.cache/noisybsd", description="folder that keeps the features of frozen networks"
+    cache: PathText | None = Field(
+        None,
+        description="folder that keeps the features of frozen networks; default: ~/.cache/noisybsd",
     )
     embedding_dim: int = Field(
         128, ge=2, le=16384, description="width of the projection head's output"

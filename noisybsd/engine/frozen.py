@@ -83,7 +83,7 @@ class FrozenBackbone:
         """
         names = ["plain", *["weak"] * WEAK, *["strong"] * STRONG] if views else ["plain"]
         about = json.dumps({**self.about, "embedded": names}, sort_keys=True)
-        folder = user_path(self.config.network.cache, "network.cache")
+        folder = user_path(self.config.network.cache or "~/.cache/noisybsd", "network.cache")
         folder /= hashlib.sha256(about.encode()).hexdigest()[:16]
         store = FeatureStore(folder, (len(names), self.features))
         keys = image_keys(split.images)

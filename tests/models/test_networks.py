@@ -35,6 +35,8 @@ PARAMETERS = {  # encoder and classifier, 10 classes, 3 channels
     # 12 layers of 12 d^2 weights and 13 d others, patches, positions, class token, last norm
     "vit_small": 12 * (12 * 384**2 + 13 * 384) + 49 * 384 + 65 * 384 + 384 + 2 * 384 + 385 * 10,
     "small_cnn": 9 * (3 * 32 + 32 * 64 + 64 * 128) + 2 * (32 + 64 + 128) + 129 * 10,
+    # timm's count, less 990 classes
+    "efficientnet_lite0": 4_652_008 - 990 * 1281,
     # whitening and its bias, three groups of two convolutions, four numbers a pair of norms, classifier
     "fast_resnet": 24 * 13
     + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
