@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import sys
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -15,20 +17,32 @@ from pydantic import (
 )
 
 from noisybsd.errors import did_you_mean
-from noisybsd.files import expanded
+from noisybsd.files import PACKAGE, expanded
 
 
 class Registry:
-    """Marks a field whose choices are the keys of a literal dict elsewhere, imported when asked."""
+    """Marks a field whose choices are the keys of a literal dict in another module."""
 
     def __init__(self, path: str, *more: str):
         self.path, self.more = path, more
 
     def keys(self) -> list[str]:
+        """The choices. A module not imported yet is read as text: torch takes seconds to import."""
         module, attribute = self.path.split(":")
-        return [*self.more, *getattr(importlib.import_module(module), attribute)]
+        if module in sys.modules:
+            return [*self.more, *getattr(sys.modules[module], attribute)]
+        source = PACKAGE.parent / f"{module.replace('.', '/')}.py"
+        for statement in ast.parse(source.read_bytes()).body:
+            match statement:
+                case ast.AnnAssign(target=ast.Name(name), value=ast.Dict(keys)) if (
+                    name == attribute
+                ):
+                    return [*self.more, *map(ast.literal_eval, filter(None, keys))]
+        raise LookupError(f"{source}: no literal dict {attribute}")
 
     def check(self, value: str) -> str:
+        if value not in self.keys():
+            importlib.import_module(self.path.split(":")[0])  # it may add to its dict
         if value not in self.keys():
             raise ValueError(did_you_mean(value, self.keys()))
         return value
