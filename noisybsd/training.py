@@ -288,6 +288,13 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
         )
 
 
+_TEST_LABELS = {  # what the end of a run says of test labels that are not clean
+    "noisy": "held out of the training images, as doubtful as theirs",
+    "partly verified": "verified in part; the others as doubtful as in training",
+    "unverified": "not verified",
+}
+
+
 def summary(results: dict[str, Any], run: RunDirectory) -> str:
     """What a run ends with on the console."""
 
@@ -303,6 +310,9 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         if results["test_accuracy_ema_last"] is not None
         else None,
         ("  best (an oracle)", percent("test_accuracy_best")),
+        ("  the test labels are", f"{doubt}; the report estimates the accuracy on clean ones")
+        if (doubt := _TEST_LABELS.get(results["data"]["test_labels"]))
+        else None,
         ("calibration error (ECE)", f"{results['test_ece_last']:.4f}"),
         ("labels wrong in training", percent("noise_rate")),
         ("labels right after correction", percent("label_correction_accuracy")),
