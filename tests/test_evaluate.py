@@ -480,7 +480,7 @@ def test_the_test_images_alone_are_read(tiny: Tiny, monkeypatch: pytest.MonkeyPa
     assert train(tiny("run.dir=run", "epochs=1", "batch_size=8", "neighbours.k=2", *own)) == 0
     decoded: list[Path] = []
 
-    def noted(path: Path, *arguments: int) -> torch.Tensor:
+    def noted(path: Path, *arguments: Any) -> torch.Tensor:
         decoded.append(path)
         return decode_image(path, *arguments)
 
