@@ -26,7 +26,7 @@ import torch
 from common import Row, rounded, write_csv
 from torch import Tensor
 
-from noisybsd import sweep, train
+from noisybsd import sweep, train, training
 from noisybsd.compare.sections import paired_difference
 from noisybsd.config import load_config
 from noisybsd.engine import trainer
@@ -347,7 +347,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     known, settings = parser.parse_known_args()
     if known.one:
-        train.Trainer = EmaSensorTrainer if "targets=ema_sensor" in settings else trainer.Trainer
+        training.Trainer = EmaSensorTrainer if "targets=ema_sensor" in settings else trainer.Trainer
         sys.exit(train.main(settings))
     if known.list:
         print("\n".join(["variants:", *VARIANTS, "", "data:", *DATA]))

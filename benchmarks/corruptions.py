@@ -21,7 +21,7 @@ from statistics import fmean
 
 from common import Row, rounded, write_csv
 
-from noisybsd.evaluate import evaluate_run
+from noisybsd.engine.evaluation import evaluate_run
 
 
 def rows_of(run: Path) -> list[Row]:

@@ -1,4 +1,4 @@
-"""From a folder of photos to a label report on a laptop: `recipe=own_quick`, and cleanlab on the same features.
+"""From a folder of photos to a label report on a laptop: `recipe=own_quick`, and cleanlab on its features.
 
 Photos of five animals from CIFAR-10, as PNG files in a folder for each class. A share of them is moved to
 the folder of another class, at random. Test images keep their class. For each seed, the recipe runs as a

@@ -1,6 +1,7 @@
 """noisybsd: image classifiers from partly wrong labels."""
 
 import os
+import sys
 
 __version__ = "0.1.0"
 
@@ -8,3 +9,8 @@ __version__ = "0.1.0"
 # with other work they then steal the cores from each other (two threads on two busy cores: 23 images/s
 # on digits, 1,800 with sleeping waits).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv:  # `python -m noisybsd.NAME` imports this first
+    from noisybsd.commands import check_command
+
+    check_command(sys.orig_argv[sys.orig_argv.index("-m") + 1])

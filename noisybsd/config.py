@@ -29,9 +29,7 @@ from pydantic.fields import FieldInfo
 
 from noisybsd.errors import UserError, brief, did_you_mean
 from noisybsd.files import kind_of, resource_dir, user_path
-from noisybsd.methods.parts import TargetRule
 from noisybsd.methods.presets import AVERAGED, METHODS
-from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
 from noisybsd.settings import (
     AugmentConfig,
     ContrastiveConfig,
@@ -166,6 +164,8 @@ class Config(Section):
 
     def _conflicts_of_parts(self) -> Iterator[str]:
         """Views, mixup and neighbours that the target rule and the loss cannot do with."""
+        from noisybsd.methods.parts import TargetRule
+        from noisybsd.methods.registry import LOSSES, TARGET_RULES
 
         rule, loss = TARGET_RULES[self.targets], LOSSES[self.loss]
         views, mixup, near = self.augment.views, self.augment.mixup, self.neighbours
@@ -192,6 +192,9 @@ class Config(Section):
 
 def method_options(targets: str, loss: str) -> dict[str, FieldInfo]:
     """What `options.*` a target rule and a loss take together: types and defaults."""
+    # here and elsewhere below, since torch takes seconds to import and --help needs none of it
+    from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
+
     return options(TARGET_RULES[targets]) | options(LOSSES[loss])
 
 
@@ -213,7 +216,7 @@ def _option_value(name: str, value: Any, option: FieldInfo) -> Any:
         return of_type.validate_strings(value) if text else of_type.validate_python(value)
     except ValidationError:
         raise ValueError(
-            f"options.{name}: got {brief(value)} (valid: {_type_name(option)})"
+            f"options.{name}: got {brief(value)} (valid: {type_name(option)})"
         ) from None
 
 
@@ -229,7 +232,7 @@ def load_config(arguments: Sequence[str]) -> Config:
     try:
         if name is None:
             raise UserError(f"no recipe given: use recipe=NAME, one of {', '.join(recipe_names())}")
-        recipe = _read_recipe(str(name))
+        recipe = read_recipe(str(name))
     except UserError as error:
         try:  # the other settings may hold mistakes too
             build_config({"recipe": "unread"}, overrides)
@@ -258,6 +261,14 @@ def _mistakes(recipe: Mapping[str, Any]) -> list[str]:
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
     """Merge layers of (nested) settings, later ones over earlier ones, and validate the result."""
+    try:
+        return Config.model_validate(merge_layers(*layers))
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(error))) from None
+
+
+def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers of (nested) settings, later ones over earlier ones, each over the preset of its method."""
     merged: dict[str, Any] = {}
     for layer in ({"method": Config.model_fields["method"].default}, *layers):
         preset = METHODS.get(str(layer.get("method")), {})
@@ -266,20 +277,20 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
         merged = merge(merged, preset)
         _drop_options_of_replaced_parts(merged, layer)
         merged = merge(merged, layer)
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        raise UserError("\n".join(_explain(error))) from None
+    return merged
 
 
 def _drop_options_of_replaced_parts(merged: Any, layer: Mapping[str, Any]) -> None:
     """Where a layer names another target rule or loss, the options that only the one before took go."""
     before = {key: merged.get(key, Config.model_fields[key].default) for key in ("targets", "loss")}
     after = {key: str(layer.get(key, name)) for key, name in before.items()}
-    known = [
+    if before == after or not merged.get("options"):
+        return
+    from noisybsd.methods.registry import LOSSES, TARGET_RULES
+
+    if all(
         parts["targets"] in TARGET_RULES and parts["loss"] in LOSSES for parts in (before, after)
-    ]
-    if before != after and all(known) and merged.get("options"):
+    ):
         for name in method_options(**before).keys() - method_options(**after).keys():
             merged["options"].pop(name, None)
 
@@ -334,14 +345,24 @@ def parse_overrides(arguments: Sequence[str], model: type[BaseModel] = Config) -
     return merged
 
 
-def _read_recipe(name: str) -> dict[str, Any]:
-    """Read recipes/NAME.yaml, or a YAML file by its path."""
+def recipe_path(name: str) -> Path:
+    """The file recipes/NAME.yaml, or a YAML file by its path.
+
+    Raises:
+        UserError: there is none.
+    """
     is_path = name.endswith((".yaml", ".yml")) or "/" in name
     path = user_path(name, "recipe") if is_path else resource_dir("recipes") / f"{name}.yaml"
     if kind_of(path, f"recipe={name}") is None:
         if is_path:
             raise UserError(f"recipe={name}: there is no such file")
         raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
+    return path
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe, by its name or path, with its name under `recipe`."""
+    path = recipe_path(name)
     content = read_yaml(path, Config)
     if not content.keys() & Config.model_fields.keys():
         raise UserError(f"{path}: is no recipe: it has none of the keys that --help lists")
@@ -408,11 +429,11 @@ def present(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     }
 
 
-def _fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted key with its field, in order, sections expanded."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
+            yield from fields(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
@@ -424,7 +445,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
     """One line for each of pydantic's mistakes."""
-    keys = dict(_fields())
+    from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
+
+    keys = dict(fields())
     parts = (*TARGET_RULES.values(), *LOSSES.values())
     names = [*keys, *(f"options.{name}" for part in parts for name in options(part))]
     for item in mistakes:
@@ -446,7 +469,7 @@ def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
             yield f"{key}: {item['ctx']['error']}"
         else:
             known = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
-            valid = f" (valid: {_type_name(keys[known])})" if known in keys else ""
+            valid = f" (valid: {type_name(keys[known])})" if known in keys else ""
             yield f"{key}: {item['msg']}, got {brief(item['input'])}{valid}"
 
 
@@ -468,7 +491,7 @@ def _nearest_key(key: str, keys: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else "--help lists every key"
 
 
-def _type_name(field: FieldInfo) -> str:
+def type_name(field: FieldInfo) -> str:
     for entry in field.metadata:
         if isinstance(entry, Registry):
             return "|".join(entry.keys())
@@ -494,65 +517,3 @@ def _bounds(metadata: Iterable[Any]) -> Iterator[str]:
         for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
             if (bound := getattr(entry, attribute, None)) is not None:
                 yield f" {sign} {bound}"
-
-
-def _plain(value: Any) -> str:
-    """A default as one would type it."""
-    if value is None:
-        return "null"
-    if isinstance(value, tuple):
-        return f"[{','.join(map(str, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def describe_keys() -> str:
-    """Every key with type, default and meaning, for --help."""
-    lines = []
-    for key, field in _fields():
-        default = "(required)" if field.is_required() else _plain(field.default)
-        lines.append(f"  {key}={default}")
-        lines.append(f"      {field.description} [{_type_name(field)}]")
-    return "\n".join(lines)
-
-
-def describe_methods() -> str:
-    """Every method with its parts and the values of its options, for --help."""
-    lines = []
-    for name, preset in METHODS.items():
-        parts = [f"{preset['loss']} to {preset['targets']}"]
-        if preset["augment"]["mixup"] > 0:
-            parts.append("mixup")
-        if preset["contrastive"]["name"] != "none":
-            parts.append(preset["contrastive"]["name"])
-        if preset["neighbours"]["weight"] > 0:
-            parts.append("neighbours")
-        lines.append(f"  {name:<20}{' + '.join(parts)}")
-        values = preset.get("options", {})
-        taken = method_options(preset["targets"], preset["loss"])
-        lines += [
-            f"      options.{key}={_plain(values.get(key, option.default))}"
-            for key, option in taken.items()
-        ]
-    return "\n".join(lines)
-
-
-def describe_options() -> str:
-    """The options of every target rule and loss, with their types, for --help."""
-    lines = []
-    for kind, registry in (("targets", TARGET_RULES), ("loss", LOSSES)):
-        for name, part in registry.items():
-            for key, option in options(part).items():
-                meaning = f"{option.description} " if option.description else ""
-                lines.append(f"  {kind}={name:<19}options.{key}: {meaning}[{_type_name(option)}]")
-    return "\n".join(lines)
-
-
-def describe_recipes() -> str:
-    """Every shipped recipe with the first line of its header, for --help."""
-    names = recipe_names()
-    width = max(map(len, names), default=0)
-    lines = []
-    for name in names:
-        first = (resource_dir("recipes") / f"{name}.yaml").read_text("utf-8").split("\n", 1)[0]
-        lines.append(f"  {name:<{width}}  {first.lstrip('# ')}")
-    return "\n".join(lines)

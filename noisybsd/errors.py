@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 LONGEST = 1500  # characters of a line that a command says
@@ -58,6 +58,11 @@ def is_out_of_gpu_memory(error: BaseException) -> bool:
     # torch's class by its name, for torch is not imported for this
     signs = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return type(error).__name__ == "OutOfMemoryError" or any(sign in str(error) for sign in signs)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether the arguments of a command are none, or ask for help."""
+    return not arguments or not {"-h", "--help", "help"}.isdisjoint(arguments)
 
 
 def command(main: Callable[[list[str]], int]) -> Callable[..., int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import sys
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -15,11 +17,11 @@ from pydantic import (
 )
 
 from noisybsd.errors import did_you_mean
-from noisybsd.files import expanded
+from noisybsd.files import PACKAGE, expanded
 
 
 class Registry:
-    """Marks a field whose choices are the keys of a literal dict elsewhere, imported when asked.
+    """Marks a field whose choices are the keys of a literal dict in another module.
 
     Args:
         path: "module:DICT".
@@ -31,13 +33,25 @@ class Registry:
         self.path, self.more, self.open = path, more, open
 
     def keys(self) -> list[str]:
+        """The choices. A module not imported yet is read as text: torch takes seconds to import."""
         module, attribute = self.path.split(":")
-        further = [] if self.open is None else [f"{self.open}NAME"]
-        return [*self.more, *getattr(importlib.import_module(module), attribute), *further]
+        more = [*self.more] if self.open is None else [*self.more, f"{self.open}NAME"]
+        if module in sys.modules:
+            return [*more, *getattr(sys.modules[module], attribute)]
+        source = PACKAGE.parent / f"{module.replace('.', '/')}.py"
+        for statement in ast.parse(source.read_bytes()).body:
+            match statement:
+                case ast.AnnAssign(target=ast.Name(name), value=ast.Dict(keys)) if (
+                    name == attribute
+                ):
+                    return [*more, *map(ast.literal_eval, filter(None, keys))]
+        raise LookupError(f"{source}: no literal dict {attribute}")
 
     def check(self, value: str) -> str:
         if self.open is not None and value.startswith(self.open):
             return value
+        if value not in self.keys():
+            importlib.import_module(self.path.split(":")[0])  # it may add to its dict
         if value not in self.keys():
             raise ValueError(did_you_mean(value, self.keys()))
         return value

@@ -1,4 +1,4 @@
-"""Many runs: `python -m noisybsd.sweep recipe=a,b method=ce,bsd seed=1,2,3 …`.
+"""Train many runs: `python -m noisybsd.sweep recipe=a,b method=ce,bsd seed=1,2,3 …`.
 
 Every combination is a process of its own with a run directory of its own, whose name follows from the
 combination. So a sweep is resumed by giving the same command again: finished runs are skipped,
@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from noisybsd.config import Config, load_config, parse_overrides, read_record
-from noisybsd.errors import UserError, brief, command, did_you_mean, shown
+from noisybsd.errors import UserError, asks_for_help, brief, command, did_you_mean, shown
 from noisybsd.files import kind_of, naming, open_file, read_text, user_path, write_atomically
 from noisybsd.processes import bound_to_me
 from noisybsd.runs.directory import InUse, differences, lock_run, refuse_foreign
@@ -493,7 +493,7 @@ def visible_gpus() -> list[str]:
 
 @command
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
+    if asks_for_help(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
     runs, settings = _plan(arguments)

@@ -6,11 +6,6 @@ import yaml
 from helpers import ROOT
 
 from noisybsd.config import (
-    build_config,
-    describe_keys,
-    describe_methods,
-    describe_options,
-    describe_recipes,
     load_config,
     read_record,
     recipe_names,
@@ -217,17 +212,6 @@ def test_a_path_to_nowhere() -> None:
     assert "no such file" in mistakes("recipe=./nowhere.yaml")[0]
 
 
-def test_help_names_every_key_with_its_default_and_every_recipe() -> None:
-    keys = describe_keys()
-    flat = yaml.safe_load(yaml.safe_dump(build_config({"recipe": "x"}).model_dump(mode="json")))
-    for section, value in flat.items():
-        is_section = isinstance(value, dict) and section != "options"
-        for name in [f"{section}.{name}" for name in value] if is_section else [section]:
-            assert f"\n  {name}=" in f"\n{keys}"
-    assert "contrastive.temperature=0.3\n" in keys and "[float > 0 ≤ 1000]" in keys
-    assert all(name in describe_recipes() for name in recipe_names())
-
-
 def test_commands_answer_mistakes_on_stderr_with_exit_code_2(capsys: pytest.CaptureFixture) -> None:
     assert main(["recipe=digits_sym4", "postrior.discount=1"]) == 2
     captured = capsys.readouterr()
@@ -297,14 +281,6 @@ def test_another_part_does_not_inherit_the_options_of_the_one_before() -> None:
     assert load_config([digits, "method=elr", "targets=labels"]).options == {"weight": 3.0}
     (line,) = mistakes(digits, "targets=labels", "options.discount=0.9")
     assert "options.discount" in line and "takes no options" in line
-
-
-def test_help_says_the_types_of_options() -> None:
-    text = describe_options()
-    assert "options.prior_strength: c: pseudo-count" in text and "[float ≥ 0]\n" in text
-    assert (
-        "options.align=false" in describe_methods() and "options.align=true" in describe_methods()
-    )
 
 
 def test_a_record_whose_methods_meant_others_is_refused(tmp_path: Path) -> None:

@@ -25,15 +25,14 @@ from helpers.ranks import Ended, on_ranks, results
 from helpers.training import SOONER, NoTracker
 from torch import Tensor
 
-from noisybsd import distributed
-from noisybsd import train as training
+from noisybsd import distributed, train, training
 from noisybsd.config import load_config
 from noisybsd.data.dataset import load_dataset
 from noisybsd.data.loader import epoch_order
 from noisybsd.engine import trainer as trainer_module
+from noisybsd.engine.evaluation import evaluate_run
 from noisybsd.engine.trainer import Trainer, step_seed
 from noisybsd.errors import UserError
-from noisybsd.evaluate import evaluate_run
 from noisybsd.methods.parts import Mixup
 from noisybsd.methods.presets import METHODS
 from noisybsd.runs.checkpoint import load_checkpoint
@@ -306,7 +305,7 @@ def run_main(arguments: list[str], sabotage: Sabotage | None = None) -> None:
     torch.set_num_threads(1)
     if sabotage is not None:
         sabotage()
-    raise SystemExit(training.main(arguments))
+    raise SystemExit(train.main(arguments))
 
 
 def strike(rank: int, at_step: int, number: int) -> None:
@@ -341,7 +340,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
         if world_size not in runs:
             folder = tmp_path_factory.mktemp("undisturbed")
             if world_size == 1:
-                assert training.main([*SMALL, f"run.dir={folder / 'run'}"]) == 0
+                assert train.main([*SMALL, f"run.dir={folder / 'run'}"]) == 0
             else:
                 results(run(world_size, folder))
             runs[world_size] = folder / "run"
@@ -437,7 +436,7 @@ def test_a_signal_to_one_process_stops_all_saved(
 
     arguments = shlex.split(command)[5:]
     if later == 1:
-        assert training.main(arguments) == 0
+        assert train.main(arguments) == 0
     else:
         ended = on_ranks(later, run_main, arguments, folder=tmp_path / "again")
         results(ended)

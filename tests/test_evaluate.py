@@ -23,11 +23,12 @@ from noisybsd.config import load_config
 from noisybsd.data.corruptions import corrupt
 from noisybsd.data.dataset import load_dataset, load_evaluation
 from noisybsd.data.images import ImageFiles, decode_image
+from noisybsd.engine.evaluation import corrupted_test_set, evaluate_run
 from noisybsd.engine.predict import evaluation_batch, predict
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
-from noisybsd.evaluate import corrupted_test_set, evaluate_run, main
+from noisybsd.evaluate import main
 from noisybsd.runs.checkpoint import load_checkpoint, previous, save_checkpoint
 from noisybsd.train import main as train
 
@@ -479,7 +480,7 @@ def test_the_test_images_alone_are_read(tiny: Tiny, monkeypatch: pytest.MonkeyPa
     assert train(tiny("run.dir=run", "epochs=1", "batch_size=8", "neighbours.k=2", *own)) == 0
     decoded: list[Path] = []
 
-    def noted(path: Path, *arguments: int) -> torch.Tensor:
+    def noted(path: Path, *arguments: Any) -> torch.Tensor:
         decoded.append(path)
         return decode_image(path, *arguments)
 
@@ -538,7 +539,7 @@ def test_a_gpu_out_of_memory_is_a_sentence(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr("noisybsd.evaluate.evaluate_run", full)
+    monkeypatch.setattr("noisybsd.engine.evaluation.evaluate_run", full)
     assert main(["run=anywhere"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: the GPU is out of memory: CUDA out of memory. Tried to")
@@ -549,6 +550,6 @@ def test_other_runtime_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("noisybsd.evaluate.evaluate_run", broken)
+    monkeypatch.setattr("noisybsd.engine.evaluation.evaluate_run", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["run=anywhere"])

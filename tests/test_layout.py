@@ -5,8 +5,9 @@ from graphlib import TopologicalSorter
 
 from helpers import ROOT
 
-COMMANDS = ("train", "evaluate", "sweep", "__main__")
+COMMANDS = ("train", "training", "describe", "evaluate", "sweep", "__main__")
 LEVELS = (
+    ("commands",),
     ("__init__", "errors"),
     ("files", "distributed", "processes"),
     ("settings", "values"),

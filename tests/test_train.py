@@ -28,7 +28,7 @@ from helpers.training import TINY, NoReadback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from noisybsd import train as training
+from noisybsd import training
 from noisybsd.config import load_config
 from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.data.views import Views
@@ -886,7 +886,7 @@ def test_help_needs_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
 
 # children are forked from a clean process that has imported everything: starting one takes no time
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["noisybsd.train", "test_train"])
+_SERVER.set_forkserver_preload(["noisybsd.training", "test_train"])
 
 
 def start(target: Callable[[list[str]], object], arguments: list[str]) -> Any:

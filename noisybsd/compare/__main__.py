@@ -1,4 +1,4 @@
-"""Runs side by side: `python -m noisybsd.compare runs/… [baseline=ce] [out=FILE] [plots=DIR]`."""
+"""Compare finished runs: `python -m noisybsd.compare runs/… [baseline=ce] [out=FILE] [plots=DIR]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from noisybsd.compare import tables
 from noisybsd.compare.runs import find_runs
 from noisybsd.compare.sections import Comparison, compare, notes
-from noisybsd.errors import UserError, brief, command, did_you_mean, shown
+from noisybsd.errors import UserError, asks_for_help, brief, command, did_you_mean, shown
 from noisybsd.files import kind_of, user_path
 
 USAGE = """\
@@ -92,7 +92,7 @@ def _is_there(text: str) -> bool:
 
 @command
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
+    if asks_for_help(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
     paths, options = _options(arguments)

@@ -16,7 +16,6 @@ from noisybsd.files import kind_of, naming, read_text, user_path
 from noisybsd.methods.presets import AVERAGED
 from noisybsd.runs import records
 from noisybsd.runs.directory import flatten
-from noisybsd.runs.results import RESULTS_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -272,10 +271,10 @@ def _read_results(path: Path) -> dict[str, Any]:
         results = records.read_json(path)
     except UserError as error:
         raise UserError(f"{error}. {_REMEDY}") from None
-    if results.get("schema") != RESULTS_SCHEMA:
+    if results.get("schema") != records.RESULTS_SCHEMA:
         raise UserError(
             f"{path}: of schema version {results.get('schema')}; this noisybsd reads version "
-            f"{RESULTS_SCHEMA}: compare such runs with the noisybsd that made them"
+            f"{records.RESULTS_SCHEMA}: compare such runs with the noisybsd that made them"
         )
     for mistake in records.mistakes(records.Results, results):
         raise UserError(f"{path}: damaged: {mistake}. {_REMEDY}")

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scipy import stats
-
 from noisybsd.compare.runs import Metric, Run
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.methods.presets import AVERAGED, METHODS
@@ -139,6 +137,8 @@ def paired_difference(differences: Sequence[float]) -> Difference | None:
     mean = statistics.fmean(differences)
     if max(differences) - min(differences) < 1e-9:
         return Difference(mean, None, None, n)
+    from scipy import stats  # here, since it takes a while to import
+
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n)
 

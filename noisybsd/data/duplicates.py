@@ -60,7 +60,7 @@ class LookedAtFiles(ImageFiles):
     """
 
     def __init__(self, files: ImageFiles):
-        super().__init__(files.paths, files.root, files.size, files.channels)
+        super().__init__(files.paths, files.root, files.size, files.channels, files.least)
         self.looks = Looks.unknown(len(self))
 
     def decode(self, i: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 The central square of a picture, resized to the stored size S. This is the usual "shorter side to S,
 then centre crop" with the crop done first, so that a picture of extreme shape costs no memory. The
-usual 256→224 pipeline stores S = 256 and crops 224 at random on the device, in the augmentation.
+usual 256→224 pipeline stores S = 256 and crops 224 at random on the device, in the augmentation. A
+smaller picture is not enlarged for that: it stays in the middle, and its mirror image fills the margin.
 
 Pillow decodes: torchvision's decoder is 1.2 to 1.3× faster (results/cost/loader.csv), but it is
 deprecated and to be removed. Torch resizes, which is faster than Pillow.
@@ -117,7 +118,9 @@ class ImageError(UserError):
         return ImageError(self.path, f"{self.reason}; data.on_error=skip leaves such images out")
 
 
-def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
+def decode_image(
+    path: str | Path, size: int, channels: int = 3, least: int | None = None
+) -> Tensor:
     """Decode one file of any format that Pillow knows.
 
     EXIF orientation is applied. Grey, palette, CMYK and 1-bit pictures become RGB (or grey, with
@@ -129,6 +132,7 @@ def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
         path: the file.
         size: S.
         channels: C, 3 or 1.
+        least: pixels of a side up to which a smaller picture is enlarged; default: S.
 
     Returns:
         (C,S,S) uint8.
@@ -155,7 +159,7 @@ def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
         raise ImageError(path, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
         raise ImageError(path, f"cannot be decoded: {str(error) or type(error).__name__}") from None
-    return _square(pixels, size)
+    return _square(pixels, size, size if least is None else least)
 
 
 def without_metadata(data: bytes) -> bytes | None:
@@ -208,16 +212,24 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _square(pixels: np.ndarray, size: int) -> Tensor:
-    """The central square of (H,W,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8."""
+def _square(pixels: np.ndarray, size: int, least: int) -> Tensor:
+    """The central square of (H,W,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8.
+
+    One of less than S pixels a side is enlarged up to `least` only, and mirrored at its edges beyond.
+    """
     height, width, _ = pixels.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = pixels[top : top + side, left : left + side]
-    if side != size:
+    wanted = min(max(side, least), size)
+    if side != wanted:
         batch = torch.from_numpy(square.copy()).permute(2, 0, 1)[None]
-        resized = interpolate(batch, (size, size), mode="bilinear", antialias=True)
+        resized = interpolate(batch, (wanted, wanted), mode="bilinear", antialias=True)
         square = resized[0].permute(1, 2, 0).numpy()
+    if wanted < size:
+        before = (size - wanted) // 2  # as views.CentreCrop has it
+        margin = (before, size - wanted - before)
+        square = np.pad(square, (margin, margin, (0, 0)), mode="reflect")
     # by NumPy: torch would use all cores for this small a copy, in each of many decoding threads
     return torch.from_numpy(np.array(square.transpose(2, 0, 1), order="C"))
 
@@ -243,13 +255,22 @@ class ImageFiles:
         root: the folder that relative paths start from.
         size: S, the side of the square that every image becomes.
         channels: C, 3 (RGB) or 1 (grey).
+        least: pixels of a side up to which a smaller picture is enlarged; default: S.
     """
 
-    def __init__(self, paths: Sequence[str | Path], root: str | Path, size: int, channels: int = 3):
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        root: str | Path,
+        size: int,
+        channels: int = 3,
+        least: int | None = None,
+    ):
         encoded = [os.fsencode(path) for path in paths]
         self.root = Path(root)
         self.size = size
         self.channels = channels
+        self.least = least
         self._bytes = torch.from_numpy(np.frombuffer(b"".join(encoded), np.uint8).copy())
         self._ends = torch.from_numpy(np.cumsum([len(path) for path in encoded], dtype=np.int64))
 
@@ -259,7 +280,8 @@ class ImageFiles:
     def __getitem__(self, rows: slice | np.ndarray) -> ImageFiles:
         """Some of the files: `files[1::4]`, or by an array of indices (M,)."""
         chosen, paths = np.arange(len(self))[rows].tolist(), self.paths
-        return ImageFiles([paths[i] for i in chosen], self.root, self.size, self.channels)
+        kept = [paths[i] for i in chosen]
+        return ImageFiles(kept, self.root, self.size, self.channels, self.least)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -283,7 +305,7 @@ class ImageFiles:
         Raises:
             ImageError: names the file and the reason.
         """
-        return decode_image(self.root / self.path(i), self.size, self.channels)
+        return decode_image(self.root / self.path(i), self.size, self.channels, self.least)
 
     def content(self, i: int) -> bytes:
         """Bytes that tell image i from others: all of a small file, parts and the size of a large one.

@@ -112,7 +112,8 @@ def file_split(
 ) -> Split:
     """A split of image files, relative to data.root; clean where the card says so."""
     given = np.asarray(labels, dtype=np.int64)
-    images = ImageFiles(paths, data.root, image_size(card, data)[1], card.channels)
+    size, stored = image_size(card, data)
+    images = ImageFiles(paths, data.root, stored, card.channels, least=size)
     return Split(images, given, given.copy() if card.clean else None, paths)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from noisybsd.data.names import UNKNOWN
@@ -149,17 +148,24 @@ def label_metrics(
     wrong = given != clean
     memorised = (prediction == given)[wrong & visited]
     detectable = 0 < wrong.sum() < wrong.size
-    suspicion = -belief  # ranks as 1 - belief does, which would round small beliefs into ties
+    # -belief ranks as 1 - belief does, which would round small beliefs into ties
+    auroc, precision = detection(wrong, -belief) if detectable else (None, None)
     return {
         "noise_rate": _mean(wrong),
         "label_correction_accuracy": _mean(corrected),
         "label_correction_accuracy_wrong": _mean(corrected[wrong]),
-        "noise_detection_auroc": float(roc_auc_score(wrong, suspicion)) if detectable else None,
-        "noise_detection_average_precision": (
-            float(average_precision_score(wrong, suspicion)) if detectable else None
-        ),
+        "noise_detection_auroc": auroc,
+        "noise_detection_average_precision": precision,
         "memorised_fraction": _mean(memorised),
     }
+
+
+def detection(wrong: np.ndarray, suspicion: np.ndarray) -> tuple[float, float]:
+    """AUROC and average precision of finding the `wrong` (N,), some but not all, by `suspicion` (N,)."""
+    # here, since it takes a second to import
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    return float(roc_auc_score(wrong, suspicion)), float(average_precision_score(wrong, suspicion))
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -9,22 +9,9 @@ from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, user_path
-from noisybsd.runs.directory import differences, load_run_state
+from noisybsd.runs.directory import MAY_DIFFER, differences, load_run_state
 from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import check_config
-
-MAY_DIFFER = (
-    *(
-        "data.root",
-        "data.manifest",
-        "data.embeddings",
-        "data.labels",
-        "network.weights",
-        "network.cache",
-    ),
-    *("data.download", "data.workers", "data.on_error"),
-    *("device", "precision", "neighbours.k"),
-)
 
 
 def run_argument(arguments: list[str]) -> tuple[Path, list[str]]:

@@ -9,8 +9,6 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from noisybsd import distributed
@@ -78,6 +76,9 @@ class TwinContrastive(Loss):
     @torch.no_grad()
     def fit(self) -> None:
         """Prototypes, and each label's probability to be right, from what the last epoch left."""
+        from sklearn.exceptions import ConvergenceWarning  # here, since it takes a second to import
+        from sklearn.mixture import GaussianMixture
+
         seen = self.probs.sum(dim=1) > 0  # drop_last leaves some out
         if not seen.any():
             return

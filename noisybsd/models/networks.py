@@ -16,20 +16,22 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision import models
 
 from noisybsd.errors import UserError, did_you_mean
-from noisybsd.models.backbones import LITE0, backbone, is_backbone
+from noisybsd.models.backbones import backbone, is_backbone
+
+if TYPE_CHECKING:  # a second to import, which few networks need
+    from torchvision import models
 
 # The weights that the label-noise literature starts from; V2 is another training recipe.
-IMAGENET_URL: str = models.ResNet50_Weights.IMAGENET1K_V1.url
+IMAGENET_URL = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
 
 
 class Network(nn.Module):
@@ -282,9 +284,11 @@ def _headless_resnet(resnet: models.ResNet) -> tuple[nn.Module, int]:
     return resnet, feature_dim
 
 
-def _cifar_resnet(channels: int, *, build: Callable[[], models.ResNet]) -> tuple[nn.Module, int]:
-    """A torchvision ResNet with the stem for small images: 3x3, stride 1, no max-pool."""
-    resnet = build()
+def _cifar_resnet(channels: int, *, name: str) -> tuple[nn.Module, int]:
+    """torchvision's ResNet of this name with the stem for small images: 3x3, stride 1, no max-pool."""
+    from torchvision import models
+
+    resnet = getattr(models, name)()
     resnet.conv1 = _conv(channels, resnet.conv1.out_channels)
     resnet.maxpool = nn.Identity()
     return _headless_resnet(resnet)
@@ -292,6 +296,8 @@ def _cifar_resnet(channels: int, *, build: Callable[[], models.ResNet]) -> tuple
 
 def _imagenet_resnet50(channels: int, *, pretrained: bool = False) -> tuple[nn.Module, int]:
     """torchvision's ResNet-50 as it is, stem for 224 px included."""
+    from torchvision import models
+
     resnet = models.resnet50()
     if pretrained:
         if channels != resnet.conv1.in_channels:
@@ -336,6 +342,8 @@ def _hub_weights(url: str) -> dict[str, Tensor]:
 
 def _densenet121(channels: int) -> tuple[nn.Module, int]:
     """torchvision's DenseNet-121 with the stem for small images: 3x3, stride 1, no max-pool."""
+    from torchvision import models
+
     densenet = models.densenet121()
     densenet.features.conv0 = _conv(channels, densenet.features.norm0.num_features)
     densenet.features.pool0 = nn.Identity()
@@ -344,22 +352,12 @@ def _densenet121(channels: int) -> tuple[nn.Module, int]:
     return densenet, feature_dim
 
 
-class _ViT(models.VisionTransformer):
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B,F) of images x (B,C,H,W)."""
-        size = self.image_size
-        if x.shape[-2:] != (size, size):
-            raise UserError(
-                f"network.name=vit_small takes images of {size} x {size} pixels, got {x.shape[-2]} x "
-                f"{x.shape[-1]}; small_cnn and the residual networks take any"
-            )
-        return super().forward(x)
-
-
 def _vit_small(channels: int) -> tuple[nn.Module, int]:
     """ViT-S (Touvron et al. 2021, arXiv 2012.12877, table 1) on 32 x 32 images, 4 x 4 patches."""
+    from torchvision import models
+
     feature_dim = 384
-    vit = _ViT(
+    vit = models.VisionTransformer(
         image_size=32,
         patch_size=4,
         num_layers=12,
@@ -370,7 +368,17 @@ def _vit_small(channels: int) -> tuple[nn.Module, int]:
     if channels != 3:
         vit.conv_proj = nn.Conv2d(channels, feature_dim, kernel_size=4, stride=4)
     vit.heads = nn.Identity()
+    vit.register_forward_pre_hook(_refuse_other_sizes)
     return vit, feature_dim
+
+
+def _refuse_other_sizes(vit: models.VisionTransformer, inputs: tuple[Tensor]) -> None:
+    size, found = vit.image_size, inputs[0].shape[-2:]
+    if found != (size, size):
+        raise UserError(
+            f"network.name=vit_small takes images of {size} x {size} pixels, got {found[0]} x "
+            f"{found[1]}; small_cnn and the residual networks take any"
+        )
 
 
 def _small_cnn(channels: int, *, width: int = 32) -> tuple[nn.Module, int]:
@@ -504,13 +512,13 @@ def _fast_resnet(channels: int, *, width: int = 64) -> tuple[nn.Module, int]:
 NETWORKS: dict[str, Callable[..., tuple[nn.Module, int]]] = {
     "preact_resnet18": partial(_preact_resnet, depths=(2, 2, 2, 2)),
     "preact_resnet34": partial(_preact_resnet, depths=(3, 4, 6, 3)),
-    "resnet18": partial(_cifar_resnet, build=models.resnet18),
-    "resnet34": partial(_cifar_resnet, build=models.resnet34),
-    "resnet50": partial(_cifar_resnet, build=models.resnet50),
+    "resnet18": partial(_cifar_resnet, name="resnet18"),
+    "resnet34": partial(_cifar_resnet, name="resnet34"),
+    "resnet50": partial(_cifar_resnet, name="resnet50"),
     "resnet50_imagenet": _imagenet_resnet50,
     "densenet121": _densenet121,
     "vit_small": _vit_small,
     "small_cnn": _small_cnn,
     "fast_resnet": _fast_resnet,
-    LITE0: partial(backbone, LITE0),
+    "efficientnet_lite0": partial(backbone, "efficientnet_lite0"),
 }

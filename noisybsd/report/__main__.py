@@ -1,4 +1,4 @@
-"""Which labels are wrong: `python -m noisybsd.report run=DIR` writes the label table and a page."""
+"""Say which labels are wrong, in a table and on a page: `python -m noisybsd.report run=DIR`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from noisybsd.engine.saved import MAY_DIFFER, run_argument
-from noisybsd.errors import UserError, command, shown
-from noisybsd.report.duplicates import told
-from noisybsd.report.estimates import caution
-from noisybsd.report.write import report
+from noisybsd.errors import UserError, asks_for_help, command, shown
+from noisybsd.runs.directory import MAY_DIFFER
 
 USAGE = f"""\
 usage: python -m noisybsd.report run=DIR [top=2000] [key=value …]
@@ -31,6 +28,9 @@ Except data.*, they matter only if training left no labels.parquet of the run's 
 
 
 def _print(directory: Path, metrics: dict[str, Any]) -> None:
+    from noisybsd.report.duplicates import told
+    from noisybsd.report.estimates import caution
+
     said, detection = metrics["estimates"], metrics["detection"]
     rate, console = said["noise_rate"], Console()
     print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
@@ -73,9 +73,13 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
 
 @command
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
+    if asks_for_help(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
+    # here, since torch takes seconds to import
+    from noisybsd.engine.saved import run_argument
+    from noisybsd.report.write import report
+
     directory, others = run_argument(arguments)
     top, overrides = 2000, []
     for argument in others:

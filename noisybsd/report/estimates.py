@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from noisybsd.data.names import UNKNOWN
-from noisybsd.engine.metrics import prediction_metrics, reliability
+from noisybsd.engine.metrics import detection, prediction_metrics, reliability
 from noisybsd.report.findings import Bools, Findings, Floats, Ints
 
 Z95 = 1.959964  # of the normal distribution
@@ -316,9 +315,10 @@ def detection_metrics(findings: Findings) -> dict[str, dict[str, float | str]] |
             found[name] = {"unavailable": score}
             continue
         finite = np.maximum(score[known], np.finfo(np.float32).min)
+        auroc, precision = detection(wrong, finite)
         found[name] = {
-            "auroc": float(roc_auc_score(wrong, finite)),
-            "average_precision": float(average_precision_score(wrong, finite)),
+            "auroc": auroc,
+            "average_precision": precision,
             "precision": precision_at(wrong, finite, count),
         }
     return found

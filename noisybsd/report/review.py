@@ -25,8 +25,8 @@ from noisybsd.data.dataset import (
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.splits import Split
 from noisybsd.engine.data import run_dataset
-from noisybsd.engine.saved import MAY_DIFFER, load_run_config
-from noisybsd.errors import UserError, command, shown
+from noisybsd.engine.saved import load_run_config
+from noisybsd.errors import UserError, shown
 from noisybsd.files import read_text, user_path
 from noisybsd.report.findings import Ints
 
@@ -174,24 +174,8 @@ def _in_reading_order(
     return labels, rows, whole.clean_labels
 
 
-USAGE = f"""\
-usage: python -m noisybsd.data apply-review run=DIR review=FILE out=FILE [key=value …]
-
-Correct the labels that the run in DIR was trained on by the decisions FILE, downloaded from the run's
-report.html, and write them to out=FILE (.csv, .npy or .txt), to train on with data.labels=FILE. `wrong`
-takes the decision's label; `right` and `unsure` leave the given one. A review of other images or
-labels than the run's is refused.
-
-keys that may differ from the run's own: {", ".join(MAY_DIFFER)}
-"""
-
-
-@command
-def main(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     """`apply-review` of `python -m noisybsd.data`: its arguments, without that word."""
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(USAGE, end="")
-        return 0 if arguments else 2
     own: dict[str, str] = {}
     overrides = []
     for argument in arguments:

@@ -7,17 +7,63 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import torch
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, open_file, write_atomically
-from noisybsd.runs.records import State, mistakes
+from noisybsd.runs.records import Epoch, Record, Seconds, Text, mistakes
 
 SCHEMA = 1
 _MARK = "noisybsd-checkpoint"
+
+
+class _TrainedEpoch(Epoch):
+    """A row of the history that training continues."""
+
+    step: int = Field(ge=0)
+    test_ece: float
+    test_nll: float
+    test_brier: float
+
+
+class _Optimizer(Record):
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class State(Record):
+    """What a checkpoint holds beside its mark and version; Trainer.state makes it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    config: dict[str, Any]
+    data_sha256: str
+    modules: dict[str, dict[str, Tensor]]
+    optimizer: _Optimizer
+    step: int = Field(ge=0)
+    seconds: Seconds
+    images_seen: int = Field(ge=0)
+    network_passes: int = Field(ge=0)
+    train_seconds: Seconds
+    skipped: list[Text]
+    history: list[_TrainedEpoch]
+    wandb_id: str = Field(pattern=r"^[\w-]+$")
+    world_size: int = Field(1, ge=1)  # these two came later
+    precision: Literal["fp32", "bf16"] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> State:
+        if [row.epoch for row in self.history] != list(range(1, len(self.history) + 1)):
+            raise ValueError("history: its epochs are not 1, 2, 3, …")
+        if self.history and self.step < self.history[-1].step:
+            raise ValueError(f"step is {self.step}, before the last one of history")
+        if self.step and not (self.images_seen and self.train_seconds):
+            raise ValueError(f"step is {self.step}, but images_seen or train_seconds is 0")
+        return self
 
 
 class CheckpointError(UserError):
@@ -60,7 +106,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged, foreign or of another schema, or a field
-            is not what `records.State` says, or a number in it is not finite.
+            is not what `State` says, or a number in it is not finite.
     """
     try:
         with open_file(path, "rb") as file:

@@ -21,7 +21,6 @@ from noisybsd.files import (
     user_path,
     write_atomically,
 )
-from noisybsd.runs.checkpoint import load_checkpoint, load_latest, previous
 from noisybsd.runs.records import check_config
 
 log = logging.getLogger("noisybsd")
@@ -30,6 +29,14 @@ log = logging.getLogger("noisybsd")
 _PLACE = (
     *("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage"),
     "network.cache",
+)
+
+# settings that a command on a run may be given otherwise than training was
+MAY_DIFFER = (
+    *("data.root", "data.manifest", "data.embeddings", "data.labels"),
+    *("network.weights", "network.cache"),
+    *("data.download", "data.workers", "data.on_error"),
+    *("device", "precision", "neighbours.k"),
 )
 
 # what a run, its sweep and the commands on it write there
@@ -130,8 +137,13 @@ def load_run_state(directory: Path) -> dict[str, Any] | None:
     return None if found is None else found[1]
 
 
-def _latest(checkpoint: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Which checkpoint is the latest usable one, and its content."""
+def _latest(checkpoint: Path, source: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """Which checkpoint is the latest usable one, or else `source`, and its content."""
+    # here, for it imports torch, which a sweep and a comparison do not need
+    from noisybsd.runs.checkpoint import load_checkpoint, load_latest, previous
+
+    if source is not None:
+        return source, load_checkpoint(source)
     found = load_latest(checkpoint, log.warning)
     if found is None and (checkpoint.exists() or previous(checkpoint).exists()):
         raise UserError(
@@ -159,7 +171,7 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     remove_temporaries(path)
     if _is_there(run.results):
         return run
-    found = _latest(run.checkpoint) if source is None else (source, load_checkpoint(source))
+    found = _latest(run.checkpoint, source)
     if found is not None:
         source, run.state = found
         run.source = source

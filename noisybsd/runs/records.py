@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
-from torch import Tensor
 
 from noisybsd.errors import UserError, brief
 from noisybsd.files import read_text
+
+RESULTS_SCHEMA = 1  # version of results.json
 
 
 def _text(value: Any) -> str:
@@ -32,9 +33,7 @@ Seconds = Annotated[float, Field(ge=0)]
 class Record(BaseModel):
     """Fields of their exact types, numbers finite; further fields are let through."""
 
-    model_config = ConfigDict(
-        strict=True, extra="allow", allow_inf_nan=False, arbitrary_types_allowed=True
-    )
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
 class Reliability(Record):
@@ -88,49 +87,6 @@ class Epoch(Record):
     epoch: int = Field(ge=1)
     step: int | None = Field(None, ge=0)
     test_accuracy: Fraction
-
-
-class _TrainedEpoch(Epoch):
-    """A row of the history that training continues."""
-
-    step: int = Field(ge=0)
-    test_ece: float
-    test_nll: float
-    test_brier: float
-
-
-class _Optimizer(Record):
-    state: dict[int, dict[str, Any]]
-    param_groups: list[dict[str, Any]]
-
-
-class State(Record):
-    """What a checkpoint holds beside its mark and version; Trainer.state makes it."""
-
-    config: dict[str, Any]
-    data_sha256: str
-    modules: dict[str, dict[str, Tensor]]
-    optimizer: _Optimizer
-    step: int = Field(ge=0)
-    seconds: Seconds
-    images_seen: int = Field(ge=0)
-    network_passes: int = Field(ge=0)
-    train_seconds: Seconds
-    skipped: list[Text]
-    history: list[_TrainedEpoch]
-    wandb_id: str = Field(pattern=r"^[\w-]+$")
-    world_size: int = Field(1, ge=1)  # these two came later
-    precision: Literal["fp32", "bf16"] | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> State:
-        if [row.epoch for row in self.history] != list(range(1, len(self.history) + 1)):
-            raise ValueError("history: its epochs are not 1, 2, 3, …")
-        if self.history and self.step < self.history[-1].step:
-            raise ValueError(f"step is {self.step}, before the last one of history")
-        if self.step and not (self.images_seen and self.train_seconds):
-            raise ValueError(f"step is {self.step}, but images_seen or train_seconds is 0")
-        return self
 
 
 def mistakes(model: type[BaseModel], content: Any) -> Iterator[str]:

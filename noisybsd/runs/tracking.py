@@ -12,6 +12,7 @@ import netrc
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ log = logging.getLogger("noisybsd")
 
 _INIT_SECONDS = 30  # how long the start of a run waits for W&B
 _FINISH_SECONDS = 60  # and its end
+_SILENT_SECONDS = 60  # after which plain progress says how far an epoch is
 
 # what an epoch's line shows: metric, label, format
 _COLUMNS = (
@@ -56,13 +58,25 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     return "  ".join(parts)
 
 
+def duration(seconds: float) -> str:
+    """Some time in words, e.g. `2 h 5 min`."""
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min" if minutes > 1 else f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 class Tracker:
     """Console, log file and W&B of one run. Use as a context manager."""
 
     def __init__(
         self, config: Config, directory: Path, *, wandb_id: str, total_steps: int, first_step: int
     ):
-        self._epochs = config.epochs
+        self._epochs, self._steps, self._done = config.epochs, total_steps, first_step
+        self._begun: tuple[float, int] | None = (
+            None  # when the present epoch's first step ended, and which
+        )
+        self._said = time.monotonic()  # when there was a line last
         rich = config.tracking.console == "rich" or (
             config.tracking.console == "auto" and sys.stdout.isatty()
         )
@@ -120,10 +134,29 @@ class Tracker:
         self._wandb.start(history)
 
     def step(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = now, self._done
         if self._progress:
             self._progress.advance(self._task)
+        elif now - self._said >= _SILENT_SECONDS and self._done > self._begun[1]:
+            self._said = now
+            log.info(self._time_left(now, *self._begun))
+
+    def _time_left(self, now: float, begin: float, first: int) -> str:
+        """How far the present epoch is, and how long it and the run still take at its pace."""
+        in_epoch = self._steps // self._epochs
+        epoch, step = divmod(self._done - 1, in_epoch)
+        pace = (now - begin) / (self._done - first)
+        left = duration(pace * (in_epoch - step - 1)), duration(pace * (self._steps - self._done))
+        return (
+            f"epoch {epoch + 1}/{self._epochs}  step {step + 1:,}/{in_epoch:,}  "
+            f"about {left[0]} left, and {left[1]} of training in all"
+        )
 
     def epoch(self, metrics: dict[str, Any]) -> None:
+        self._begun, self._said = None, time.monotonic()
         log.info(epoch_line(metrics, self._epochs))
         self._wandb.log(metrics)
 

@@ -29,7 +29,7 @@ from noisybsd.errors import UserError
 
 
 def test_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0 and main([]) == 0
+    assert main(["--help"]) == 0 and main([]) == 2
     assert "check|prepare|pack|noise NAME" in capsys.readouterr().out
     for arguments, message in (
         (["chek", "digits"], "command: got 'chek', did you mean check?"),

@@ -14,7 +14,11 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from noisybsd.config import build_config
+from noisybsd.data.cards import load_card
 from noisybsd.data.images import ImageError, ImageFiles, decode_image, is_image
+from noisybsd.data.splits import file_split
+from noisybsd.data.views import Views
 
 
 def picture(width: int = 48, height: int = 48, seed: int = 0) -> Image.Image:
@@ -214,6 +218,51 @@ def test_one_channel_output(tmp_path: Path) -> None:
     decoded = decode_image(tmp_path / "a.png", 8, channels=1)
     assert decoded.shape == (1, 8, 8)
     assert decoded.unique().tolist() == [76]  # ITU-R 601 luma of red
+
+
+@pytest.mark.parametrize(
+    ("side", "seen"),
+    [
+        (24, 32),  # below the network's input: enlarged to that
+        (32, 32),  # the network's input: as it is
+        (34, 34),  # between: as it is
+        (37, 37),  # what is stored
+    ],
+)
+def test_what_is_smaller_than_the_stored_size_is_not_enlarged_for_the_crop(
+    tmp_path: Path, side: int, seen: int
+) -> None:
+    image = picture(side, side)
+    image.save(tmp_path / "a.png")
+    stored = decode_image(tmp_path / "a.png", 37, least=32)
+    assert stored.shape == (3, 37, 37)
+    first = (37 - seen) // 2
+    middle = stored[:, first : first + seen, first : first + seen]
+    expected = image.resize((seen, seen), Image.Resampling.BILINEAR)
+    assert (middle.int() - pixels(expected).int()).abs().max() <= (seen != side)
+    # around it, its mirror image
+    mirrored = np.pad(middle.numpy(), ((0, 0), *2 * [(first, 37 - seen - first)]), mode="reflect")
+    assert torch.equal(stored, torch.from_numpy(mirrored))
+
+
+@pytest.mark.parametrize(("size", "side"), [(32, 32), (33, 33), (32, 36)])
+def test_the_network_sees_a_picture_of_its_input_s_size_whole(
+    tmp_path: Path, size: int, side: int
+) -> None:
+    """Own images are stored larger than the input, for crops."""
+    image = picture(side, side)
+    image.save(tmp_path / "a.png")
+    data = build_config(
+        {"recipe": "x", "data": {"name": "own", "root": str(tmp_path), "size": size}}
+    ).data
+    split = file_split(load_card("own"), data, ["a.png", "a.png"], [0, 1])
+    assert isinstance(split.images, ImageFiles) and split.images.size > size
+    decoded = split.images[np.array([1])].decode(0)
+    views = Views("imagenet", size, (0.0,) * 3, (1.0,) * 3)
+    seen = (views.plain(decoded[None])[0] * 255).round().byte()
+    first = (side - size) // 2
+    assert torch.equal(seen, pixels(image)[:, first : first + size, first : first + size])
+    assert views.weak(decoded[None]).shape == (1, 3, size, size)
 
 
 def test_extreme_shapes_cost_no_memory(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def on_ranks(
     They are forked from a server that has imported torch and noisybsd and done nothing with them.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "noisybsd.train"])
+    context.set_forkserver_preload(["torch", "noisybsd.training"])
     folder.mkdir(parents=True, exist_ok=True)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from noisybsd.report.findings import Findings
 from noisybsd.report.write import load_run, report
 from noisybsd.runs.checkpoint import load_checkpoint
 from noisybsd.train import main as train
+from noisybsd.training import summary as summary_of
 
 LATIN = os.fsdecode(b"caf\xe9")
 SETTINGS = (
@@ -98,6 +100,19 @@ def test_file_names_that_are_no_text_are_in_the_results(run: Path) -> None:
     paths = pyarrow.parquet.read_table(run / "labels.parquet")["path"].to_pylist()
     assert r"train/caf\udce9/00.png" in paths
     assert r"train/caf\\udce9/00.png" in (run / "report.html").read_text("utf-8")
+
+
+def test_the_end_of_a_run_says_what_its_test_labels_are(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text("utf-8"))
+    place: Any = SimpleNamespace(path=run, results=run / "results.json")
+    said = summary_of(results, place)
+    assert "the test labels are           verified in part; the others as doubtful as in" in said
+    results["data"]["test_labels"] = "noisy"
+    assert "held out of the training images, as doubtful as theirs; the report" in summary_of(
+        results, place
+    )
+    results["data"]["test_labels"] = "clean"
+    assert "test labels" not in summary_of(results, place)
 
 
 def test_class_folders_that_are_no_text_are_in_the_report(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from helpers.reported import NASTY_CLASSES, NASTY_FILE, findings, hide_cleanlab,
 from helpers.trees import picture
 from PIL import Image
 
+from noisybsd.data.__main__ import main as data
 from noisybsd.data.images import ImageFiles
-from noisybsd.report import review
 from noisybsd.report.__main__ import main
 from noisybsd.report.estimates import detection_metrics, estimates
 from noisybsd.report.findings import Findings
@@ -576,7 +576,7 @@ def test_filter_mark_download_apply(browser: Any, digits: Path, tmp_path: Path) 
     found = {int(line["index"]): (line["decision"], int(line["label"])) for line in lines}
     assert found == {first: ("right", given), second: ("wrong", other), third: ("unsure", given)}
     out = tmp_path / "corrected.csv"
-    assert review.main([f"run={digits}", f"review={path}", f"out={out}"]) == 0
+    assert data(["apply-review", f"run={digits}", f"review={path}", f"out={out}"]) == 0
     with out.open() as file:
         corrected = {int(line["index"]): int(line["label"]) for line in csv.DictReader(file)}
     labels = Findings.read(digits).arrays["labels"]  # type: ignore[union-attr]

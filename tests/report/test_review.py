@@ -12,7 +12,7 @@ from noisybsd.config import Config
 from noisybsd.data.__main__ import main as data
 from noisybsd.data.dataset import load_dataset
 from noisybsd.engine.saved import load_run_config
-from noisybsd.report.review import apply_review, main, read_review
+from noisybsd.report.review import apply_review, read_review
 
 COLUMNS = ("index", "path", "given", "given_name", "decision", "label", "label_name", "data_sha256")
 
@@ -193,5 +193,5 @@ def test_the_command_is_one_of_data(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("missing", ["run", "review", "out"])
 def test_the_command_says_what_is_missing(missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"{key}=x" for key in ("run", "review", "out") if key != missing]
-    assert main(given) == 2
+    assert data(["apply-review", *given]) == 2
     assert f"apply-review: {missing}= is missing" in capsys.readouterr().err

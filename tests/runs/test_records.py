@@ -12,8 +12,8 @@ import torch
 from helpers import states
 
 from noisybsd.errors import UserError
-from noisybsd.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from noisybsd.runs.records import Epoch, Results, State, mistakes, read_history, read_json
+from noisybsd.runs.checkpoint import CheckpointError, State, load_checkpoint, save_checkpoint
+from noisybsd.runs.records import Epoch, Results, mistakes, read_history, read_json
 
 # values of every kind but the right one
 OTHERS: tuple[Any, ...] = (None, "x", [1], {"a": 1}, True, -1, math.nan, math.inf)

@@ -24,7 +24,7 @@ from helpers.wandb_server import WandbServer
 from noisybsd.config import load_config
 from noisybsd.engine.trainer import Trainer
 from noisybsd.runs import tracking
-from noisybsd.runs.tracking import Tracker, epoch_line, wandb_mode
+from noisybsd.runs.tracking import Tracker, duration, epoch_line, wandb_mode
 from noisybsd.train import main
 
 Tiny = Callable[..., list[str]]
@@ -85,6 +85,30 @@ def test_plain_lines_may_be_asked_for(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
     terminal = Terminal(monkeypatch)
     assert main(tiny("run.dir=run", "tracking.console=plain")) == 0
     assert "\x1b" not in terminal.text()
+
+
+def test_plain_lines_say_how_long_a_long_epoch_still_takes(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: now))
+    config = load_config(tiny("epochs=3", "tracking.console=plain"))
+    # the second of three epochs of 100 steps goes on after its 20th step; a step takes 10 seconds
+    with Tracker(config, tmp_path, wandb_id="1", total_steps=300, first_step=120) as tracker:
+        for _ in range(13):
+            now += 10
+            tracker.step()
+        tracker.epoch({"epoch": 2})
+        for _ in range(4):
+            now += 10
+            tracker.step()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "epoch 2/3  step 26/100  about 12 min left, and 29 min of training in all",
+        "epoch 2/3  step 32/100  about 11 min left, and 28 min of training in all",
+        "epoch 2/3",
+    ]
+    assert [duration(s) for s in (7.4, 89, 7260)] == ["7 s", "89 s", "2 h 1 min"]
 
 
 def test_progress_goes_on_where_it_stopped(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
