@@ -31,6 +31,7 @@ log = logging.getLogger("noisybsd")
 
 _INIT_SECONDS = 30  # how long the start of a run waits for W&B
 _FINISH_SECONDS = 60  # and its end
+LONG = 1800.0  # seconds of a run that is foretold how long it takes
 _SILENT_SECONDS = 60  # after which plain progress says how far an epoch is
 
 # what an epoch's line shows: metric, label, format
@@ -70,8 +71,22 @@ class Tracker:
     """Console, log file and W&B of one run. Use as a context manager."""
 
     def __init__(
-        self, config: Config, directory: Path, *, wandb_id: str, total_steps: int, first_step: int
+        self,
+        config: Config,
+        directory: Path,
+        *,
+        wandb_id: str,
+        total_steps: int,
+        first_step: int,
+        quicker: str = "",
     ):
+        """Get ready to tell of a run.
+
+        Args:
+            quicker: what to say of a long run, if there is a quicker way.
+        """
+        self._quicker = quicker
+        self._foretells_at = first_step + 3  # the first steps are not at the pace of the others
         self._epochs, self._steps, self._done = config.epochs, total_steps, first_step
         self._begun: tuple[float, int] | None = (
             None  # when the present epoch's first step ended, and which
@@ -138,17 +153,26 @@ class Tracker:
         now = time.monotonic()
         if self._begun is None:
             self._begun = now, self._done
+        elif self._done == self._foretells_at:
+            left = self._pace(now) * (self._steps - self._done)
+            if left > LONG:
+                log.info("this run takes about %s here%s", duration(left), self._quicker)
         if self._progress:
             self._progress.advance(self._task)
         elif now - self._said >= _SILENT_SECONDS and self._done > self._begun[1]:
             self._said = now
-            log.info(self._time_left(now, *self._begun))
+            log.info(self._time_left(self._pace(now)))
 
-    def _time_left(self, now: float, begin: float, first: int) -> str:
-        """How far the present epoch is, and how long it and the run still take at its pace."""
+    def _pace(self, now: float) -> float:
+        """Seconds of a step, in the present epoch so far."""
+        assert self._begun is not None
+        begin, first = self._begun
+        return (now - begin) / (self._done - first)
+
+    def _time_left(self, pace: float) -> str:
+        """How far the present epoch is, and how long it and the run still take at this pace."""
         in_epoch = self._steps // self._epochs
         epoch, step = divmod(self._done - 1, in_epoch)
-        pace = (now - begin) / (self._done - first)
         left = duration(pace * (in_epoch - step - 1)), duration(pace * (self._steps - self._done))
         return (
             f"epoch {epoch + 1}/{self._epochs}  step {step + 1:,}/{in_epoch:,}  "
