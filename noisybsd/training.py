@@ -114,9 +114,7 @@ def _quicker(trainer: Trainer) -> str:
     config = trainer.config
     if trainer.device.type != "cpu" or config.network.frozen or config.data.name != "own":
         return ""
-    return (
-        "; recipe=own_quick takes minutes without a GPU: it trains on the features of a frozen network"
-    )
+    return "; recipe=own_quick takes minutes without a GPU: it trains on the features of a frozen network"
 
 
 class Checkpoints:

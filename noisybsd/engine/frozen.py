@@ -30,7 +30,7 @@ from noisybsd.models.networks import build_encoder
 
 log = logging.getLogger("noisybsd")
 
-WEAK, STRONG = 1, 2  # views of each training image that are embedded beside the image itself
+STRONG = 1  # views of each training image that are embedded beside the image itself; docs/LOG.md
 CHUNK = 64  # images that are embedded, and then written, together
 SECONDS = 30.0  # between two lines on progress where no bar can be shown
 
@@ -81,7 +81,7 @@ class FrozenBackbone:
             what: the split, in words, for the progress.
             views: embed the views to train on too; without them, A is 1.
         """
-        names = ["plain", *["weak"] * WEAK, *["strong"] * STRONG] if views else ["plain"]
+        names = ["plain", *["strong"] * STRONG] if views else ["plain"]
         about = json.dumps({**self.about, "embedded": names}, sort_keys=True)
         folder = user_path(self.config.network.cache or "~/.cache/noisybsd", "network.cache")
         folder /= hashlib.sha256(about.encode()).hexdigest()[:16]

@@ -26,7 +26,7 @@ from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset, Split
 from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_resident
 from noisybsd.data.views import EmbeddedViews, Views
-from noisybsd.engine.frozen import STRONG, WEAK, FrozenBackbone, encoder_size
+from noisybsd.engine.frozen import FrozenBackbone, encoder_size
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
 from noisybsd.engine.predict import channels_last, evaluation_batch, predict
@@ -80,8 +80,8 @@ class Trainer:
         self.views: Views | EmbeddedViews = self.image_views
         features = None  # their width, where they are what the network is given
         if train.embeddings is not None:
-            computed, features = train.embeddings.shape[1] > 1, train.embeddings.shape[2]
-            self.views = EmbeddedViews(WEAK * computed, STRONG * computed)
+            features = train.embeddings.shape[2]
+            self.views = EmbeddedViews()
         self.mirrored_first = None  # (N,) bool, with alternating flips: mirrored in the first epoch
         if config.augment.flip == "alternating":
             bits = np.random.Philox(key=config.seed).random_raw(len(train)) & 1
