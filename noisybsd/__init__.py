@@ -1,6 +1,8 @@
 """noisybsd: image classifiers from partly wrong labels."""
 
+import importlib
 import os
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -8,3 +10,10 @@ __version__ = "0.1.0"
 # with other work they then steal the cores from each other (two threads on two busy cores: 23 images/s
 # on digits, 1,800 with sleeping waits).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def __getattr__(name: str) -> Any:
+    """`noisybsd.load`, imported when it is first asked for: torch takes seconds."""
+    if name == "load":
+        return importlib.import_module("noisybsd.engine.classifier").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

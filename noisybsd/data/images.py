@@ -18,9 +18,11 @@ import io
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,7 +36,8 @@ from noisybsd.data.names import as_text
 from noisybsd.errors import UserError
 
 MODES = {3: "RGB", 1: "L"}
-BLOCK = 512  # images that `decode_many` decodes ahead at most
+BLOCK = 512  # images that are decoded ahead at most
+T, R = TypeVar("T"), TypeVar("R")
 
 # Formats that the first bytes of a file tell from all else.
 _MARKED = (
@@ -72,6 +75,7 @@ _FORMATS = (
     ),
     *("CUR", "FLI", "IM", "IMT", "MCIDAS", "MSP", "PCD", "PIXAR", "SPIDER", "TGA", "XVTHUMB"),
 )
+_ARRAYS = ((), (1,), (3,), (4,))  # channels of pictures in arrays
 _METADATA = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}  # PNG chunks that pixels do not need
 
 
@@ -139,10 +143,16 @@ def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
     """
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # a name with NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(path, f"cannot be read: {reason}") from None
+    return decode_bytes(data, size, channels, path)
+
+
+def decode_bytes(data: bytes, size: int, channels: int, name: str | Path) -> Tensor:
+    """The same of what an image file holds; `name` is for errors."""
     if not data:
-        raise ImageError(path, "is empty (zero bytes)")
+        raise ImageError(name, "is empty (zero bytes)")
     try:
         try:
             pixels = _decoded(data, MODES[channels], size)
@@ -152,10 +162,40 @@ def decode_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
                 raise
             pixels = _decoded(bare, MODES[channels], size)
     except UnidentifiedImageError:
-        raise ImageError(path, f"is not an image of a known format: {data[:12]!r}…") from None
+        raise ImageError(name, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
-        raise ImageError(path, f"cannot be decoded: {str(error) or type(error).__name__}") from None
+        raise ImageError(name, f"cannot be decoded: {str(error) or type(error).__name__}") from None
     return _square(pixels, size)
+
+
+def convert_picture(
+    picture: Image.Image | np.ndarray, size: int, channels: int, name: str | Path
+) -> Tensor:
+    """The same of a picture in memory, which stays as it is.
+
+    Args:
+        picture: of Pillow; or (H,W), (H,W,1), (H,W,3) or, with transparency, (H,W,4) uint8.
+        name: for errors.
+
+    Raises:
+        ImageError: the array has another shape or type, or it is none of the pictures that
+            `decode_image` takes.
+    """
+    try:
+        if isinstance(picture, np.ndarray):
+            shape = picture.shape
+            fits = len(shape) in (2, 3) and shape[2:] in _ARRAYS and picture.size > 0
+            if picture.dtype != np.uint8 or not fits:
+                raise ValueError(
+                    f"is an array of {picture.dtype} of shape {shape}; valid: uint8, (H,W), (H,W,1), "
+                    "(H,W,3) or (H,W,4)"
+                )
+            picture = Image.fromarray(picture.reshape(shape[:2]) if shape[2:] == (1,) else picture)
+        else:
+            picture = picture.copy()
+        return _square(_pixels(picture, MODES[channels], size), size)
+    except Exception as error:  # a picture of Pillow may be a file that is not decoded yet
+        raise ImageError(name, str(error) or type(error).__name__) from None
 
 
 def without_metadata(data: bytes) -> bytes | None:
@@ -220,6 +260,26 @@ def _square(pixels: np.ndarray, size: int) -> Tensor:
         square = resized[0].permute(1, 2, 0).numpy()
     # by NumPy: torch would use all cores for this small a copy, in each of many decoding threads
     return torch.from_numpy(np.array(square.transpose(2, 0, 1), order="C"))
+
+
+def ahead(work: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
+    """`work` of each item, in order, done by threads while the results before it are used.
+
+    Args:
+        items: of these, at most `BLOCK` are worked on or wait to be used.
+        threads: default: one for each core.
+    """
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == BLOCK:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class ImageFiles:
@@ -291,9 +351,7 @@ class ImageFiles:
             except ImageError as error:
                 return error
 
-        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            for first in range(0, len(indices), BLOCK):
-                yield from pool.map(attempt, indices[first : first + BLOCK])
+        yield from ahead(attempt, indices, threads)
 
     def load_all(self, on_error: str = "stop") -> tuple[Tensor, dict[int, ImageError]]:
         """Decode everything once, with a progress bar in a terminal.

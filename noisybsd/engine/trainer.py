@@ -69,7 +69,7 @@ class Trainer:
             self.mirrored_first = torch.as_tensor(bits == 1, device=device)
         torch.manual_seed(config.seed)
         with distributed.one_first("network"):  # pretrained weights are downloaded
-            network = build_run_network(config, dataset)
+            network = build_run_network(config, self.num_classes, dataset.channels)
         # as the images are; weights in another order are copied at every step
         self.network = uncounted(network.to(device).to(memory_format=torch.channels_last))
         distributed.joint_batch_norm(self.network)
@@ -369,6 +369,19 @@ class Trainer:
         }
         return {name: module for name, module in parts.items() if module is not None}
 
+    def input(self) -> dict[str, Any]:
+        """What the network takes and says, as `records.Input` has it: for its use without the data."""
+        mean, std = (values.flatten().cpu().numpy() for values in (self.views.mean, self.views.std))
+        return {
+            "class_names": list(self.dataset.class_names),
+            "channels": len(mean),
+            "size": self.views.size,
+            "stored_size": self.dataset.train.images.shape[-1],
+            # as decimal fractions, 0.485, and yet the same number in float32
+            "mean": [float(str(value)) for value in mean],
+            "std": [float(str(value)) for value in std],
+        }
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it: the same on however many processes."""
         return {
@@ -376,6 +389,7 @@ class Trainer:
             "precision": self.precision,
             "config": self.config.model_dump(mode="json"),
             "data_sha256": self.dataset.sha256,
+            "input": self.input(),
             "modules": {name: module.state_dict() for name, module in self.modules().items()},
             "optimizer": self.optimizer.state_dict(),
             "step": self.step_number,
@@ -484,13 +498,13 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[number].manual_seed(seed)
 
 
-def build_run_network(config: Config, dataset: Dataset) -> Network:
+def build_run_network(config: Config, num_classes: int, channels: int) -> Network:
     """The run's network, with a projection head where something trains it."""
     projects = config.contrastive.name != "none" or LOSSES[config.loss].uses_embedding
     return build_network(
         config.network.name,
-        len(dataset.class_names),
-        dataset.channels,
+        num_classes,
+        channels,
         width=config.network.width,
         embedding_dim=config.network.embedding_dim,
         projection="mlp" if projects else "identity",

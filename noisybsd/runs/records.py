@@ -104,6 +104,32 @@ class _Optimizer(Record):
     param_groups: list[dict[str, Any]]
 
 
+class Input(Record):
+    """What a network takes and says.
+
+    Args:
+        class_names: K, in the order of the network's outputs.
+        channels: C, 3 (RGB) or 1 (grey).
+        stored_size: the central square of an image is resized to so many pixels a side;
+        size: and the middle of that goes to the network, so many pixels a side.
+        mean, std: (C,) of the channels, for pixels in [0, 1].
+    """
+
+    class_names: list[Text] = Field(min_length=1)
+    channels: Literal[1, 3]
+    stored_size: int
+    size: int = Field(ge=1)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Input:
+        fits = self.stored_size >= self.size and len(self.mean) == len(self.std) == self.channels
+        if not fits:
+            raise ValueError("its sizes, or its channels, do not go together")
+        return self
+
+
 class State(Record):
     """What a checkpoint holds beside its mark and version; Trainer.state makes it."""
 
@@ -119,8 +145,9 @@ class State(Record):
     skipped: list[Text]
     history: list[_TrainedEpoch]
     wandb_id: str = Field(pattern=r"^[\w-]+$")
-    world_size: int = Field(1, ge=1)  # these two came later
+    world_size: int = Field(1, ge=1)  # these three came later
     precision: Literal["fp32", "bf16"] | None = None
+    input: Input | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> State:
