@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 
 from helpers import ROOT
 
-COMMANDS = ("train", "evaluate", "sweep", "__main__")
+COMMANDS = ("train", "evaluate", "predict", "export", "sweep", "__main__")
 LEVELS = (
     ("__init__", "errors"),
     ("files", "distributed", "processes"),

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import trees
-from helpers.training import TINY
+from helpers.own_run import own_run, paint
 from PIL import Image
 
 import noisybsd
@@ -28,34 +27,10 @@ from noisybsd.errors import UserError
 from noisybsd.runs.checkpoint import load_checkpoint, save_checkpoint
 from noisybsd.train import main as train
 
-PICTURES = {  # all that training converts, and a JPEG that is shrunk while it is decoded
-    "grey.png": ("L", (30, 21)),
-    "clear.png": ("RGBA", (19, 40)),
-    "print.jpg": ("CMYK", (25, 25)),
-    "large.jpg": ("RGB", (200, 150)),
-    "small.png": ("RGB", (9, 7)),
-}
-
-
-def paint(path: Path, mode: str, size: tuple[int, int]) -> None:
-    shape = (size[1], size[0], len(mode)) if len(mode) > 1 else size[::-1]
-    pixels = np.random.default_rng(len(str(path.name))).integers(0, 256, shape, dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels, mode).save(path)
-
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on images in folders, `run`, and its data, `photos`."""
-    folder = tmp_path_factory.mktemp("own")
-    for split, n in (("train", 8), ("test", 3)):
-        trees.folders(folder / "photos" / split, n=n)
-    for name, picture in PICTURES.items():
-        paint(folder / "photos/test/cat" / name, *picture)
-    data = ("data.name=own", f"data.root={folder / 'photos'}", "data.size=16", "data.limit=null")
-    more = ("noise.name=none", "noise.rate=0", "augment.name=imagenet", "batch_size=8")
-    assert train([*TINY, *data, *more, "epochs=1", f"run.dir={folder / 'run'}"]) == 0
-    return folder
+    return own_run(tmp_path_factory.mktemp("own"))
 
 
 def copied(run: Path, to: Path) -> Path:
