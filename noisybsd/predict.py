@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
-    readers = {
+    readers: dict[str, Callable[[str], Any]] = {
         "run": expanded,
         "images": expanded,
         "out": partial(output_file, suffixes=(".csv", ".parquet")),

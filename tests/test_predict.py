@@ -283,7 +283,7 @@ def test_a_failure_leaves_the_file_that_was_there(
     assert [path.name for path in Path().iterdir()] == ["out.csv"]
 
 
-@pytest.mark.parametrize("command", ["predict"])
+@pytest.mark.parametrize("command", ["predict", "export"])
 def test_usage_comes_without_torch(command: str) -> None:
     code = (
         f"import sys; from noisybsd.{command} import main\n"

@@ -37,7 +37,8 @@ from noisybsd.errors import UserError
 
 MODES = {3: "RGB", 1: "L"}
 BLOCK = 512  # images that are decoded ahead at most
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Formats that the first bytes of a file tell from all else.
 _MARKED = (

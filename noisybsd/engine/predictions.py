@@ -5,6 +5,7 @@ Dimensions: N images, K classes.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -157,19 +158,14 @@ def _write(tables: Iterable[pyarrow.Table], file: BinaryIO, parquet: bool) -> No
     """Write tables of the same columns one after the other, thousands of rows at a time."""
     kind = pyarrow.parquet.ParquetWriter if parquet else pyarrow.csv.CSVWriter
     writer, waiting = None, list[pyarrow.Table]()
-
-    def write() -> None:
-        writer.write_table(pyarrow.concat_tables(waiting))
-        waiting.clear()
-
-    for table in tables:
-        writer = writer or kind(file, table.schema)
-        waiting.append(table)
-        if sum(map(len, waiting)) >= WRITTEN_AT_ONCE:
-            write()
+    for table in itertools.chain(tables, [None]):
+        if waiting and (table is None or sum(map(len, waiting)) >= WRITTEN_AT_ONCE):
+            writer = writer or kind(file, waiting[0].schema)
+            writer.write_table(pyarrow.concat_tables(waiting))
+            waiting.clear()
+        if table is not None:
+            waiting.append(table)
     if writer is not None:
-        if waiting:
-            write()
         writer.close()
 
 
