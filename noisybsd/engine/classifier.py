@@ -46,7 +46,8 @@ class Transform:
     """From an image to what the network takes, as in training, without augmentation.
 
     The central square of the image is resized to T pixels a side, and the middle S of these are taken and
-    normalised. Colours become grey for a network of one channel, and grey becomes RGB for one of three.
+    normalised, on the CPU. Colours become grey for a network of one channel, and grey becomes RGB for one of
+    three.
 
     Example:
         >>> takes = Input(
@@ -67,10 +68,14 @@ class Transform:
             ImageError: the image cannot be used; names the file and the reason.
             UserError: it is no image.
         """
-        return self.normalised(self.pixels(image)[None])[0]
+        return self.views.plain(self.pixels(image)[None])[0]
 
     def pixels(self, image: AnyImage, name: str = "the image") -> Tensor:
-        """The first half: (C,T,T) uint8. `name` is for errors about an image that is no file."""
+        """Before the crop and the normalisation: (C,T,T) uint8.
+
+        Args:
+            name: for errors about an image that is no file.
+        """
         size, channels = self.takes.stored_size, self.takes.channels
         if isinstance(image, str | os.PathLike):
             return decode_image(os.fspath(image), size, channels)
@@ -82,10 +87,6 @@ class Transform:
             f"{name}: is a {type(image).__name__}; valid: a path, the bytes of an image file, an image of "
             "Pillow, or an array (H,W,C) of uint8"
         )
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """The second half, on the device of the pixels: (B,C,T,T) uint8 to (B,C,S,S) float32."""
-        return self.views.plain(pixels)
 
 
 class Classifier:
@@ -114,6 +115,7 @@ class Classifier:
         self.network = network.eval().requires_grad_(False)
         self.class_names = tuple(takes.class_names)
         self.transform = Transform(takes)
+        self._views = Transform(takes).views.to(device)
         self.device, self.amp, self.about = device, amp, about or {}
 
     def predict(
@@ -204,7 +206,7 @@ class Classifier:
     def _features(self, pixels: list[Tensor]) -> Tensor:
         """(B,F) float32."""
         images = torch.stack(pixels).to(self.device)
-        inputs = self.transform.normalised(images).contiguous(memory_format=torch.channels_last)
+        inputs = self._views.plain(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             return self.network.encoder(inputs).float()
 

@@ -1,6 +1,6 @@
 """A classifier as one file for other programs: ONNX, torch.export, or its weights as safetensors.
 
-Dimensions: N images, C channels, T side of a stored image, K classes.
+Dimensions: N images, C channels, S side of the network's input, K classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from noisybsd.files import write_atomically
 
 
 class Deployed(nn.Module):
-    """Stored images uint8 (N,T,T,C) to probabilities (N,K): the crop and the normalisation are inside."""
+    """Images uint8 (N,S,S,C) to probabilities (N,K); the normalisation is inside."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
@@ -101,9 +101,9 @@ FORMATS = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
 
 
 def _example(classifier: Classifier) -> Tensor:
-    """Two black images (2,T,T,C): with one, torch would take 1 as the only number of images."""
+    """Two black images (2,S,S,C): with one, torch would take 1 as the only number of images."""
     takes = classifier.transform.takes
-    return torch.zeros(2, takes.stored_size, takes.stored_size, takes.channels, dtype=torch.uint8)
+    return torch.zeros(2, takes.size, takes.size, takes.channels, dtype=torch.uint8)
 
 
 def _need(module: str, kind: str, how: str) -> Any:
