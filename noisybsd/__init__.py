@@ -1,7 +1,9 @@
 """noisybsd: image classifiers from partly wrong labels."""
 
+import importlib
 import os
 import sys
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -14,3 +16,10 @@ if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv:  # `python -m noisybsd.NAME
     from noisybsd.commands import check_command
 
     check_command(sys.orig_argv[sys.orig_argv.index("-m") + 1])
+
+
+def __getattr__(name: str) -> Any:
+    """`noisybsd.load`, imported when it is first asked for: torch takes seconds."""
+    if name == "load":
+        return importlib.import_module("noisybsd.engine.classifier").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

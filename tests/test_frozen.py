@@ -18,9 +18,11 @@ from helpers import trees
 from helpers.compared import assert_same, outcome, strict
 from helpers.reported import NASTY_CLASSES, own_images
 
+import noisybsd
 from noisybsd.config import load_config
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.frozen import FrozenBackbone
+from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
 from noisybsd.evaluate import main as evaluate
 from noisybsd.report.__main__ import main as report
@@ -159,6 +161,16 @@ def test_evaluate_and_report_work_as_on_other_runs(photos, capsys):
     assert "url(data:image/" in page or "pictures" in page
     table = pyarrow.parquet.read_table("run/labels.parquet")
     assert table.num_rows == results["train_samples"]
+
+
+def test_a_network_read_back_takes_images(photos):
+    trained(photos("run"))
+    trainer = load_trainer(Path("run"), load_run_config(Path("run"), []))
+    assert trainer is not None and trainer.dataset.test.paths is not None
+    logits, _, _ = trainer.predict_test(trainer.networks()["_ema"])
+    found = noisybsd.load("run").predict([Path("photos", p) for p in trainer.dataset.test.paths])
+    # the run's features were kept in half precision
+    np.testing.assert_allclose(found.probabilities, logits.softmax(1).numpy(), atol=0.01)
 
 
 def test_an_unreadable_image_stops_the_run_or_is_left_out(photos):

@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 
 from helpers import ROOT
 
-COMMANDS = ("train", "training", "describe", "evaluate", "sweep", "__main__")
+COMMANDS = ("train", "training", "describe", "evaluate", "predict", "export", "sweep", "__main__")
 LEVELS = (
     ("commands",),
     ("__init__", "errors"),

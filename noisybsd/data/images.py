@@ -19,9 +19,11 @@ import io
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +37,9 @@ from noisybsd.data.names import as_text
 from noisybsd.errors import UserError
 
 MODES = {3: "RGB", 1: "L"}
-BLOCK = 512  # images that `decode_many` decodes ahead at most
+BLOCK = 512  # images that are decoded ahead at most
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Formats that the first bytes of a file tell from all else.
 _MARKED = (
@@ -73,6 +77,7 @@ _FORMATS = (
     ),
     *("CUR", "FLI", "IM", "IMT", "MCIDAS", "MSP", "PCD", "PIXAR", "SPIDER", "TGA", "XVTHUMB"),
 )
+_ARRAYS = ((), (1,), (3,), (4,))  # channels of pictures in arrays
 _METADATA = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}  # PNG chunks that pixels do not need
 
 
@@ -143,10 +148,18 @@ def decode_image(
     """
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # a name with NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(path, f"cannot be read: {reason}") from None
+    return decode_bytes(data, size, channels, path, least)
+
+
+def decode_bytes(
+    data: bytes, size: int, channels: int, name: str | Path, least: int | None = None
+) -> Tensor:
+    """The same of what an image file holds; `name` is for errors."""
     if not data:
-        raise ImageError(path, "is empty (zero bytes)")
+        raise ImageError(name, "is empty (zero bytes)")
     try:
         try:
             pixels = _decoded(data, MODES[channels], size)
@@ -156,10 +169,45 @@ def decode_image(
                 raise
             pixels = _decoded(bare, MODES[channels], size)
     except UnidentifiedImageError:
-        raise ImageError(path, f"is not an image of a known format: {data[:12]!r}…") from None
+        raise ImageError(name, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
-        raise ImageError(path, f"cannot be decoded: {str(error) or type(error).__name__}") from None
+        raise ImageError(name, f"cannot be decoded: {str(error) or type(error).__name__}") from None
     return _square(pixels, size, size if least is None else least)
+
+
+def convert_picture(
+    picture: Image.Image | np.ndarray,
+    size: int,
+    channels: int,
+    name: str | Path,
+    least: int | None = None,
+) -> Tensor:
+    """The same of a picture in memory, which stays as it is.
+
+    Args:
+        picture: of Pillow; or (H,W), (H,W,1), (H,W,3) or, with transparency, (H,W,4) uint8.
+        name: for errors.
+
+    Raises:
+        ImageError: the array has another shape or type, or it is none of the pictures that
+            `decode_image` takes.
+    """
+    try:
+        if isinstance(picture, np.ndarray):
+            shape = picture.shape
+            fits = len(shape) in (2, 3) and shape[2:] in _ARRAYS and picture.size > 0
+            if picture.dtype != np.uint8 or not fits:
+                raise ValueError(
+                    f"is an array of {picture.dtype} of shape {shape}; valid: uint8, (H,W), (H,W,1), "
+                    "(H,W,3) or (H,W,4)"
+                )
+            picture = Image.fromarray(picture.reshape(shape[:2]) if shape[2:] == (1,) else picture)
+        else:
+            picture = picture.copy()
+        pixels = _pixels(picture, MODES[channels], size)
+        return _square(pixels, size, size if least is None else least)
+    except Exception as error:  # a picture of Pillow may be a file that is not decoded yet
+        raise ImageError(name, str(error) or type(error).__name__) from None
 
 
 def without_metadata(data: bytes) -> bytes | None:
@@ -242,6 +290,26 @@ def sample_of_file(file: int, size: int) -> bytes:
     if size <= 3 * PART:
         return os.pread(file, size, 0)
     return b"".join(os.pread(file, PART, at) for at in (0, (size - PART) // 2, size - PART))
+
+
+def ahead(work: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
+    """`work` of each item, in order, done by threads while the results before it are used.
+
+    Args:
+        items: of these, at most `BLOCK` are worked on or wait to be used.
+        threads: default: one for each core.
+    """
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == BLOCK:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class ImageFiles:
@@ -335,9 +403,7 @@ class ImageFiles:
             except ImageError as error:
                 return error
 
-        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            for first in range(0, len(indices), BLOCK):
-                yield from pool.map(attempt, indices[first : first + BLOCK])
+        yield from ahead(attempt, indices, threads)
 
     def load_all(self, on_error: str = "stop") -> tuple[Tensor, dict[int, ImageError]]:
         """Decode everything once, with a progress bar in a terminal.

@@ -120,7 +120,7 @@ def read_table(path: Path, names_image: Callable[[str], bool]) -> Table:
     """Read a table from CSV (also apart by `;`, tab or `|`), or from Parquet.
 
     A first line that holds the name of an image, or numbers alone, is no header: then the columns are
-    called path and label, as their cells say, or index and label.
+    called path and label, as their cells say, or path alone, or index and label.
 
     Args:
         names_image: whether a cell is the name of an image.
@@ -181,6 +181,8 @@ def _columns_without_header(
     numbers = all(re.fullmatch(r"[+-]?[0-9]+(\.0*)?", cell) for cell in first)
     if not named and not numbers:
         return None
+    if len(first) == len(named) == 1:
+        return ["path"]
     if len(first) == 2 and len(named) == 1:
         return ["path", "label"] if named == [0] else ["label", "path"]
     if numbers and len(first) <= 2:

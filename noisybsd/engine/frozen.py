@@ -26,6 +26,7 @@ from noisybsd.data.splits import Split
 from noisybsd.data.views import Views
 from noisybsd.errors import UserError
 from noisybsd.files import user_path
+from noisybsd.models.backbones import is_backbone
 from noisybsd.models.networks import build_encoder
 
 log = logging.getLogger("noisybsd")
@@ -162,7 +163,9 @@ def _progress(chunks: range, what: str) -> Iterator[int]:
 
 
 def encoder_size(config: Config) -> int | None:
-    return config.network.size or config.data.size
+    """Side of the images that the run's network works on; None: what it is given, or its own."""
+    net = config.network
+    return net.size or (config.data.size if is_backbone(net.name) else None)
 
 
 def _weights_sha256(encoder: nn.Module) -> str:

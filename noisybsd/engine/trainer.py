@@ -34,7 +34,6 @@ from noisybsd.errors import UserError
 from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup, Task
 from noisybsd.methods.registry import LOSSES, build_loss, build_rule
-from noisybsd.models.backbones import is_backbone
 from noisybsd.models.bank import FeatureBank, knn_accuracy, vote
 from noisybsd.models.networks import (
     FastResNet,
@@ -88,7 +87,7 @@ class Trainer:
             self.mirrored_first = torch.as_tensor(bits == 1, device=device)
         torch.manual_seed(config.seed)
         with distributed.one_first("network"):  # pretrained weights are downloaded
-            network = build_run_network(config, dataset, features)
+            network = build_run_network(config, self.num_classes, dataset.channels, features)
         # as the images are; weights in another order are copied at every step
         self.network = uncounted(network.to(device).to(memory_format=torch.channels_last))
         distributed.joint_batch_norm(self.network)
@@ -398,6 +397,22 @@ class Trainer:
         }
         return {name: module for name, module in parts.items() if module is not None}
 
+    def input(self) -> dict[str, Any]:
+        """What the network takes and says, as `records.Input` has it: for its use without the data."""
+        mean, std = (
+            values.flatten().cpu().numpy()
+            for values in (self.image_views.mean, self.image_views.std)
+        )
+        return {
+            "class_names": list(self.dataset.class_names),
+            "channels": len(mean),
+            "size": self.image_views.size,
+            "stored_size": self.dataset.train.images.shape[-1],
+            # as decimal fractions, 0.485, and yet the same number in float32
+            "mean": [float(str(value)) for value in mean],
+            "std": [float(str(value)) for value in std],
+        }
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it: the same on however many processes."""
         return {
@@ -405,6 +420,7 @@ class Trainer:
             "precision": self.precision,
             "config": self.config.model_dump(mode="json"),
             "data_sha256": self.dataset.sha256,
+            "input": self.input(),
             "modules": {name: module.state_dict() for name, module in self.modules().items()},
             "optimizer": self.optimizer.state_dict(),
             "step": self.step_number,
@@ -513,30 +529,31 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[number].manual_seed(seed)
 
 
-def build_run_network(config: Config, dataset: Dataset, features: int | None = None) -> Network:
+def build_run_network(
+    config: Config, num_classes: int, channels: int, features: int | None = None
+) -> Network:
     """The run's network, with a projection head where something trains it.
 
     Args:
         features: width of the features of a frozen backbone, which stand in the images' place.
     """
-    net, num_classes = config.network, len(dataset.class_names)
+    net = config.network
     projects = config.contrastive.name != "none" or LOSSES[config.loss].uses_embedding
     projection = "mlp" if projects else "identity"
     if features is not None:
         encoder = FrozenFeatures(features, net.width)
-        return with_heads(
-            encoder, net.width or features, num_classes, net.embedding_dim, projection
-        )
+        width = net.width or features
+        return with_heads(encoder, width, num_classes, net.embedding_dim, projection)
     return build_network(
         net.name,
         num_classes,
-        dataset.channels,
+        channels,
         width=net.width,
         embedding_dim=net.embedding_dim,
         projection=projection,
         pretrained=net.pretrained,
         weights=net.weights,
-        size=encoder_size(config) if is_backbone(net.name) else net.size,
+        size=encoder_size(config),
     )
 
 

@@ -45,6 +45,7 @@ _FILES = (
     *("checkpoint.pt", "checkpoint.previous.pt", "checkpoint.aside.pt", "metrics.jsonl"),
     *("results.json", "labels.parquet", "labels.csv", "pred_probs.npz", "labels_metrics.json"),
     *("report.html", "evaluation.json", "wandb"),
+    *("model.onnx", "model.pt2", "model.safetensors"),
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
@@ -87,6 +87,32 @@ class Epoch(Record):
     epoch: int = Field(ge=1)
     step: int | None = Field(None, ge=0)
     test_accuracy: Fraction
+
+
+class Input(Record):
+    """What a network takes and says.
+
+    Args:
+        class_names: K, in the order of the network's outputs.
+        channels: C, 3 (RGB) or 1 (grey).
+        stored_size: the central square of an image is resized to so many pixels a side;
+        size: and the middle of that goes to the network, so many pixels a side.
+        mean, std: (C,) of the channels, for pixels in [0, 1].
+    """
+
+    class_names: list[Text] = Field(min_length=1)
+    channels: Literal[1, 3]
+    stored_size: int
+    size: int = Field(ge=1)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Input:
+        fits = self.stored_size >= self.size and len(self.mean) == len(self.std) == self.channels
+        if not fits:
+            raise ValueError("its sizes, or its channels, do not go together")
+        return self
 
 
 def mistakes(model: type[BaseModel], content: Any) -> Iterator[str]:

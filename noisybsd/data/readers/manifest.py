@@ -93,11 +93,20 @@ def load_manifest(data: DataConfig) -> Table:
     if not path.is_file() and not in_root.is_file():
         other = "" if path.is_absolute() else f", nor {in_root}"
         raise UserError(f"data.manifest={path}: there is no such file{other}")
+    return read_list(path if path.is_file() else in_root)
+
+
+def read_list(path: Path) -> Table:
+    """Read a table that lists images.
+
+    Raises:
+        UserError: as `read_table`.
+    """
 
     def names_image(cell: str) -> bool:
         return Path(cell).suffix.lower() in image_suffixes()
 
-    return read_table(path if path.is_file() else in_root, names_image)
+    return read_table(path, names_image)
 
 
 def _whole(
@@ -123,7 +132,7 @@ def _paths(table: Table, data: DataConfig) -> tuple[list[str], list[str]]:
     root = Path(data.root)
     if data.embeddings is not None and not [*table.name_columns()]:
         return [f"row {i}" for i in range(len(table.rows))], []
-    column = _path_column(table, root)
+    column = path_column(table, root)
     names, inside = names_of(table, column), ImageNames([], root)
     paths = []
     for i, name in enumerate(names):
@@ -155,7 +164,7 @@ def _is_there(root: Path, name: str) -> bool:
     return "\\" in name and ".." not in name and not os.path.isabs(name) and (root / name).exists()  # noqa: PTH117
 
 
-def _path_column(table: Table, root: Path) -> str:
+def path_column(table: Table, root: Path) -> str:
     """The column that names images; of several, the one whose names are files in the root."""
     columns = list(table.name_columns())
     if not columns:
