@@ -95,6 +95,11 @@ class DataConfig(Section):
     manifest: PathText | None = Field(
         None, description="own data: CSV or Parquet with columns path, label[, clean_label, split]"
     )
+    annotators: tuple[str, ...] = Field(
+        (),
+        description="columns of the label file or manifest, each with one annotator's labels; default: "
+        "label_1, label_2, … where there is no column label",
+    )
     limit: int | None = Field(
         None,
         ge=1,

@@ -18,10 +18,9 @@ import torch
 from noisybsd.data.cards import Card
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.names import UNKNOWN
+from noisybsd.data.votes import Labels, Votes
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
-
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Split:
             nobody has verified the label of an image.
         paths: N image files relative to data.root, where the images come from files.
         skipped: files found unreadable when they were decoded, each with the reason.
+        votes: float32 (N,K), see data/votes.py; None: every image has one label. Only to train on.
     """
 
     images: torch.Tensor | ImageFiles
@@ -42,6 +42,7 @@ class Split:
     clean_labels: Labels | None
     paths: list[str] | None = None
     skipped: list[str] = field(default_factory=list)
+    votes: Votes | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +59,7 @@ class Split:
             self.labels[index],
             None if self.clean_labels is None else self.clean_labels[index],
             None if self.paths is None else [self.paths[i] for i in index],
+            votes=None if self.votes is None else self.votes[index],
         )
 
     def without_unknown(self) -> Split:
@@ -190,7 +192,7 @@ def verified(test: Split, otherwise: str) -> tuple[Split, str]:
     Args:
         otherwise: what they are where no clean label is known.
     """
-    test = test.without_unknown()
+    test = replace(test.without_unknown(), votes=None)
     clean = test.clean_labels
     if clean is None:
         return test, otherwise
