@@ -74,7 +74,13 @@ class RunConfig(Section):
     resume: PathText = Field(
         "auto",
         description="auto: continue the unfinished run of the same configuration, if there is one; "
-        "none: start anew; or the path of a run directory or checkpoint",
+        "none: start anew; or the path of a run directory or checkpoint, also to train it longer, "
+        "with larger epochs",
+    )
+    init: PathText | None = Field(
+        None,
+        description="start a new run from the weights of a run directory or checkpoint, and from its "
+        "beliefs if images and labels are the same",
     )
     checkpoint_seconds: float = Field(
         60.0,

@@ -9,7 +9,7 @@ from noisybsd.data.dataset import load_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, user_path
-from noisybsd.runs.directory import differences, load_run_state
+from noisybsd.runs.directory import as_long_as, differences, load_run_state
 from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import check_config
 
@@ -77,7 +77,9 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
     free = [f"{key}: " for key in MAY_DIFFER]
     changed = [
         line
-        for line in differences(present(state["config"], str(checkpoint)), config)
+        for line in differences(
+            as_long_as(config, present(state["config"], str(checkpoint))), config
+        )
         if not line.startswith(tuple(free))
     ]
     if changed:

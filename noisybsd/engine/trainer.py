@@ -237,7 +237,7 @@ class Trainer:
         self.rule.start_epoch(self.epoch)
         self.loss.start_epoch(self.epoch)
         begin = time.perf_counter()
-        if self.step_number == 0:
+        if self.step_number == 0 and self.config.run.init is None:
             self.prepare()
         try:
             for index, images in self.loader.epoch(self.epoch, start=done):

@@ -119,8 +119,9 @@ class State(Record):
     skipped: list[Text]
     history: list[_TrainedEpoch]
     wandb_id: str = Field(pattern=r"^[\w-]+$")
-    world_size: int = Field(1, ge=1)  # these two came later
+    world_size: int = Field(1, ge=1)  # these came later
     precision: Literal["fp32", "bf16"] | None = None
+    extended_after: list[Annotated[int, Field(ge=0)]] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> State:
