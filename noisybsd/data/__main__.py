@@ -1,4 +1,4 @@
-"""The command `data`: check, prepare and pack datasets, write noisy labels, apply a review."""
+"""The command `data`: check, prepare, pack and import datasets, write noisy labels, apply a review."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from noisybsd.data.cards import card_names, load_card
 from noisybsd.data.check import check
 from noisybsd.data.dataset import before_noise, draw_noise, read_splits, with_labels
 from noisybsd.data.download import fetch
+from noisybsd.data.imports import SOURCES, Wanted, import_images
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
@@ -22,6 +23,7 @@ from noisybsd.settings import DataConfig
 
 HELP = """\
 usage: python -m noisybsd.data check|prepare|pack|noise NAME key=value …
+       python -m noisybsd.data import hf|parquet|webdataset|npz=SOURCE out=FOLDER
        python -m noisybsd.data apply-review run=DIR review=FILE out=FILE
 
 NAME is a dataset: {names}; or the path of a card.
@@ -33,6 +35,14 @@ NAME is a dataset: {names}; or the path of a card.
   noise NAME root=FOLDER out=F noise.name=symmetric noise.rate=0.4 noise.seed=0
                                write noisy labels to F (.csv, .npy or .txt) for others to use:
                                then data.labels=F
+  import KIND=SOURCE out=F     copy images in another format into F, as image files and a list of labels:
+                               then data.root=F data.manifest=manifest.csv. KIND is
+                               hf          a Hugging Face dataset: a folder of save_to_disk, or a name
+                               parquet     files with a column of the bytes of images
+                               webdataset  tar shards, such as train-{{000..009}}.tar
+                               npz         arrays of images and labels
+                               image=COLUMN, label=COLUMN (label=A,B: of annotators), splits=train,test,
+                               config=NAME (hf), on_error=skip
   apply-review                 correct a run's labels by the decisions made on its report's page;
                                `apply-review --help` says more
 
@@ -42,6 +52,7 @@ those of data may be written without `data.`: root, labels, manifest, size, veri
 examples:
   python -m noisybsd.data check cifar10n root=data
   python -m noisybsd.data pack own root=photos size=128 on_error=skip out=photos_packed
+  python -m noisybsd.data import parquet=downloads/ label=breed out=photos
 """
 
 
@@ -57,8 +68,10 @@ def main(arguments: list[str]) -> int:
         print(HELP.format(names=", ".join(card_names())))
         return 0
     chosen, *rest = arguments
+    if chosen == "import":
+        return _import(rest)
     if chosen not in COMMANDS:
-        valid = [*COMMANDS, "apply-review"]
+        valid = [*COMMANDS, "import", "apply-review"]
         raise UserError(f"command: {did_you_mean(chosen, valid)}; --help explains them")
     if not rest or "=" in rest[0]:
         raise UserError(f"{chosen}: which dataset? valid: {', '.join(card_names())}")
@@ -80,6 +93,33 @@ def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
     ]
     config = build_config({"recipe": "data"}, parse_overrides([f"data.name={name}", *settings]))
     return config, user_path(out[-1], "out") if out else None
+
+
+def _import(arguments: list[str]) -> int:
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    known = (*SOURCES, "out", "image", "label", "splits", "config", "on_error")
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"import: {did_you_mean(key, known)}")
+        if not value:
+            raise UserError(f"import: {key}= is empty")
+    kinds = [key for key in given if key in SOURCES]
+    if len(kinds) != 1 or "out" not in given:
+        raise UserError(
+            f"import: give one of {', '.join(f'{kind}=' for kind in SOURCES)}, and out=FOLDER"
+        )
+    if (on_error := given.get("on_error", "stop")) not in ("stop", "skip"):
+        raise UserError(f"import: on_error: {did_you_mean(on_error, ('stop', 'skip'))}")
+    wanted = Wanted(
+        given.get("image"),
+        tuple(filter(None, given.get("label", "").split(","))),
+        tuple(filter(None, given.get("splits", "").split(","))),
+        given.get("config"),
+    )
+    out = user_path(given["out"], "out")
+    source = str(user_path(given[kinds[0]], kinds[0]))
+    print(import_images(kinds[0], source, out, wanted, on_error))
+    return 0
 
 
 def prepare(config: Config, out: Path | None) -> int:
