@@ -384,9 +384,10 @@ def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-# Keys that are gone, and what to use instead.
+# Keys that are gone or that people expect, and what to use instead.
 _GONE = {
-    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds"
+    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds",
+    "data.hf": "copy the dataset into a folder first: python -m noisybsd.data import hf=… out=FOLDER",
 }
 
 

@@ -97,7 +97,13 @@ class RunConfig(Section):
     resume: PathText = Field(
         "auto",
         description="auto: continue the unfinished run of the same configuration, if there is one; "
-        "none: start anew; or the path of a run directory or checkpoint",
+        "none: start anew; or the path of a run directory or checkpoint, also to train it longer, "
+        "with larger epochs",
+    )
+    init: PathText | None = Field(
+        None,
+        description="start a new run from the weights of a run directory or checkpoint, and from its "
+        "beliefs if images and labels are the same",
     )
     checkpoint_seconds: float = Field(
         60.0,
@@ -122,6 +128,11 @@ class DataConfig(Section):
         None,
         description="own data: a .npy whose row i is the embedding of row i of data.manifest, which training "
         "then needs in place of the images",
+    )
+    annotators: tuple[str, ...] = Field(
+        (),
+        description="columns of the label file or manifest, each with one annotator's labels; default: "
+        "label_1, label_2, … where there is no column label",
     )
     limit: int | None = Field(
         None,

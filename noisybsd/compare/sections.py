@@ -174,6 +174,9 @@ def mixed(runs: Sequence[Run]) -> Iterator[str]:
         by_pixels = group(members, lambda run: json.dumps(_pixels_verified(run)))
         if len(by_pixels) > 1:
             yield f"{recipe}: data.pixels_verified differs: {_parties(by_pixels)}"
+        by_schedule = group(members, lambda run: json.dumps(run.results.get("extended_after", [])))
+        if len(by_schedule) > 1:
+            yield f"{recipe}: extended_after differs: {_parties(by_schedule)}"
 
 
 def _labels_seed(run: Run) -> int | None:

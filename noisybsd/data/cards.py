@@ -53,7 +53,9 @@ class LabelSet(_Part):
     """Training labels that come in a file of their own."""
 
     file: _Relative = Field(description="relative to data.root")
-    key: str = Field(description="entry of the file that holds the given labels")
+    key: str | tuple[str, ...] = Field(
+        description="entry of the file that holds the given labels; or several, one an annotator's"
+    )
     clean_key: str = Field(description="entry that holds the clean labels: it proves the order")
     noise_rate: float | None = Field(None, ge=0, le=1, description="as published")
 

@@ -1,4 +1,4 @@
-"""What `python -m noisybsd.data` does: check, prepare and pack datasets, write noisy labels."""
+"""What `python -m noisybsd.data` does: check, prepare, pack and import datasets, write noisy labels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from noisybsd.data.cards import card_names, load_card
 from noisybsd.data.check import check
 from noisybsd.data.dataset import before_noise, draw_noise, read_splits, with_labels
 from noisybsd.data.download import fetch
+from noisybsd.data.imports import SOURCES, Wanted, import_images
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
@@ -23,8 +24,10 @@ from noisybsd.settings import DataConfig
 def carry_out(arguments: list[str]) -> int:
     """`COMMAND NAME key=value …`; returns the exit code."""
     chosen, *rest = arguments
+    if chosen == "import":
+        return _import(rest)
     if chosen not in COMMANDS:
-        valid = [*COMMANDS, "apply-review"]
+        valid = [*COMMANDS, "import", "apply-review"]
         raise UserError(f"command: {did_you_mean(chosen, valid)}; --help explains them")
     if not rest or "=" in rest[0]:
         raise UserError(f"{chosen}: which dataset? valid: {', '.join(card_names())}")
@@ -46,6 +49,33 @@ def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
     ]
     config = build_config({"recipe": "data"}, parse_overrides([f"data.name={name}", *settings]))
     return config, user_path(out[-1], "out") if out else None
+
+
+def _import(arguments: list[str]) -> int:
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    known = (*SOURCES, "out", "image", "label", "splits", "config", "on_error")
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"import: {did_you_mean(key, known)}")
+        if not value:
+            raise UserError(f"import: {key}= is empty")
+    kinds = [key for key in given if key in SOURCES]
+    if len(kinds) != 1 or "out" not in given:
+        raise UserError(
+            f"import: give one of {', '.join(f'{kind}=' for kind in SOURCES)}, and out=FOLDER"
+        )
+    if (on_error := given.get("on_error", "stop")) not in ("stop", "skip"):
+        raise UserError(f"import: on_error: {did_you_mean(on_error, ('stop', 'skip'))}")
+    wanted = Wanted(
+        given.get("image"),
+        tuple(filter(None, given.get("label", "").split(","))),
+        tuple(filter(None, given.get("splits", "").split(","))),
+        given.get("config"),
+    )
+    out = user_path(given["out"], "out")
+    source = str(user_path(given[kinds[0]], kinds[0]))
+    print(import_images(kinds[0], source, out, wanted, on_error))
+    return 0
 
 
 def prepare(config: Config, out: Path | None) -> int:

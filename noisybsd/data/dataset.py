@@ -31,6 +31,7 @@ from noisybsd.data.readers.own import read_own_to_test
 from noisybsd.data.readers.packed import PACK, read_packed
 from noisybsd.data.readers.registry import EVALUATIONS, LAYOUTS
 from noisybsd.data.splits import Labels, Read, Split, check_labels, hold_out, image_size, need
+from noisybsd.data.votes import votes_sha256
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.settings import DataConfig, NoiseConfig
 
@@ -122,11 +123,12 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         channels=card.channels,
         mean=card.mean,
         std=card.std,
-        sha256=_fingerprint(f"{hashes.content} {test_hashes.content}", train.labels),
-        sha256_before=_fingerprint(hashes.before, train.labels),
+        sha256=_fingerprint(f"{hashes.content} {test_hashes.content}", train),
+        sha256_before=_fingerprint(hashes.before, train),
         notes={
             "pixels_verified": verified,
-            "sha256_covers": f"{covered(train.inputs)}, of training and test images; the training labels",
+            "sha256_covers": f"{covered(train.inputs)}, of training and test images; the training labels"
+            + " and votes" * (train.votes is not None),
             **label_note,
             "noise": {
                 **noise_note,
@@ -134,6 +136,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
                 "labels_sha256": labels_sha256(train.labels),
             },
             "clean_labels": known,
+            "votes_per_image": None if train.votes is None else float(train.votes.sum(1).mean()),
             "test_labels": test_labels,
             "skipped_images": len(problems),
             "skipped": problems[:20],
@@ -288,6 +291,11 @@ def _refuse_what_has_no_effect(card: Card, data: DataConfig) -> None:
             f"data.embeddings={data.embeddings}: goes with data.manifest=FILE, a table whose row i says "
             "the label of row i"
         )
+    if data.annotators and data.manifest is None and data.labels in ("default", *card.labels):
+        raise UserError(
+            f"data.annotators=[{','.join(data.annotators)}]: are columns of a label file, data.labels=FILE, "
+            "or of data.manifest=FILE, and neither is given"
+        )
     if data.size is not None and card.layout in ARRAYS:
         raise UserError(f"data.size={data.size}: {card.name} has images of {card.size} pixels")
 
@@ -348,32 +356,37 @@ def with_labels(
         path = need(Path(data.root) / entry.file, card)
         if entry.file in card.checksums and not _official(card, data, entry.file):
             raise UserError(f"{path}: not the official file, its checksum differs: get it again")
-        labels, clean, _ = read_labels(path, num_classes, len(train), entry.key, entry.clean_key)
-        if clean is None:
+        found = read_labels(path, num_classes, len(train), entry.key, entry.clean_key)
+        if found.clean is None:
             raise UserError(f"{path}: has no entry {entry.clean_key}, which proves the order")
         note: dict[str, Any] = {"label_set": data.labels, "published_rate": entry.noise_rate}
     elif Path(data.labels).expanduser().is_file():
         if train.paths is not None:
             images = ImageNames(train.paths, data.root)
-        labels, clean, by = read_labels(
-            data.labels, num_classes, len(train), class_names=class_names, images=images
+        found = read_labels(
+            data.labels,
+            num_classes,
+            len(train),
+            data.annotators,
+            class_names=class_names,
+            images=images,
         )
-        if by == "position":
+        if found.by == "position":
             log.warning(
                 "data.labels=%s names no images: label i is taken as that of training image i",
                 data.labels,
             )
         about = read_description(data.labels)
         described = {key: (about or {}).get(key) for key in ("name", "rate", "seed")}
-        note = {"label_set": data.labels, "label_file": described, "labels_matched_by": by}
+        note = {"label_set": data.labels, "label_file": described, "labels_matched_by": found.by}
         own = train.clean_labels
-        if clean is None and about is None and by == "position" and own is not None:
-            _check_better_than_chance(data, labels, own)
+        if found.clean is None and about is None and found.by == "position" and own is not None:
+            _check_better_than_chance(data, found.labels, own)
     else:
         options = did_you_mean(data.labels, ["default", *card.labels])
         missing = " (there is no such file)" if Path(data.labels).suffix else ""
         raise UserError(f"data.labels: {options}, or a label file's path{missing}")
-    own, both = train.clean_labels, np.zeros(len(train), dtype=bool)
+    own, clean, both = train.clean_labels, found.clean, np.zeros(len(train), dtype=bool)
     if clean is not None and own is not None:
         both = (clean != UNKNOWN) & (own != UNKNOWN)
     if clean is not None and own is not None and both.any():
@@ -381,7 +394,8 @@ def with_labels(
     note["order_proven"] = bool(both.any())
     if clean is not None and own is not None:
         clean = np.where(own != UNKNOWN, own, clean)
-    return replace(train, labels=labels, clean_labels=own if clean is None else clean), note
+    clean = own if clean is None else clean
+    return replace(train, labels=found.labels, clean_labels=clean, votes=found.votes), note
 
 
 def _check_order(data: DataConfig, clean: Labels, own: Labels) -> None:
@@ -440,6 +454,11 @@ def draw_noise(
     Raises:
         UserError: see noise.inject; or the given labels are known to be noisy already.
     """
+    if train.votes is not None:
+        raise UserError(
+            f"noise.name={noise.name}: the training images have several labels each, or soft ones, and "
+            "synthetic noise is drawn for single labels; use noise.name=none noise.rate=0"
+        )
     if (before_noise(train) != train.labels).any():
         raise UserError(
             f"noise.name={noise.name}: the training labels are noisy already; for these as they are, "
@@ -523,5 +542,7 @@ def _first_of(problems: list[str]) -> list[str]:
     return problems[:NAMED] + more
 
 
-def _fingerprint(images_sha256: str, labels: Labels) -> str:
-    return hashlib.sha256(f"{images_sha256} {labels_sha256(labels)}".encode()).hexdigest()
+def _fingerprint(images_sha256: str, train: Split) -> str:
+    votes = "" if train.votes is None else f" {votes_sha256(train.votes)}"
+    text = f"{images_sha256} {labels_sha256(train.labels)}{votes}"
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -138,6 +138,9 @@ def _pack_split(
     columns: dict[str, Any] = {"path": list(map(as_text, split.paths)), "label": split.labels}
     if (clean := split.clean_labels) is not None:
         columns["clean_label"] = pyarrow.array(clean, mask=clean == UNKNOWN)
+    if (votes := split.votes) is not None:
+        flat = pyarrow.array(votes.ravel())
+        columns["votes"] = pyarrow.FixedSizeListArray.from_arrays(flat, votes.shape[1])
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{name}.parquet")
     packed = torch.from_numpy(np.load(path, mmap_mode="c"))
     return {

@@ -18,10 +18,9 @@ import torch
 from noisybsd.data.cards import Card
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.names import UNKNOWN
+from noisybsd.data.votes import Labels, Votes
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
-
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Split:
         skipped: files found unreadable when they were decoded, each with the reason.
         embeddings: float16 (N,A,F), features of A views of each image, the image itself first: what a
             network with a frozen backbone is given in the images' place.
+        votes: float32 (N,K), see data/votes.py; None: every image has one label. Only to train on.
     """
 
     images: torch.Tensor | ImageFiles
@@ -50,6 +50,8 @@ class Split:
     def inputs(self) -> torch.Tensor | ImageFiles:
         """What the network is given: the embeddings, or else the images."""
         return self.images if self.embeddings is None else self.embeddings
+
+    votes: Votes | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,6 +69,7 @@ class Split:
             None if self.clean_labels is None else self.clean_labels[index],
             None if self.paths is None else [self.paths[i] for i in index],
             embeddings=None if self.embeddings is None else self.embeddings[index],
+            votes=None if self.votes is None else self.votes[index],
         )
 
     def without_unknown(self) -> Split:
@@ -200,7 +203,7 @@ def verified(test: Split, otherwise: str) -> tuple[Split, str]:
     Args:
         otherwise: what they are where no clean label is known.
     """
-    test = test.without_unknown()
+    test = replace(test.without_unknown(), votes=None)
     clean = test.clean_labels
     if clean is None:
         return test, otherwise

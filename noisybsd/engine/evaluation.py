@@ -101,6 +101,7 @@ def _whose_data(directory: Path, overrides: list[str]) -> tuple[list[str], DataC
     other = config.data.model_copy(
         update={
             "labels": "default",
+            "annotators": (),
             "manifest": config.data.manifest if "data.manifest" in given else None,
             "embeddings": config.data.embeddings if "data.embeddings" in given else None,
         }

@@ -10,7 +10,7 @@ from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, user_path
-from noisybsd.runs.directory import MAY_DIFFER, differences, load_run_state
+from noisybsd.runs.directory import MAY_DIFFER, as_long_as, differences, load_run_state
 from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import check_config
 
@@ -72,7 +72,9 @@ def load_state(directory: Path, config: Config) -> dict[str, Any] | None:
     free = [f"{key}: " for key in MAY_DIFFER]
     changed = [
         line
-        for line in differences(present(state["config"], str(checkpoint)), config)
+        for line in differences(
+            as_long_as(config, present(state["config"], str(checkpoint))), config
+        )
         if not line.startswith(tuple(free))
     ]
     if changed:

@@ -100,7 +100,8 @@ class Trainer:
             self.draw_views = torch.compile(self.views, dynamic=False, options=options)
         self.forward = distributed.parallel(forward)
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
-        task = build_task(config, self.labels, self.num_classes)
+        votes = None if train.votes is None else torch.as_tensor(train.votes, device=device)
+        task = build_task(config, self.labels, self.num_classes, votes)
         self.rule = build_rule(config.targets, task, config.options).to(device)
         self.loss = uncounted(build_loss(config.loss, task, config.options).to(device))
         self.parameters = [*self.network.parameters(), *self.loss.parameters()]
@@ -258,7 +259,7 @@ class Trainer:
         self.rule.start_epoch(self.epoch)
         self.loss.start_epoch(self.epoch)
         begin = time.perf_counter()
-        if self.step_number == 0:
+        if self.step_number == 0 and self.config.run.init is None:
             self.prepare()
         try:
             for index, images in self.loader.epoch(self.epoch, start=done):
@@ -504,8 +505,10 @@ def step_seed(seed: int, rank: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
-    """What the configuration's target rule and loss are told, with the given labels (N,)."""
+def build_task(
+    config: Config, labels: Tensor, num_classes: int, votes: Tensor | None = None
+) -> Task:
+    """What the configuration's target rule and loss are told, with the given labels (N,), votes (N,K)."""
     return Task(
         labels,
         num_classes,
@@ -514,6 +517,7 @@ def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
         embedding_dim=config.network.embedding_dim,
         balanced=config.data.balanced,
         neighbours=config.neighbours,
+        votes=votes,
     )
 
 

@@ -124,6 +124,13 @@ def array_mistakes(
             known = values if name != "network" else values[~np.isnan(values)]
             if not ((known >= -SLACK) & (known <= 1 + SLACK)).all():
                 yield f"{name} holds numbers that are no probabilities"
+    if (votes := arrays.get("votes")) is not None and (
+        votes.dtype.kind != "f"
+        or votes.shape != (samples, classes)
+        or not (np.isfinite(votes) & (votes >= 0)).all()
+    ):
+        told = f"votes holds {votes.dtype} of shape {votes.shape}"
+        yield f"{told}, expected numbers from 0 of shape {samples, classes}"
     if not tests:
         yield "test holds no images"
     labels = arrays["test_labels"]

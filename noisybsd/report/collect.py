@@ -109,6 +109,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             "labels": train.labels,
             "test": logits.softmax(dim=1).cpu().numpy(),
             "test_labels": test_labels.cpu().numpy(),
+            **({} if train.votes is None else {"votes": train.votes}),
         },
         {
             "run": str(directory),

@@ -34,9 +34,10 @@ def estimates(findings: Findings) -> dict[str, Any]:
         disputed: how many labels the belief contradicts;
         transition (K,K), see `transition`; test: accuracy on the test set as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
-        labels) or on_clean_labels {estimate, low, high} (others). Where clean labels are known also
-        verified, how many, and of these noise_rate_true, transition_true, and suggested_right, the
-        share of suggestions that are. Samples never visited do not count.
+        labels) or on_clean_labels {estimate, low, high} (others). Of data with several labels for an image
+        also agreement, see there. Where clean labels are known also verified, how many, and of these
+        noise_rate_true, transition_true, and suggested_right, the share of suggestions that are. Samples
+        never visited do not count.
     """
     seen = findings.column("visits") > 0
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
@@ -57,6 +58,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
         "transition": matrix,
         "test": _test_estimates(findings, matrix),
     }
+    if (votes := findings.arrays.get("votes")) is not None:
+        found["agreement"] = agreement(votes)
     if findings.clean is not None:
         known = findings.clean[seen] != UNKNOWN
         clean, given = findings.clean[seen][known], labels[known]
@@ -123,6 +126,37 @@ def transition(belief: Floats, labels: Ints) -> Floats:
     joint = np.zeros((classes, classes))
     np.add.at(joint.T, labels, belief.astype(np.float64))
     return _row_shares(joint)
+
+
+def agreement(votes: Floats) -> dict[str, Any] | None:
+    """How far the annotators of an image agree; None where no image has several whole votes.
+
+    Fleiss' kappa is (pairs - chance) / (1 - chance): 1 for annotators who always agree, 0 for those who
+    agree as by chance. Source: Fleiss 1971, "Measuring nominal scale agreement among many raters"; pairs
+    are averaged over images, so that these may have different numbers of votes.
+
+    Args:
+        votes: (N,K).
+
+    Returns:
+        images, those with at least two votes; and of these votes, their mean number; pairs, the share of
+        pairs of votes on an image that agree, the mean over images; unanimous, the share of images whose
+        votes all agree; kappa, None where all votes are of one class.
+    """
+    votes = votes.astype(np.float64)
+    total = votes.sum(axis=1)
+    votes, total = votes[total > 1], total[total > 1]
+    if not len(votes) or (votes != np.rint(votes)).any():
+        return None
+    pairs = float(((votes * (votes - 1)).sum(axis=1) / (total * (total - 1))).mean())
+    chance = float(np.square(votes.sum(axis=0) / total.sum()).sum())
+    return {
+        "images": len(votes),
+        "votes": float(total.mean()),
+        "pairs": pairs,
+        "unanimous": float((votes.max(axis=1) == total).mean()),
+        "kappa": (pairs - chance) / (1 - chance) if chance < 1 else None,
+    }
 
 
 def confident_joint(probabilities: Floats, labels: Ints) -> Floats:
@@ -251,15 +285,16 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
     - `loss`: little probability of the given label at the network's last visit.
     - `network`: little probability of the given label by the final network, without augmentation.
     - `k-NN disagreement`: neighbours with another given label.
+    - `annotators' disagreement`: votes for another class; only of data with several labels for an image.
     """
     labels, network = findings.arrays["labels"], _readable(findings)
-    rows = np.arange(len(labels))
+    rows, votes = np.arange(len(labels)), findings.arrays.get("votes")
 
     def quiet(values: Floats) -> Floats:
         """Samples without a value are the least suspicious."""
         return np.where(np.isnan(values), -np.inf, values)
 
-    return {
+    found: dict[str, Floats | str] = {
         "belief × network": -findings.column("rank"),
         "belief": -findings.column("given_prob"),
         "confident learning": confident_learning(labels, network),
@@ -268,6 +303,9 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
         "network": -network[rows, labels],
         "k-NN disagreement": quiet(-findings.column("neighbour_agreement")),
     }
+    if votes is not None:
+        found["annotators' disagreement"] = -votes[rows, labels] / votes.sum(axis=1)
+    return found
 
 
 def _readable(findings: Findings) -> Floats:

@@ -45,7 +45,8 @@ class Findings:
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
             share, zeros where there are none; `test` (M,K), the predictions on the test set. The given
             labels, `labels` (N,) and `test_labels` (M,) int64. And `thumbnails` (N,64) float16, the grey
-            values of 8x8 pixels, NaN where an image is unreadable; not in findings of older versions.
+            values of 8x8 pixels, NaN where an image is unreadable; not in findings of older versions. And
+            `votes` (N,K), of data with several labels for an image.
         about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, holds_belief (false:
             `belief` is what the network predicts), test_labels.
     """

@@ -253,6 +253,17 @@ def _tiles(
             ),
         ],
     }
+    if (agreement := said.get("agreement")) is not None:
+        kappa = "unknown" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
+        yield {
+            "name": "Annotators agree",
+            "value": _percent(agreement["pairs"]),
+            "lines": [
+                f"of pairs of votes on an image, Fleiss' kappa {kappa}",
+                f"{_percent(agreement['unanimous'])} of {agreement['images']:,} images unanimous, "
+                f"{agreement['votes']:.1f} votes each",
+            ],
+        }
     if test["labels"] == "clean":
         yield {
             "name": "Test accuracy",

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -55,6 +55,7 @@ class State(Record):
     world_size: int = Field(1, ge=1)  # these three came later
     precision: Literal["fp32", "bf16"] | None = None
     input: Input | None = None
+    extended_after: list[Annotated[int, Field(ge=0)]] = Field([])
 
     @model_validator(mode="after")
     def _consistent(self) -> State:

@@ -420,6 +420,16 @@ def test_official_and_other_pixels_are_not_mixed(tmp_path: Path) -> None:
     assert note.startswith("MIXED: cifar10_sym50: data.pixels_verified differs")
 
 
+def test_runs_that_were_made_longer_are_not_mixed_with_others(tmp_path: Path) -> None:
+    """Their learning rate rose again."""
+    make_run(tmp_path / "s0", "seed=0", results={"extended_after": [6]})
+    make_run(tmp_path / "s1", "seed=1", results={"extended_after": []})
+    make_run(tmp_path / "s2", "seed=2")  # of a version that could not
+    text = r"digits_sym40: extended_after differs: \[6\] in .*s0; \[\] in .*s1 and 1 more"
+    with pytest.raises(UserError, match=text):
+        load(tmp_path)
+
+
 # the baseline
 
 

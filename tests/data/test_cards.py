@@ -40,6 +40,7 @@ def test_published_noise_rates() -> None:
         "random1": 0.1723,
         "random2": 0.1812,
         "random3": 0.1764,
+        "random123": None,
         "worst": 0.4021,
     }
     assert load_card("cifar100n").labels["noisy"].noise_rate == 0.402

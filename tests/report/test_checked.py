@@ -135,6 +135,7 @@ ARRAYS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "nan": ("test", lambda a: a * np.nan, "test holds numbers that are no probabilities"),
     "no test images": ("test", lambda a: a[:0], "test_labels holds|test holds no images"),
     "another label": ("test_labels", lambda a: a + 9, "test_labels holds labels outside of 0 to 2"),
+    "votes that are none": ("belief", lambda a: a, "votes holds float32 of shape .*from 0"),
     "other labels": ("labels", lambda a: a[::-1] * 0, "labels are not those of labels.parquet"),
 }
 
@@ -143,6 +144,8 @@ ARRAYS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 def test_arrays_that_cannot_be_are_named(change: str, found: Findings, tmp_path: Path) -> None:
     name, make, says = ARRAYS[change]
     arrays = {**found.arrays, name: make(found.arrays[name])}
+    if change == "votes that are none":
+        arrays["votes"] = -np.ones((N, K), np.float32)
     with pytest.raises(UserError, match=rf"pred_probs\.npz: damaged: ({says})"):
         Findings(found.table, arrays, found.about).write(tmp_path)
         Findings.read(tmp_path)

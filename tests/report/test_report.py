@@ -284,6 +284,15 @@ def test_files_that_are_gone_are_listed_as_missing(tmp_path: Path) -> None:
 # --- what a run may look like ---------------------------------------------------------------------
 
 
+def test_the_page_says_how_far_annotators_agree() -> None:
+    found = findings([[0.9, 0.1], [0.2, 0.8]], [0, 1])
+    assert "Annotators agree" not in page_of(found).said
+    found.arrays["votes"] = np.array([[3, 0], [1, 2]], np.float32)
+    said = page_of(found).said
+    assert "Annotators agree 66.7% of pairs of votes on an image, Fleiss' kappa 0.25" in said
+    assert "50.0% of 2 images unanimous, 3.0 votes each" in said
+
+
 def test_no_disputed_label() -> None:
     page = page_of(findings(np.eye(3) * 0.7 + 0.1, [0, 1, 2], clean=[0, 1, 2]))
     assert "No label is disputed" in page.said and "all 3 samples that it saw" in page.said

@@ -18,6 +18,7 @@ from noisybsd.data.cards import Card
 from noisybsd.data.fingerprint import images_sha256
 from noisybsd.data.names import UNKNOWN
 from noisybsd.data.splits import Labels, Read, Split, check_labels
+from noisybsd.data.votes import Votes, of_matrix
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
 
@@ -104,8 +105,22 @@ def _packed_split(
     clean = None
     if "clean_label" in table.column_names:
         clean = _integers(table, "clean_label", len(whole.classes), root / f"{name}.parquet")
-    split = Split(images, labels, clean, table["path"].to_pylist())
+    votes = _votes(table, len(whole.classes), root / f"{name}.parquet")
+    split = Split(images, labels, clean, table["path"].to_pylist(), votes=votes)
     return split, about.images_sha256 if found == expected else found
+
+
+def _votes(table: pyarrow.Table, num_classes: int, path: Path) -> Votes | None:
+    if "votes" not in table.column_names:
+        return None
+    if not pyarrow.types.is_fixed_size_list(table.schema.field("votes").type):
+        raise ValueError(f"{path.name}: votes holds {table.schema.field('votes').type}")
+    values = table["votes"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+    def wrong(i: int, reason: str) -> UserError:
+        return UserError(f"{path}: row {i + 1}: votes: {reason}")
+
+    return of_matrix(values, num_classes, path, wrong)[1]
 
 
 def _integers(table: pyarrow.Table, column: str, num_classes: int, path: Path) -> Labels:
