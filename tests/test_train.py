@@ -962,7 +962,7 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
     process = command([*TINY, "epochs=200"], tmp_path)
     wait_for(lambda: any(tmp_path.glob("runs/digits_sym40/*-0/checkpoint.pt")))
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, "")
     (run,) = tmp_path.glob("runs/digits_sym40/*-0")
     saved = load_checkpoint(run / "checkpoint.pt")["step"]
@@ -970,7 +970,7 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
     again = command(shlex.split(out.splitlines()[-1])[3:], tmp_path)
     wait_for(lambda: load_checkpoint(run / "checkpoint.pt")["step"] > saved)
     again.send_signal(signal.SIGTERM)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=300)
     assert err == "" and f"step {saved}\n" in out and "stopped by SIGTERM" in out
 
 

@@ -19,6 +19,7 @@ from noisybsd.data.fingerprint import images_sha256
 from noisybsd.data.names import UNKNOWN
 from noisybsd.data.splits import Labels, Read, Split, check_labels
 from noisybsd.errors import UserError
+from noisybsd.files import kind_of
 from noisybsd.settings import DataConfig
 
 PACK = "pack.json"  # marks a folder that `python -m noisybsd.data pack` wrote
@@ -45,6 +46,18 @@ class Packed(BaseModel):
     problems: list[str] = []
     train: PackedSplit
     test: PackedSplit | None = None
+
+
+def is_packed(data: DataConfig) -> bool:
+    """Whether data.root holds a pack.
+
+    Raises:
+        UserError: data.root is no folder, or cannot be looked into.
+    """
+    root, what = Path(data.root), f"data.root={data.root}"
+    if kind_of(root, what) in ("file", "other"):
+        raise UserError(f"{what}: is no folder")
+    return kind_of(root / PACK, what) == "file"
 
 
 def read_packed(card: Card, data: DataConfig) -> Read:
