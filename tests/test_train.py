@@ -750,6 +750,9 @@ def test_a_finished_run_is_left_alone(
     out = capsys.readouterr().out
     assert out.startswith("this run is finished: run/results.json\n") and "run.dir=" in out
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
+    Path("run/results.json").write_text('{"schema": 1, "test_acc')  # cut by somebody
+    assert main(tiny("run.dir=run", "epochs=1")) == 2
+    assert "run/results.json: damaged" in capsys.readouterr().err
 
 
 # --- a loss that is not finite ------------------------------------------------------------------------

@@ -151,8 +151,9 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
     with naming(f"run.dir={path}: cannot be a run directory"):
         run = RunDirectory(path, None, lock, _identity(path))
     record = path / "config.yaml"
-    if _is_there(record):
-        _check_same(f"run.dir={path}", read_record(record), config)
+    recorded = read_record(record) if _is_there(record) else None
+    if recorded is not None and has_begun(path):
+        _check_same(f"run.dir={path}", recorded, config)
     remove_temporaries(path)
     if _is_there(run.results):
         return run
@@ -165,7 +166,7 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
         if run.checkpoint.exists() and not source.samefile(run.checkpoint):
             # or else the next checkpoint would keep it in the place of the good one before it
             run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))
-    if not _is_there(record):
+    if recorded is None or list(differences(recorded, config)):
         header = f"rerun: python -m noisybsd.train recipe={shown(record)}"
         write_atomically(record, lambda file: save_config(config, Path(file.name), header))
     return run
@@ -174,6 +175,11 @@ def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirecto
 def _is_there(path: Path) -> bool:
     """Whether a file of a run directory is there."""
     return kind_of(path, str(path)) is not None
+
+
+def has_begun(path: Path) -> bool:
+    """Whether the run in `path` got as far as its first epoch, and not only to an error in its settings."""
+    return any(_is_there(path / name) for name in _FILES if name.startswith(("checkpoint", "metrics", "results")))
 
 
 def refuse_foreign(path: Path, what: str) -> None:

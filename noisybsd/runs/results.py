@@ -13,8 +13,7 @@ import torch
 from noisybsd import distributed
 from noisybsd.config import Config
 from noisybsd.runs.environment import describe_environment
-
-RESULTS_SCHEMA = 1  # version of results.json
+from noisybsd.runs.records import RESULTS_SCHEMA
 
 
 class RunRecord:

@@ -12,7 +12,7 @@ import netrc
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -54,6 +54,26 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
         if metrics.get(name) is not None
     ]
     return "  ".join(parts)
+
+
+class Earlier(logging.Handler):
+    """Prints what is logged before a run's log is open, and keeps it for that log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        if logging.lastResort is not None:
+            logging.lastResort.handle(record)
+
+    def __enter__(self) -> Earlier:
+        log.addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        log.removeHandler(self)
 
 
 class Tracker:
@@ -115,6 +135,11 @@ class Tracker:
             with contextlib.suppress(OSError):
                 self._progress.console.show_cursor(True)
 
+    def note(self, records: Iterable[logging.LogRecord]) -> None:
+        """Write to log.txt alone what the console has shown already."""
+        for record in records:
+            self._file.handle(record)
+
     def start_wandb(self, history: list[dict[str, Any]]) -> None:
         """Start the W&B run; `history` holds the metrics of the epochs done before."""
         self._wandb.start(history)
@@ -155,6 +180,9 @@ class NoTracker(Tracker):
         pass
 
     def stopping(self, signal_name: str) -> None:
+        pass
+
+    def note(self, records: Iterable[logging.LogRecord]) -> None:
         pass
 
     def start_wandb(self, history: list[dict[str, Any]]) -> None:

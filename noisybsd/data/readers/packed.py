@@ -43,6 +43,7 @@ class Packed(BaseModel):
     splits: tuple[Literal["train", "test"], ...]
     size: int = Field(ge=1)
     test_labels: str
+    labels: str = Field("default", description="data.labels as it was when packed")
     problems: list[str] = []
     train: PackedSplit
     test: PackedSplit | None = None
@@ -81,6 +82,9 @@ def read_packed(card: Card, data: DataConfig) -> Read:
             about.problems,
             (train_sha256, test_sha256),
             about.size,
+            notices=[f"the training labels are those of data.labels={about.labels}, packed with the images"]
+            if about.labels != "default"
+            else [],
         )
     except (OSError, ValueError, KeyError, EOFError, pyarrow.ArrowException) as error:
         if isinstance(error, UserError):
