@@ -465,7 +465,8 @@ def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
         elif item["type"] == "value_error" and not key:
             yield str(item["ctx"]["error"])
         elif item["type"] == "value_error" and key == "options":
-            yield from str(item["ctx"]["error"]).splitlines()
+            lines = str(item["ctx"]["error"]).splitlines()
+            yield from (line if line.startswith(key) else f"{key}: {line}" for line in lines)
         elif item["type"] == "value_error":
             yield f"{key}: {item['ctx']['error']}"
         else:

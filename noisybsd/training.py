@@ -35,9 +35,10 @@ from noisybsd.report.collect import record
 from noisybsd.runs.checkpoint import save_checkpoint
 from noisybsd.runs.directory import RunDirectory, differences, load_initial, open_run
 from noisybsd.runs.environment import pick_device
+from noisybsd.runs.records import read_results
 from noisybsd.runs.results import RunRecord, data_notes, run_results
 from noisybsd.runs.signals import Stopped, StopSignal
-from noisybsd.runs.tracking import NoTracker, Tracker
+from noisybsd.runs.tracking import Earlier, NoTracker, Tracker
 
 log = logging.getLogger("noisybsd")
 
@@ -51,11 +52,12 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     device = pick_device(config)
     if config.compile:
         _check_compiler(device)
-    with distributed.one_first("data"):
-        dataset = run_dataset(config)
-    _check_fits(config, dataset)
-    _check_same_data(config, dataset)
-    trainer = Trainer(config, dataset, device)
+    with Earlier() as earlier:
+        with distributed.one_first("data"):
+            dataset = run_dataset(config)
+        _check_fits(config, dataset)
+        _check_same_data(config, dataset)
+        trainer = Trainer(config, dataset, device)
     state = distributed.from_first(None if run is None else run.state)
     kept = RunRecord(state)
     if state is not None:
@@ -76,6 +78,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
         _open_tracker(trainer, run, kept.wandb_id, total_steps) as tracker,
         StopSignal(tracker.stopping) as stop,
     ):
+        tracker.note(earlier.records)
         if run is not None:
             _announce(trainer, run, state)
         if state is None and config.run.init is not None:
@@ -380,6 +383,7 @@ def _run(config: Config) -> int:
 def _train_in(config: Config, run: RunDirectory | None) -> int:
     if distributed.from_first(run is not None and run.results.exists() and not run.grows):
         if run is not None:
+            read_results(run.results)  # or it is damaged, and says so
             print(f"this run is finished: {shown(run.results)}\nrun.dir=NEW trains it anew")
             longer = f"recipe={run.path / 'config.yaml'} run.resume={run.path} epochs=MORE"
             print(shown(f"{longer} trains it longer"))

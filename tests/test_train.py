@@ -710,6 +710,9 @@ def test_a_finished_run_is_left_alone(
     out = capsys.readouterr().out
     assert out.startswith("this run is finished: run/results.json\n") and "run.dir=" in out
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
+    Path("run/results.json").write_text('{"schema": 1, "test_acc')  # cut by somebody
+    assert main(tiny("run.dir=run", "epochs=1")) == 2
+    assert "run/results.json: damaged" in capsys.readouterr().err
 
 
 # --- a loss that is not finite ------------------------------------------------------------------------
@@ -922,7 +925,7 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
     process = command([*TINY, "epochs=200"], tmp_path)
     wait_for(lambda: any(tmp_path.glob("runs/digits_sym40/*-0/checkpoint.pt")))
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, "")
     (run,) = tmp_path.glob("runs/digits_sym40/*-0")
     saved = load_checkpoint(run / "checkpoint.pt")["step"]
@@ -930,7 +933,7 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
     again = command(shlex.split(out.splitlines()[-1])[3:], tmp_path)
     wait_for(lambda: load_checkpoint(run / "checkpoint.pt")["step"] > saved)
     again.send_signal(signal.SIGTERM)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=300)
     assert err == "" and f"step {saved}\n" in out and "stopped by SIGTERM" in out
 
 

@@ -21,7 +21,7 @@ from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_o
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.names import kinds
 from noisybsd.data.pack import LISTED, decoded
-from noisybsd.data.readers.packed import PACK
+from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing, Split
 from noisybsd.errors import UserError, shown
@@ -51,6 +51,11 @@ def check(config: Config, out: Path | None) -> int:
 def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     """Everything that can be said of a dataset on disk."""
     root = Path(data.root)
+    try:
+        packed = is_packed(data)
+    except UserError as error:
+        yield False, str(error)
+        return
     for name, expected in card.checksums.items():
         if not (root / name).exists():
             continue  # the reader names what is missing
@@ -61,8 +66,8 @@ def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
             yield False, f"{name}: not the official bytes ({algorithm} differs)"
         else:
             yield True, f"{name}: not the official bytes, accepted by verify=false"
-    verify = data.verify and (root / PACK).is_file()  # of a pack, reading it compares the bytes
-    quiet = data.model_copy(update={"download": False, "verify": verify})
+    # of a pack, reading it compares the bytes
+    quiet = data.model_copy(update={"download": False, "verify": data.verify and packed})
     try:
         if card.layout in EVALUATIONS:
             yield from _evaluation_findings(card, quiet)

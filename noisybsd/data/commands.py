@@ -18,7 +18,7 @@ from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing
 from noisybsd.errors import UserError, did_you_mean, shown
 from noisybsd.files import user_path
-from noisybsd.settings import DataConfig
+from noisybsd.settings import DataConfig, NoiseConfig
 
 
 def carry_out(arguments: list[str]) -> int:
@@ -31,11 +31,17 @@ def carry_out(arguments: list[str]) -> int:
         raise UserError(f"command: {did_you_mean(chosen, valid)}; --help explains them")
     if not rest or "=" in rest[0]:
         raise UserError(f"{chosen}: which dataset? valid: {', '.join(card_names())}")
-    config, out = _settings(rest[0], rest[1:])
+    config, out = _settings(chosen, rest[0], rest[1:])
     return COMMANDS[chosen](config, out)
 
 
-def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
+# what reading a dataset takes, without what only training does; and the settings of noise
+_OF_TRAINING = {"limit", "test_limit", "storage", "workers", "balanced", "embeddings"}
+_TAKEN = {f"data.{key}" for key in DataConfig.model_fields if key not in _OF_TRAINING}
+_TAKEN_BY_NOISE = {"seed", *(f"noise.{key}" for key in NoiseConfig.model_fields)}
+
+
+def _settings(chosen: str, name: str, arguments: list[str]) -> tuple[Config, Path | None]:
     """The sections data and noise, typed and checked; and out=."""
     keys = [argument.partition("=")[0] for argument in arguments]
     if "name" in keys:
@@ -48,6 +54,9 @@ def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
         if key != "out"
     ]
     config = build_config({"recipe": "data"}, parse_overrides([f"data.name={name}", *settings]))
+    for key in (setting.partition("=")[0] for setting in settings):
+        if key not in _TAKEN and not (chosen == "noise" and key in _TAKEN_BY_NOISE):
+            raise UserError(f"{key}: has no effect on {chosen}; leave it out")
     return config, user_path(out[-1], "out") if out else None
 
 

@@ -28,7 +28,7 @@ from noisybsd.data.label_files import labels_sha256, read_description, read_labe
 from noisybsd.data.names import UNKNOWN, ImageNames, as_text, kinds
 from noisybsd.data.noise import NoisyLabels, inject
 from noisybsd.data.readers.own import read_own_to_test
-from noisybsd.data.readers.packed import PACK, read_packed
+from noisybsd.data.readers.packed import is_packed, read_packed
 from noisybsd.data.readers.registry import EVALUATIONS, LAYOUTS
 from noisybsd.data.splits import Labels, Read, Split, check_labels, hold_out, image_size, need
 from noisybsd.data.votes import votes_sha256
@@ -222,7 +222,7 @@ def load_evaluation(data: DataConfig, class_names: tuple[str, ...] = ()) -> Eval
         UserError: here or while iterating over the sets: data that are missing or damaged.
     """
     card = load_card(data.name)
-    if card.layout == "own" and not (Path(data.root) / PACK).is_file():
+    if card.layout == "own" and not is_packed(data):
         return _own_evaluation(card, data, class_names)
     if card.layout not in EVALUATIONS:
         found = load_dataset(data, NoiseConfig(), seed=0)
@@ -267,7 +267,7 @@ def _present(split: Split, data: DataConfig) -> Split:
 
 def read_splits(card: Card, data: DataConfig) -> tuple[Read, bool | None]:
     """Let the card's reader read; and say whether the bytes are the official ones (None: unknown)."""
-    if (Path(data.root) / PACK).is_file():
+    if is_packed(data):
         return read_packed(card, data), None
     if card.layout not in LAYOUTS:
         if card.layout in EVALUATIONS:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import os
 import struct
 import sys
@@ -37,6 +38,8 @@ from noisybsd.data.names import as_text
 from noisybsd.errors import UserError
 
 MODES = {3: "RGB", 1: "L"}
+LARGE = 4096  # pixels a side from which a square is reduced before it is resized
+STRIP = 256  # rows that are converted at a time
 BLOCK = 512  # images that are decoded ahead at most
 T = TypeVar("T")
 R = TypeVar("R")
@@ -172,7 +175,7 @@ def decode_bytes(
         raise ImageError(name, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
         raise ImageError(name, f"cannot be decoded: {str(error) or type(error).__name__}") from None
-    return _square(pixels, size, size if least is None else least)
+    return _resized(pixels, size, size if least is None else least)
 
 
 def convert_picture(
@@ -205,7 +208,7 @@ def convert_picture(
         else:
             picture = picture.copy()
         pixels = _pixels(picture, MODES[channels], size)
-        return _square(pixels, size, size if least is None else least)
+        return _resized(pixels, size, size if least is None else least)
     except Exception as error:  # a picture of Pillow may be a file that is not decoded yet
         raise ImageError(name, str(error) or type(error).__name__) from None
 
@@ -232,7 +235,11 @@ def _decoded(data: bytes, mode: str, size: int) -> np.ndarray:
 
 
 def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
-    """Decode to (H,W,C) uint8, read-only."""
+    """Decode the central square, (H,H,C) uint8.
+
+    It is converted in strips, for that takes several times the memory of the picture itself. A square of more
+    than LARGE pixels a side is reduced by a whole number at once, if twice `size` remains.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise ValueError(f"{image.width}×{image.height} pixels, more than the {limit} accepted")
@@ -240,6 +247,21 @@ def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
     image.load()
     with contextlib.suppress(Exception):  # EXIF too damaged to read: the pixels as they are stored
         ImageOps.exif_transpose(image, in_place=True)
+    side = min(image.size)
+    by = max(1, min(math.ceil(side / LARGE), side // (2 * size)))
+    side -= side % by
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    strip = by * max(1, STRIP // by)
+    rows = []
+    for start in range(top, top + side, strip):
+        part = image.crop((left, start, left + side, min(start + strip, top + side)))
+        rows.append(np.asarray(_converted(part, mode).reduce(by)))
+    pixels = np.concatenate(rows)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """RGB or grey of 8 bits, on white where it is transparent."""
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     elif image.mode == "F":
@@ -248,8 +270,7 @@ def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
         picture = image.convert("RGBA")
         image = Image.new("RGBA", picture.size, "white")
         image.alpha_composite(picture)
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels.reshape(*pixels.shape[:2], -1)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -260,18 +281,15 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _square(pixels: np.ndarray, size: int, least: int) -> Tensor:
-    """The central square of (H,W,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8.
+def _resized(square: np.ndarray, size: int, least: int) -> Tensor:
+    """A square (H,H,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8.
 
     One of less than S pixels a side is enlarged up to `least` only, and mirrored at its edges beyond.
     """
-    height, width, _ = pixels.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = pixels[top : top + side, left : left + side]
+    side = len(square)
     wanted = min(max(side, least), size)
     if side != wanted:
-        batch = torch.from_numpy(square.copy()).permute(2, 0, 1)[None]
+        batch = torch.from_numpy(square).permute(2, 0, 1)[None]
         resized = interpolate(batch, (wanted, wanted), mode="bilinear", antialias=True)
         square = resized[0].permute(1, 2, 0).numpy()
     if wanted < size:

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import check_fits_card, read_splits
+from noisybsd.data.dataset import check_fits_card, read_splits, with_labels
 from noisybsd.data.fingerprint import images_sha256
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.names import UNKNOWN, as_text, kinds
@@ -60,13 +60,18 @@ def pack(config: Config, out: Path | None) -> int:
     read, _ = read_splits(card, data)
     check_fits_card(read, card)
     train, test, test_labels = read.train, read.test, read.test_labels
+    train, _ = with_labels(card, data, train, read.class_names)
     if not isinstance(train.images, ImageFiles):
         raise UserError(f"pack: the images of {card.name} are in one array already")
     if test is None:
         train, test, test_labels = hold_out(train, data.test_fraction)
     problems = list(read.problems)
     splits = {"train": train, "test": test}
-    about: dict[str, Any] = {"card": card.name, "classes": list(read.class_names)}
+    about: dict[str, Any] = {
+        "card": card.name,
+        "classes": list(read.class_names),
+        "labels": data.labels,
+    }
     try:
         _refuse_without_room(out, splits)
         with temporary_folder(out.parent, "pack") as temporary:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,8 +27,7 @@ from noisybsd.errors import UserError
 from noisybsd.files import user_path
 from noisybsd.models.backbones import is_backbone
 from noisybsd.models.networks import build_encoder
-
-log = logging.getLogger("noisybsd")
+from noisybsd.runs.tracking import duration
 
 STRONG = 1  # views of each training image that are embedded beside the image itself; docs/LOG.md
 CHUNK = 64  # images that are embedded, and then written, together
@@ -157,7 +155,7 @@ def _progress(chunks: range, what: str) -> Iterator[int]:
         now = time.monotonic()
         if done and now - told >= SECONDS:
             left = (now - started) / done * (len(chunks) - done)
-            log.info("%s: %d %%, %.0f s left", what, 100 * done // len(chunks), left)
+            console.print(f"{what}: {100 * done // len(chunks)} %, about {duration(left)} left")
             told = now
         yield chunk
 

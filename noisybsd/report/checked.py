@@ -14,6 +14,7 @@ import pyarrow
 from pyarrow import types
 from pydantic import Field
 
+from noisybsd.data.duplicates import SIDE
 from noisybsd.errors import brief
 from noisybsd.runs.records import Record, mistakes
 
@@ -105,10 +106,14 @@ def array_mistakes(
 ) -> Iterator[str]:
     """What is wrong with pred_probs.npz, beside a table that is right; nothing if all is as it should be."""
     samples, classes = len(table), len(about["class_names"])
+    arrays = {
+        name: np.asarray(a) for name, a in arrays.items()
+    }  # numpy reads other entries as bytes
     tests = len(arrays["test"]) if "test" in arrays and arrays["test"].ndim else 0
     shapes = {
         **dict.fromkeys(("belief", "network", "neighbours"), ("f", (samples, classes))),
         "test": ("f", (tests, classes)),
+        "thumbnails": ("f", (samples, SIDE**2)),
         "labels": ("i", (samples,)),
         "test_labels": ("i", (tests,)),
     }
@@ -121,9 +126,11 @@ def array_mistakes(
             told = {"f": "numbers", "i": "whole numbers"}[kind]
             yield f"{name} holds {values.dtype} of shape {values.shape}, expected {told} of shape {shape}"
         elif kind == "f":
-            known = values if name != "network" else values[~np.isnan(values)]
-            if not ((known >= -SLACK) & (known <= 1 + SLACK)).all():
-                yield f"{name} holds numbers that are no probabilities"
+            unread = name in ("network", "thumbnails")  # of an image that could not be read: NaN
+            known = values[~np.isnan(values)] if unread else values
+            most, what = (255, "pixels") if name == "thumbnails" else (1, "probabilities")
+            if not ((known >= -SLACK) & (known <= most + SLACK)).all():
+                yield f"{name} holds numbers that are no {what}"
     if (votes := arrays.get("votes")) is not None and (
         votes.dtype.kind != "f"
         or votes.shape != (samples, classes)

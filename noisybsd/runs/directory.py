@@ -199,11 +199,12 @@ def _claim(
     with naming(f"run.dir={path}: cannot be a run directory"):
         run = RunDirectory(path, None, lock, _identity(path))
     record = path / "config.yaml"
-    if _is_there(record):
-        there = read_record(record)
-        grown = as_long_as(config, there)
-        run.grows = may_grow and grown != there
-        _check_same(f"run.dir={path}", grown if may_grow else there, config)
+    recorded = read_record(record) if _is_there(record) else None
+    if recorded is not None:
+        grown = as_long_as(config, recorded)
+        run.grows = may_grow and grown != recorded
+        if has_begun(path):
+            _check_same(f"run.dir={path}", grown if may_grow else recorded, config)
     remove_temporaries(path)
     if _is_there(run.results) and not run.grows:
         return run
@@ -219,7 +220,7 @@ def _claim(
             run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))
     if run.grows and run.state is None:
         raise UserError(f"run.resume={path}: has no checkpoint to go on from")
-    if not _is_there(record):
+    if recorded is None or (not run.grows and list(differences(recorded, config))):
         run.record(config)
     return run
 
@@ -227,6 +228,15 @@ def _claim(
 def _is_there(path: Path) -> bool:
     """Whether a file of a run directory is there."""
     return kind_of(path, str(path)) is not None
+
+
+def has_begun(path: Path) -> bool:
+    """Whether the run in `path` got as far as its first epoch, and not only to an error in its settings."""
+    return any(
+        _is_there(path / name)
+        for name in _FILES
+        if name.startswith(("checkpoint", "metrics", "results"))
+    )
 
 
 def refuse_foreign(path: Path, what: str) -> None:

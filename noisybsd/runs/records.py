@@ -18,6 +18,9 @@ from noisybsd.files import read_text
 RESULTS_SCHEMA = 1  # version of results.json
 
 
+RESULTS_SCHEMA = 1  # version of results.json
+
+
 def _text(value: Any) -> str:
     """Text with surrogates too, as in the name of a file that is not in UTF-8; pydantic's own has none."""
     if not isinstance(value, str):
@@ -151,6 +154,27 @@ def _parsed(text: str, where: str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a results.json.
+
+    Raises:
+        UserError: names the file and the field: not there, damaged, or of another schema version.
+    """
+    remedy = "Delete it and train in that directory again: it is written anew from the checkpoint"
+    try:
+        results = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}. {remedy}") from None
+    if results.get("schema") != RESULTS_SCHEMA:
+        raise UserError(
+            f"{path}: of schema version {results.get('schema')}; this noisybsd reads version "
+            f"{RESULTS_SCHEMA}: use the noisybsd that made it"
+        )
+    for mistake in mistakes(Results, results):
+        raise UserError(f"{path}: damaged: {mistake}. {remedy}")
+    return results
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -65,6 +65,26 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min" if minutes > 1 else f"{seconds:.0f} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+class Earlier(logging.Handler):
+    """Prints what is logged before a run's log is open, and keeps it for that log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        if logging.lastResort is not None:
+            logging.lastResort.handle(record)
+
+    def __enter__(self) -> Earlier:
+        log.addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        log.removeHandler(self)
 
 
 class Tracker:
@@ -144,6 +164,11 @@ class Tracker:
             with contextlib.suppress(OSError):
                 self._progress.console.show_cursor(True)
 
+    def note(self, records: Iterable[logging.LogRecord]) -> None:
+        """Write to log.txt alone what the console has shown already."""
+        for record in records:
+            self._file.handle(record)
+
     def start_wandb(self, history: list[dict[str, Any]]) -> None:
         """Start the W&B run; `history` holds the metrics of the epochs done before."""
         self._wandb.start(history)
@@ -212,6 +237,9 @@ class NoTracker(Tracker):
         pass
 
     def stopping(self, signal_name: str) -> None:
+        pass
+
+    def note(self, records: Iterable[logging.LogRecord]) -> None:
         pass
 
     def start_wandb(self, history: list[dict[str, Any]]) -> None:

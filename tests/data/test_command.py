@@ -42,6 +42,9 @@ def test_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         (["noise", "digits", "out=x.npy"], "noise.name is missing"),
         (["noise", "digits", "noise.name=symmetric"], "out=FILE is missing"),
         (["pack", "own"], "out=FOLDER is missing"),
+        (["pack", "own", "limit=5", "out=x"], "data.limit: has no effect on pack; leave it out"),
+        (["check", "own", "noise.seed=4"], "noise.seed: has no effect on check; leave it out"),
+        (["noise", "own", "epochs=3"], "epochs: has no effect on noise; leave it out"),
     ):
         assert main(arguments) == 2, arguments
         assert f"error: {message}" in capsys.readouterr().err.replace(
@@ -338,6 +341,25 @@ def test_pack_leaves_nothing_behind_when_it_fails(
     assert main(arguments) == 2 and "is there already" in capsys.readouterr().err
     assert main(["check", "own", f"root={out}"]) == 0  # as it was asked to be
     assert "ok     left out when packed: " in capsys.readouterr().out
+
+
+def test_pack_with_labels_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.folders(tmp_path / "photos")
+    files = sorted((tmp_path / "photos").glob("*/*.*"))
+    names = [str(file.relative_to(tmp_path / "photos")) for file in files]
+    given = {name: ["dog", "cat"][i % 3 == 0] for i, name in enumerate(names)}
+    lines = [f"{name},{given[name]}\n" for name in reversed(names)]
+    (tmp_path / "l.csv").write_text("path,label\n" + "".join(lines))
+    labels = f"labels={tmp_path / 'l.csv'}"
+    arguments = ["own", f"root={tmp_path / 'photos'}", labels, f"out={tmp_path / 'packed'}"]
+    assert main(["pack", *arguments, "size=8"]) == 0
+    dataset = load("own", tmp_path / "packed")
+    assert dataset.train.paths is not None
+    names = [dataset.class_names[label] for label in dataset.train.labels]
+    assert names == [given[path] for path in dataset.train.paths]
+    assert dataset.notes["notices"] == [
+        f"the training labels are those of data.{labels}, packed with the images"
+    ]
 
 
 def test_pack_with_clean_labels(tmp_path: Path) -> None:

@@ -421,7 +421,7 @@ def test_workers_end_when_the_main_process_is_killed(split: Split, tmp_path: Pat
 def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_path: Path) -> None:
     program, workers = start_program(tmp_path)
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    _, errors = program.communicate(timeout=60)
+    _, errors = program.communicate(timeout=300)
     assert len(workers) == 2 and not alive(workers)
     assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")
 

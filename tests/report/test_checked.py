@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,12 @@ def test_a_table_of_another_program(found: Findings, tmp_path: Path) -> None:
 
 
 ARRAYS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "thumbnails of fewer pixels": ("thumbnails", lambda a: a[:, :5], "thumbnails holds"),
+    "thumbnails beyond 255": (
+        "thumbnails",
+        lambda a: np.full_like(a, 300),
+        "thumbnails holds numbers that",
+    ),
     "another shape": ("belief", lambda a: a[:, :2], r"belief holds .* of shape \(4, 2\), expected"),
     "fewer rows": ("network", lambda a: a[:3], "network holds"),
     "text": ("neighbours", lambda a: a.astype(str), "neighbours holds <U"),
@@ -148,6 +155,14 @@ def test_arrays_that_cannot_be_are_named(change: str, found: Findings, tmp_path:
         arrays["votes"] = -np.ones((N, K), np.float32)
     with pytest.raises(UserError, match=rf"pred_probs\.npz: damaged: ({says})"):
         Findings(found.table, arrays, found.about).write(tmp_path)
+        Findings.read(tmp_path)
+
+
+def test_an_entry_that_is_no_array(found: Findings, tmp_path: Path) -> None:
+    found.write(tmp_path)
+    with zipfile.ZipFile(tmp_path / "pred_probs.npz", "w") as arrays:
+        arrays.writestr("belief.npy", b"no array")
+    with pytest.raises(UserError, match=r"pred_probs\.npz: damaged: belief holds"):
         Findings.read(tmp_path)
 
 

@@ -20,6 +20,7 @@ from noisybsd.data.names import UNKNOWN
 from noisybsd.data.splits import Labels, Read, Split, check_labels
 from noisybsd.data.votes import Votes, of_matrix
 from noisybsd.errors import UserError
+from noisybsd.files import kind_of
 from noisybsd.settings import DataConfig
 
 PACK = "pack.json"  # marks a folder that `python -m noisybsd.data pack` wrote
@@ -43,9 +44,22 @@ class Packed(BaseModel):
     splits: tuple[Literal["train", "test"], ...]
     size: int = Field(ge=1)
     test_labels: str
+    labels: str = Field("default", description="data.labels as it was when packed")
     problems: list[str] = []
     train: PackedSplit
     test: PackedSplit | None = None
+
+
+def is_packed(data: DataConfig) -> bool:
+    """Whether data.root holds a pack.
+
+    Raises:
+        UserError: data.root is no folder, or cannot be looked into.
+    """
+    root, what = Path(data.root), f"data.root={data.root}"
+    if kind_of(root, what) in ("file", "other"):
+        raise UserError(f"{what}: is no folder")
+    return kind_of(root / PACK, what) == "file"
 
 
 def read_packed(card: Card, data: DataConfig) -> Read:
@@ -69,6 +83,11 @@ def read_packed(card: Card, data: DataConfig) -> Read:
             about.problems,
             (train_sha256, test_sha256),
             about.size,
+            notices=[
+                f"the training labels are those of data.labels={about.labels}, packed with the images"
+            ]
+            if about.labels != "default"
+            else [],
         )
     except (OSError, ValueError, KeyError, EOFError, pyarrow.ArrowException) as error:
         if isinstance(error, UserError):
