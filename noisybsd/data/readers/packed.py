@@ -42,6 +42,7 @@ class Packed(BaseModel):
     splits: tuple[Literal["train", "test"], ...]
     size: int = Field(ge=1)
     test_labels: str
+    held_out: bool = Field(False, description="whether `test` is of the training images")
     problems: list[str] = []
     train: PackedSplit
     test: PackedSplit | None = None
@@ -62,12 +63,13 @@ def read_packed(card: Card, data: DataConfig) -> Read:
             test, test_sha256 = _packed_split(root, "test", about.test, about, data)
         return Read(
             train,
-            test,
+            None if about.held_out else test,
             about.classes,
             about.test_labels,
             about.problems,
             (train_sha256, test_sha256),
             about.size,
+            held_out=test if about.held_out else None,
         )
     except (OSError, ValueError, KeyError, EOFError, pyarrow.ArrowException) as error:
         if isinstance(error, UserError):
