@@ -11,7 +11,7 @@ from noisybsd.runs.directory import MAY_DIFFER
 HELP = """\
 usage: python -m noisybsd.data check|prepare|pack|noise NAME key=value …
        python -m noisybsd.data import hf|parquet|webdataset|npz=SOURCE out=FOLDER
-       python -m noisybsd.data apply-review run=DIR review=FILE out=FILE
+       python -m noisybsd.data apply-review run=DIR review=FILE out=FILE|links=FOLDER
 
 NAME is a dataset: {names}; or the path of a card.
 
@@ -44,12 +44,17 @@ examples:
 
 
 REVIEW_HELP = f"""\
-usage: python -m noisybsd.data apply-review run=DIR review=FILE out=FILE [key=value …]
+usage: python -m noisybsd.data apply-review run=DIR review=FILE [out=FILE] [links=FOLDER] [key=value …]
 
 Correct the labels that the run in DIR was trained on by the decisions FILE, downloaded from the run's
-report.html, and write them to out=FILE (.csv, .npy or .txt), to train on with data.labels=FILE. `wrong`
-takes the decision's label; `right` and `unsure` leave the given one. A review of other images or
-labels than the run's is refused.
+report.html. Give one of these, or both:
+  out=FILE      a label file (.csv with the images' paths, .npy or .txt), to train on with data.labels=FILE;
+                the same images are held out for testing then
+  links=FOLDER  a new folder with a folder of each class, in which its images are links, as other programs
+                read them, and data.root=FOLDER too
+
+`wrong` takes the decision's label; `right` and `unsure` leave the given one. A `wrong` label without another
+class is refused, and so is a review of other images or labels than the run's.
 
 keys that may differ from the run's own: {", ".join(MAY_DIFFER)}
 """

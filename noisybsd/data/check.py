@@ -23,7 +23,7 @@ from noisybsd.data.names import kinds
 from noisybsd.data.pack import LISTED, decoded
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
-from noisybsd.data.splits import Missing, Split
+from noisybsd.data.splits import Missing, Split, labels_of_both
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
 
@@ -98,13 +98,14 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     told, left_out = "left out when packed: " * packed, packed * len(read.problems)
     yield from ((packed, f"{told}{problem}") for problem in read.problems)
     yield _counted("training", len(read.train), card.train_images, left_out)
-    if read.test is None:
+    test = read.held_out if read.test is None else read.test
+    if test is None:
         yield (
             True,
             f"no test split: {data.test_fraction:.0%} of the training images will be held out",
         )
     else:
-        yield _counted("test", len(read.test), card.test_images, left_out)
+        yield _counted("test", len(test), card.test_images, left_out)
     per_class = np.bincount(read.train.labels, minlength=len(read.class_names))
     least, most = int(per_class.argmin()), int(per_class.argmax())
     counts = f"{per_class[least]:,} training images"
@@ -114,10 +115,11 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     yield bool(per_class.all()), f"{len(read.class_names)} classes, {counts}"
     for name in dict.fromkeys([*card.labels, data.labels]):
         if name != "default":
-            yield _labels_finding(card, data, name, read.train, read.class_names)
+            both = labels_of_both(read.train, read.held_out)
+            yield _labels_finding(card, data, name, both, read.class_names)
     if (known := known_clean(read.train.clean_labels)) not in (None, "known"):
         yield True, f"clean labels {known}"
-    splits = {"train": read.train} | ({} if read.test is None else {"test": read.test})
+    splits = {"train": read.train} | ({} if test is None else {"test": test})
     hashes: dict[str, list[bytes | None]] = {}
     for name, split in splits.items():
         images = split.images

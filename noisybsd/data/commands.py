@@ -15,7 +15,7 @@ from noisybsd.data.label_files import write_labels
 from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
 from noisybsd.data.readers.registry import EVALUATIONS
-from noisybsd.data.splits import Missing
+from noisybsd.data.splits import Missing, labels_of_both
 from noisybsd.errors import UserError, did_you_mean, shown
 from noisybsd.files import user_path
 from noisybsd.settings import DataConfig, NoiseConfig
@@ -128,7 +128,8 @@ def noise(config: Config, out: Path | None) -> int:
     if config.noise.name == "none":
         raise UserError("noise: noise.name is missing, e.g. noise.name=symmetric noise.rate=0.4")
     read, _ = read_splits(card, data)
-    train, _ = with_labels(card, data, read.train, read.class_names)
+    both = labels_of_both(read.train, read.held_out)
+    train, _ = with_labels(card, data, both, read.class_names)
     noisy = draw_noise(card, config.noise, config.seed, train, len(read.class_names))
     clean = before_noise(train)
     notes = {
@@ -137,7 +138,7 @@ def noise(config: Config, out: Path | None) -> int:
         **noisy.notes,
         "transition": None if noisy.transition is None else noisy.transition.tolist(),
     }
-    write_labels(out, noisy.labels, notes, clean=clean)
+    write_labels(out, noisy.labels, notes, clean=clean, paths=train.paths)
     print("\n".join(map(shown, summary(noisy, clean, read.class_names).split("\n"))))
     print(shown(f"{out}: train on these labels with data.name={data.name} data.labels={out}"))
     print("and, where the recipe has noise of its own, noise.name=none noise.rate=0")

@@ -22,7 +22,7 @@ import numpy as np
 
 from noisybsd.data.cards import Card, load_card
 from noisybsd.data.download import checksum, fetch
-from noisybsd.data.fingerprint import NOTHING, covered, hash_images
+from noisybsd.data.fingerprint import covered, hash_images
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.label_files import labels_sha256, read_description, read_labels, read_matrix
 from noisybsd.data.names import UNKNOWN, ImageNames, as_text, kinds
@@ -30,7 +30,17 @@ from noisybsd.data.noise import NoisyLabels, inject
 from noisybsd.data.readers.own import read_own_to_test
 from noisybsd.data.readers.packed import is_packed, read_packed
 from noisybsd.data.readers.registry import EVALUATIONS, LAYOUTS
-from noisybsd.data.splits import Labels, Read, Split, check_labels, hold_out, image_size, need
+from noisybsd.data.splits import (
+    Labels,
+    Read,
+    Split,
+    check_labels,
+    hold_out,
+    image_size,
+    labels_of_both,
+    need,
+    verified,
+)
 from noisybsd.data.votes import votes_sha256
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.settings import DataConfig, NoiseConfig
@@ -56,6 +66,8 @@ class Dataset:
         sha256_before: the same as versions made it that looked at the training images alone and, of
             files, at paths and sizes alone; their runs are known by it.
         notes: what a run's results say about the data; JSON-able.
+        held_out: the test images with the labels given to them, where they were held out of the training
+            images; `test` has clean labels where these are known.
     """
 
     name: str
@@ -69,10 +81,20 @@ class Dataset:
     sha256: str
     notes: dict[str, Any]
     sha256_before: str = ""
+    held_out: Split | None = None
 
     def is_of(self, sha256: str) -> bool:
         """Whether these are the data that a run recorded by their hash."""
         return sha256 in (self.sha256, self.sha256_before)
+
+    def other_than(self, sha256: str) -> str:
+        """Says that these are not the data of that hash."""
+        told = f"sha256 {self.sha256[:12]}… now, {sha256[:12]}… then"
+        if self.held_out is None:
+            return told
+        return (
+            f"{told}; versions that chose the held-out images by label held out others: train anew"
+        )
 
 
 def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
@@ -89,19 +111,25 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     """
     card = load_card(data.name)
     _refuse_what_has_no_effect(card, data)
-    read, verified = read_splits(card, data)
+    read, official = read_splits(card, data)
     check_fits_card(read, card)
     _tell(read)
-    train, test, problems = read.train, read.test, list(read.problems)
-    train, label_note = with_labels(card, data, train, read.class_names)
-    (train, sizes), test_labels = leave_out_missing(train, data, problems), read.test_labels
+    test, problems, test_labels = read.test, list(read.problems), read.test_labels
+    train, held_out, label_note = _labelled(card, data, read)
+    train, sizes = leave_out_missing(train, data, problems)
     known_train, known_test = read.images_sha256 or (None, None)
-    hashes, test_hashes = hash_images(train.inputs, sizes, known_train), NOTHING
-    if test is None:
-        train, test, test_labels = hold_out(train, data.test_fraction)
-    else:
+    hashes = hash_images(train.inputs, sizes, known_train)
+    if test is not None:
         test, sizes = leave_out_missing(test, data, problems)
-        test_hashes = hash_images(test.inputs, sizes, known_test)
+        tested = hash_images(test.inputs, sizes, known_test).content
+    elif held_out is not None:
+        tested = hash_images(held_out.inputs, [], known_test).content
+    else:
+        train, held_out = hold_out(train, data.test_fraction)
+        tested = f"held out by path: {data.test_fraction}"
+    if held_out is not None:
+        test, test_labels = verified(held_out, "noisy")
+    assert test is not None
     known = known_clean(train.clean_labels)
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
     if known is None and train.clean_labels is not None:
@@ -109,7 +137,8 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     if data.limit is not None:
         train = train.take(_first(len(train), data.limit, _in_order(read.train.labels)))
     if data.test_limit is not None:
-        test = test.take(_first(len(test), data.test_limit, _in_order(test.labels)))
+        few = _first(len(test), data.test_limit, _in_order(test.labels))
+        test, held_out = test.take(few), None if held_out is None else held_out.take(few)
     train = train.without_unknown()
     clean = train.clean_labels
     for line in _first_of(problems):
@@ -123,10 +152,11 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         channels=card.channels,
         mean=card.mean,
         std=card.std,
-        sha256=_fingerprint(f"{hashes.content} {test_hashes.content}", train),
-        sha256_before=_fingerprint(hashes.before, train),
+        sha256=_fingerprint(f"{hashes.content} {tested}", train),
+        sha256_before=_fingerprint(hashes.before, train) if held_out is None else "",
+        held_out=held_out,
         notes={
-            "pixels_verified": verified,
+            "pixels_verified": official,
             "sha256_covers": f"{covered(train.inputs)}, of training and test images; the training labels"
             + " and votes" * (train.votes is not None),
             **label_note,
@@ -146,6 +176,22 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     )
 
 
+def _labelled(
+    card: Card, data: DataConfig, read: Read
+) -> tuple[Split, Split | None, dict[str, Any]]:
+    """`with_labels` for the training images and those that a pack holds out; and its note."""
+    both, n = labels_of_both(read.train, read.held_out), len(read.train)
+    whole, note = with_labels(card, data, both, read.class_names)
+
+    def labelled(split: Split, rows: slice) -> Split:
+        clean = None if whole.clean_labels is None else whole.clean_labels[rows]
+        votes = None if whole.votes is None else whole.votes[rows]
+        return replace(split, labels=whole.labels[rows], clean_labels=clean, votes=votes)
+
+    held_out = None if read.held_out is None else labelled(read.held_out, slice(n, None))
+    return labelled(read.train, slice(n)), held_out, note
+
+
 def _tell(read: Read) -> None:
     """Say in the log how the files were read, and which of them are left out."""
     for line in read.notices:
@@ -157,7 +203,7 @@ def _tell(read: Read) -> None:
 def check_fits_card(read: Read, card: Card) -> None:
     """Refuse images and labels that are not what the card says, before they fail in a step."""
     num_classes = len(read.class_names)
-    for name, split in (("training", read.train), ("test", read.test)):
+    for name, split in (("training", read.train), ("test", read.test), ("test", read.held_out)):
         if split is None:
             continue
         source = f"{card.name}: its card has {num_classes} classes, but among the {name} images"
@@ -482,6 +528,8 @@ def _features(train: Split) -> np.ndarray:
     """Pixels as they are, flattened (N, C*S*S)."""
     if isinstance(train.images, ImageFiles):
         raise UserError("noise.name=instance: needs decoded images; run `noisybsd.data pack` first")
+    if len(train.images) != len(train):  # labels_of_both
+        raise UserError("noise.name=instance: cannot look at the images that this pack holds out")
     return train.images.flatten(1).numpy()
 
 

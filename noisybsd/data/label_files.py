@@ -8,7 +8,9 @@ Dimensions: N samples, K classes.
 from __future__ import annotations
 
 import _codecs
+import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -46,6 +48,7 @@ from noisybsd.data.tables import (
 from noisybsd.data.votes import Votes, of_annotators, of_matrix
 from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
+from noisybsd.values import is_unicode
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -529,15 +532,19 @@ def write_labels(
     notes: Mapping[str, Any],
     *,
     clean: IntArray | None = None,
+    paths: Sequence[str] | None = None,
 ) -> None:
     """Write labels (N,) for others to use, and beside them `PATH.json`, which says what they are.
 
     Each of the two files is written whole or not at all.
 
     Args:
-        path: .csv (columns index, label and, if given, clean_label), .npy or .txt (labels only).
+        path: .csv (columns index, path if given, label, and clean_label if given), .npy or .txt (labels
+            only).
         notes: what the description says of them beside count, hash and version; JSON-able.
         clean: (N,) true classes, UNKNOWN where they are not known.
+        paths: (N,) the images; left out where one would not be found again, as it is no text in UTF-8, or
+            begins or ends with white space.
 
     Raises:
         UserError: another suffix, or a place that cannot be written.
@@ -558,31 +565,37 @@ def write_labels(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write = LABEL_WRITERS[path.suffix]
-        write_atomically(path, lambda file: write(file, labels, clean))
+        write_atomically(path, lambda file: write(file, labels, clean, paths))
         write_atomically(_description(path), lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _write_csv(file: BinaryIO, labels: IntArray, clean: IntArray | None) -> None:
-    rows = [f"{i},{label}" for i, label in enumerate(labels.tolist())]
-    header = "index,label"
+_Paths = Sequence[str] | None
+
+
+def _write_csv(file: BinaryIO, labels: IntArray, clean: IntArray | None, paths: _Paths) -> None:
+    columns: dict[str, Sequence[object]] = {"index": range(len(labels))}
+    if paths is not None and all(is_unicode(path) and path == path.strip() for path in paths):
+        columns["path"] = paths
+    columns["label"] = labels.tolist()
     if clean is not None:
-        header += ",clean_label"
-        known = ["" if label == UNKNOWN else str(label) for label in clean.tolist()]
-        rows = [f"{row},{label}" for row, label in zip(rows, known, strict=True)]
-    file.write("".join(f"{line}\n" for line in [header, *rows]).encode())
+        columns["clean_label"] = ["" if label == UNKNOWN else label for label in clean.tolist()]
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *zip(*columns.values(), strict=True)])
+    text.detach()
 
 
-def _write_npy(file: BinaryIO, labels: IntArray, clean: IntArray | None) -> None:
+def _write_npy(file: BinaryIO, labels: IntArray, clean: IntArray | None, paths: _Paths) -> None:
     np.save(file, labels, allow_pickle=False)
 
 
-def _write_text(file: BinaryIO, labels: IntArray, clean: IntArray | None) -> None:
+def _write_text(file: BinaryIO, labels: IntArray, clean: IntArray | None, paths: _Paths) -> None:
     np.savetxt(file, labels, "%d")
 
 
-LABEL_WRITERS: dict[str, Callable[[BinaryIO, IntArray, IntArray | None], None]] = {
+LABEL_WRITERS: dict[str, Callable[[BinaryIO, IntArray, IntArray | None, _Paths], None]] = {
     ".csv": _write_csv,
     ".npy": _write_npy,
     ".txt": _write_text,

@@ -61,10 +61,11 @@ def pack(config: Config, out: Path | None) -> int:
     check_fits_card(read, card)
     train, test, test_labels = read.train, read.test, read.test_labels
     train, _ = with_labels(card, data, train, read.class_names)
+    held_out = test is None
     if not isinstance(train.images, ImageFiles):
         raise UserError(f"pack: the images of {card.name} are in one array already")
     if test is None:
-        train, test, test_labels = hold_out(train, data.test_fraction)
+        train, test = hold_out(train, data.test_fraction)
     problems = list(read.problems)
     splits = {"train": train, "test": test}
     about: dict[str, Any] = {
@@ -81,6 +82,7 @@ def pack(config: Config, out: Path | None) -> int:
                 "splits": list(splits),
                 "size": image_size(card, data)[0],
                 "test_labels": test_labels,
+                "held_out": held_out,
                 "problems": problems,
             }
             (temporary / PACK).write_text(json.dumps(about, indent=1), "utf-8")

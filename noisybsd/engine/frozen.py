@@ -71,7 +71,11 @@ class FrozenBackbone:
             UserError: an image cannot be read, with data.on_error=stop; the features cannot be written.
         """
         train = self.with_embeddings(dataset.train, "training images", views=True)
-        return replace(dataset, train=train, test=self.with_embeddings(dataset.test, "test images"))
+        test, held_out = self.with_embeddings(dataset.test, "test images"), dataset.held_out
+        if held_out is not None and len(test) < len(held_out):
+            assert held_out.paths is not None
+            held_out = held_out.take(np.isin(held_out.paths, test.paths or []))
+        return replace(dataset, train=train, test=test, held_out=held_out)
 
     def with_embeddings(self, split: Split, what: str, *, views: bool = False) -> Split:
         """A split with the features of its images; see `embedded`.

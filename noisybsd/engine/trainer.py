@@ -444,7 +444,7 @@ class Trainer:
         if not self.dataset.is_of(state["data_sha256"]):
             raise UserError(
                 f"data.root={self.config.data.root}: the images or labels are not those this run was "
-                f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"
+                f"started with ({self.dataset.other_than(state['data_sha256'])})"
             )
         name = ""
         try:

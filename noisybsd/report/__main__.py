@@ -34,6 +34,9 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     said, detection = metrics["estimates"], metrics["detection"]
     rate, console = said["noise_rate"], Console()
     print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
+    if said["held_out"]:
+        disputed = f"{said['held_out_disputed']:,} of {said['held_out']:,}"
+        print(f"{disputed} held-out ones are disputed by the network, which never saw them")
     truth = said.get("noise_rate_true")
     known = "" if truth is None else f"; in truth {truth:.2%}"
     if truth is not None and said["verified"] < said["samples_seen"]:

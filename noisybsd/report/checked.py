@@ -1,6 +1,6 @@
 """What labels.parquet and pred_probs.npz must be for a report: checked once, when they are read.
 
-Dimensions: N training samples, K classes, M test images.
+Dimensions: N samples, K classes, M test images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _PROBABILITIES = (
 )
 _NUMBERS = ("entropy", "strength", "area_under_margin")
 _NAMES = ("path", "given_name", "suggested_name", "clean_name")
-_OPTIONAL = ("clean", "clean_name", "given_right", "suggested_right")  # of benchmarks
+_OPTIONAL = (
+    *("clean", "clean_name", "given_right", "suggested_right"),  # where the right label is known
+    "held_out",  # not in tables of older versions
+)
 _NULLABLE = (
     *("path", "identical_to", "strength", "left_epoch", "neighbour_agreement", "area_under_margin"),
     *("network_prob", "final_prob", *_OPTIONAL),
@@ -35,7 +38,7 @@ _COLUMNS: dict[str, Any] = {
     ),
     **dict.fromkeys((*_PROBABILITIES, *_NUMBERS), types.is_floating),
     **dict.fromkeys(_NAMES, lambda kind: types.is_string(kind) or types.is_null(kind)),
-    **dict.fromkeys(("given_right", "suggested_right", "in_test"), types.is_boolean),
+    **dict.fromkeys(("given_right", "suggested_right", "in_test", "held_out"), types.is_boolean),
     "neighbours": lambda kind: types.is_list(kind) and types.is_integer(kind.value_type),
 }
 

@@ -3,7 +3,7 @@
 The estimates need no clean labels. Where a benchmark has clean ones, the truth stands beside them, and
 every way to rank labels by suspicion is measured against it.
 
-Dimensions: N training samples, K classes, M test images.
+Dimensions: N samples (the training ones, unless held-out ones are mentioned), K classes, M test images.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
         one, from its network's confident joint (`confident_joint`), without an interval;
         suggestions_wrong: the share of its own suggestions that the belief expects to be wrong;
         disputed: how many labels the belief contradicts;
+        held_out: how many samples training did not see, and held_out_disputed: how many of these the
+        network contradicts; all else is of the training samples;
         transition (K,K), see `transition`; test: accuracy on the test set as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
         labels) or on_clean_labels {estimate, low, high} (others). Of data with several labels for an image
@@ -39,6 +41,9 @@ def estimates(findings: Findings) -> dict[str, Any]:
         noise_rate_true, transition_true, and suggested_right, the share of suggestions that are. Samples
         never visited do not count.
     """
+    held_out = findings.column("given")[findings.held_out]
+    suggested = findings.column("suggested")[findings.held_out]
+    findings = findings.trained
     seen = findings.column("visits") > 0
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
     if holds_belief(findings):
@@ -55,6 +60,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
         "noise_rate": rate,
         "suggestions_wrong": float(1 - belief.max(axis=1).mean()) if len(belief) else None,
         "disputed": int((belief.argmax(axis=1) != labels).sum()),
+        "held_out": len(held_out),
+        "held_out_disputed": int((suggested != held_out).sum()),
         "transition": matrix,
         "test": _test_estimates(findings, matrix),
     }
@@ -334,12 +341,13 @@ def confident_learning(labels: Ints, probabilities: Floats) -> Floats | str:
 def detection_metrics(findings: Findings) -> dict[str, dict[str, float | str]] | None:
     """For every ranking: auroc, average_precision, precision (among as many as are wrong).
 
-    Samples whose clean labels are not known do not count.
+    Samples that were held out, or whose clean labels are not known, do not count.
 
     Returns:
         {ranking: metrics, or {unavailable: reason}}; None without clean labels, or if all labels
         are right or all are wrong.
     """
+    findings = findings.trained
     if findings.clean is None:
         return None
     known = findings.clean != UNKNOWN

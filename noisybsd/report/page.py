@@ -21,7 +21,7 @@ from markupsafe import Markup
 from noisybsd.data.names import UNKNOWN
 from noisybsd.report.duplicates import Duplicates, differ, summary, told
 from noisybsd.report.estimates import caution
-from noisybsd.report.findings import Findings, Ints, pictures
+from noisybsd.report.findings import Findings, Ints, Pictures
 from noisybsd.report.plots import (
     GIVEN,
     MUTED,
@@ -31,7 +31,7 @@ from noisybsd.report.plots import (
     reliability_plot,
     transition_plot,
 )
-from noisybsd.report.sprites import Pictures, sprite_sheets, thumbnail
+from noisybsd.report.sprites import sprite_sheets, thumbnail
 
 PICTURE = 96  # pixels of a sample's side at most
 NEIGHBOUR = 48  # pixels of a neighbour's side at most
@@ -45,7 +45,7 @@ class Run:
 
     Args:
         history: one entry of metrics.jsonl for each epoch.
-        images: of the N training samples; None if they are gone.
+        images: of the N samples; None if they are gone.
         notices: sentences for the top of the page.
     """
 
@@ -125,7 +125,7 @@ def _doubled(run: Run, found: Duplicates) -> dict[str, Any] | None:
     names, paths = findings.about["class_names"], findings.table["path"].to_pylist()
 
     def row(index: list[int], kind: str) -> dict[str, Any]:
-        shown = pictures(run.images, np.array(index[:2])) if run.images is not None else []
+        shown = [] if run.images is None else run.images.look_at(np.array(index[:2]))
         kind += ", different labels" * differ(index, labels)
         kind += ", also a test image" * bool(found.in_test[index].any())
         return {
@@ -160,6 +160,7 @@ def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
     columns = {
         "index": "index",
         "path": "path",
+        "held_out": "held_out",
         "given": "given",
         "suggested": "suggested",
         "given_prob": "given_prob",
@@ -183,7 +184,7 @@ def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
 
 def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
     """The gallery's heading and the sentence below it."""
-    samples = said["samples"]
+    samples = said["samples"] + said["held_out"]
     heading = f"The {shown:,} most suspicious labels"
     text = (
         "Ordered by the run's belief in the given label, times the final network's probability of it, "
@@ -191,12 +192,14 @@ def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
     )
     if shown == samples:
         heading = f"All {samples:,} labels, the most suspicious first"
-    if said["disputed"] == 0:
+    if said["disputed"] + said["held_out_disputed"] == 0:
         heading = "No label is disputed"
         text = (
             f"For all {said['samples_seen']:,} samples that it saw, the run believes the given label more "
             "than any other. The least certain come first."
         )
+    if said["held_out"]:
+        text += " A held-out image is judged by the network alone, which never saw its label."
     if shown < samples:
         text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
     return {"heading": heading, "explanation": text}
@@ -229,7 +232,11 @@ def _tiles(
     yield {
         "name": "Training samples",
         "value": f"{said['samples']:,}",
-        "lines": [f"{findings.classes} classes", *([f"{unseen:,} never seen"] if unseen else [])],
+        "lines": [
+            f"{findings.classes} classes",
+            *([f"{said['held_out']:,} more held out for testing"] if said["held_out"] else []),
+            *([f"{unseen:,} never seen"] if unseen else []),
+        ],
     }
     truth = said.get("noise_rate_true")
     yield {
@@ -246,6 +253,11 @@ def _tiles(
         "value": f"{said['disputed']:,}",
         "lines": [
             f"{_percent(said['disputed'] / max(said['samples_seen'], 1))} of all",
+            *(
+                [f"and {said['held_out_disputed']:,} held-out ones, by the network"]
+                if said["held_out"]
+                else []
+            ),
             *(
                 []
                 if right is None

@@ -19,7 +19,7 @@ from noisybsd.files import kind_of, write_atomically, write_json
 from noisybsd.report.collect import collect
 from noisybsd.report.duplicates import find_duplicates, summary
 from noisybsd.report.estimates import detection_metrics, estimates
-from noisybsd.report.findings import Findings
+from noisybsd.report.findings import Findings, Pictures
 from noisybsd.report.page import Run, build_page
 from noisybsd.runs.records import read_history
 
@@ -56,7 +56,7 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
         except UserError as error:
             problem = error
     if dataset is not None and dataset.is_of(findings.about["data_sha256"]):
-        return Run(findings, history, dataset.train.images, notices)
+        return Run(findings, history, Pictures.of(dataset), notices)
     reason = (
         str(problem).splitlines()[0]
         if problem
@@ -71,13 +71,14 @@ def _history(path: Path) -> list[dict[str, Any]]:
     return [] if kind_of(path, str(path)) is None else read_history(path)
 
 
-def _files(findings: Findings, config: Config) -> ImageFiles | None:
+def _files(findings: Findings, config: Config) -> Pictures | None:
     """The image files that the table names, whether or not they are there."""
     paths = findings.table["path"].to_pylist()
     if None in paths:
         return None
     card = load_card(config.data.name)
-    return ImageFiles(paths, config.data.root, image_size(card, config.data)[1], card.channels)
+    size = image_size(card, config.data)[1]
+    return Pictures([ImageFiles(paths, config.data.root, size, card.channels)])
 
 
 def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def test_what_is_whole_is_read(found: Findings, tmp_path: Path) -> None:
 
 
 OPTIONAL = (
+    "held_out",
     "clean",
     "clean_name",
     "given_right",

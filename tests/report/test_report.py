@@ -25,7 +25,7 @@ from noisybsd.data.__main__ import main as data
 from noisybsd.data.images import ImageFiles
 from noisybsd.report.__main__ import main
 from noisybsd.report.estimates import detection_metrics, estimates
-from noisybsd.report.findings import Findings
+from noisybsd.report.findings import Findings, Pictures
 from noisybsd.report.page import Run, build_page
 from noisybsd.report.plots import curves_plot, reliability_plot, transition_plot
 from noisybsd.report.sprites import SHEET, Sheets, sprite_sheets
@@ -245,7 +245,7 @@ def cells(sheets: Sheets, count: int) -> list[np.ndarray]:
 def test_small_pictures_are_kept_exactly() -> None:
     images = torch.randint(0, 256, (400, 1, 8, 8), dtype=torch.uint8)
     index = np.random.default_rng(0).permutation(400)[:300]
-    sheets = sprite_sheets(images, index, 96)
+    sheets = sprite_sheets(Pictures([images]), index, 96)
     assert sheets.side == 8 and sheets.type == "image/png" and len(sheets.contents) == 2
     for cell, i in zip(cells(sheets, 300), index, strict=True):
         np.testing.assert_array_equal(cell, images[i, 0])
@@ -254,7 +254,9 @@ def test_small_pictures_are_kept_exactly() -> None:
 def test_pictures_do_not_colour_their_neighbours() -> None:
     images = torch.zeros(SHEET + 3, 3, 30, 30, dtype=torch.uint8)
     images[::2] = 255
-    for i, cell in enumerate(cells(sprite_sheets(images, np.arange(SHEET + 3), 96), SHEET + 3)):
+    for i, cell in enumerate(
+        cells(sprite_sheets(Pictures([images]), np.arange(SHEET + 3), 96), SHEET + 3)
+    ):
         assert cell.shape == (30, 30, 3)
         assert abs(cell.astype(int) - int(images[i, 0, 0, 0])).max() <= 2
 
@@ -262,7 +264,7 @@ def test_pictures_do_not_colour_their_neighbours() -> None:
 def test_large_pictures_are_made_smaller() -> None:
     images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     images[1, 0] = 200
-    sheets = sprite_sheets(images, np.array([1, 0]), 48)
+    sheets = sprite_sheets(Pictures([images]), np.array([1, 0]), 48)
     assert sheets.side == 48
     assert abs(cells(sheets, 1)[0].astype(int) - [200, 0, 0]).max() <= 3
 
@@ -271,12 +273,14 @@ def test_files_that_are_gone_are_listed_as_missing(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 40)
     picture(tmp_path / "c.png", 90)
     files = ImageFiles(["a.png", "b.png", "c.png"], tmp_path, 64)
-    sheets = sprite_sheets(files, np.array([2, 1, 0]), 24)
+    sheets = sprite_sheets(Pictures([files]), np.array([2, 1, 0]), 24)
     assert sheets.missing == [1]
     assert [int(cell.mean().round()) for cell in cells(sheets, 3)] == [90, 0, 40]
     (tmp_path / "c.png").unlink()
     many = ImageFiles(["a.png"] * 270 + ["c.png"], tmp_path, 64)
-    assert sprite_sheets(many, np.arange(271), 8).missing == [270]  # in the second sheet
+    assert sprite_sheets(Pictures([many]), np.arange(271), 8).missing == [
+        270
+    ]  # in the second sheet
     nothing = sprite_sheets(None, np.array([2, 1, 0]), 24)
     assert nothing.missing == [0, 1, 2] and nothing.contents == []
 

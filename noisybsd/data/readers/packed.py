@@ -45,6 +45,7 @@ class Packed(BaseModel):
     size: int = Field(ge=1)
     test_labels: str
     labels: str = Field("default", description="data.labels as it was when packed")
+    held_out: bool = Field(False, description="whether `test` is of the training images")
     problems: list[str] = []
     train: PackedSplit
     test: PackedSplit | None = None
@@ -77,7 +78,7 @@ def read_packed(card: Card, data: DataConfig) -> Read:
             test, test_sha256 = _packed_split(root, "test", about.test, about, data)
         return Read(
             train,
-            test,
+            None if about.held_out else test,
             about.classes,
             about.test_labels,
             about.problems,
@@ -88,6 +89,7 @@ def read_packed(card: Card, data: DataConfig) -> Read:
             ]
             if about.labels != "default"
             else [],
+            held_out=test if about.held_out else None,
         )
     except (OSError, ValueError, KeyError, EOFError, pyarrow.ArrowException) as error:
         if isinstance(error, UserError):
