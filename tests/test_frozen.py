@@ -160,7 +160,7 @@ def test_evaluate_and_report_work_as_on_other_runs(photos, capsys):
     page = Path("run/report.html").read_text()
     assert "url(data:image/" in page or "pictures" in page
     table = pyarrow.parquet.read_table("run/labels.parquet")
-    assert table.num_rows == results["train_samples"]
+    assert table.num_rows == IMAGES  # the held-out images too
 
 
 def test_a_network_read_back_takes_images(photos):
