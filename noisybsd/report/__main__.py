@@ -41,7 +41,10 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     known = "" if truth is None else f"; in truth {truth:.2%}"
     if truth is not None and said["verified"] < said["samples_seen"]:
         known += f" among {said['verified']:,} verified ones"
-    if rate["low"] is not None:
+    doubt = caution(said)
+    if doubt is not None:
+        print(f"estimated wrong: unknown ({rate['estimate']:.2%} by the belief){known}\n{doubt}")
+    elif rate["low"] is not None:
         print(
             f"estimated wrong: {rate['estimate']:.2%} "
             f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}, if the belief is honest){known}"
@@ -51,8 +54,6 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
             f"estimated wrong: {rate['estimate']:.2%} (by the confident joint of the network's "
             f"predictions: the method holds no belief){known}"
         )
-    if doubt := caution(said):
-        print(doubt)
     if metrics["duplicates"] is not None and (doubled := told(metrics["duplicates"])):
         print(doubled)
     if detection:

@@ -47,12 +47,14 @@ class Run:
         history: one entry of metrics.jsonl for each epoch.
         images: of the N samples; None if they are gone.
         notices: sentences for the top of the page.
+        files: the address of data.root as seen from the page, where the images are files.
     """
 
     findings: Findings
     history: list[dict[str, Any]]
     images: Pictures | None
     notices: list[str]
+    files: str | None = None
 
 
 def build_page(
@@ -93,6 +95,7 @@ def build_page(
         data={
             "classes": about["class_names"],
             "sha256": about["data_sha256"],
+            "files": run.files,
             "rows": samples,
             "sheets": {kind: each.layout() for kind, each in sheets.items()},
         },
@@ -111,6 +114,7 @@ def _asset(name: str) -> Markup:
 
 
 def _wrong(findings: Findings) -> int:
+    findings = findings.trained
     assert findings.clean is not None
     known = findings.clean != UNKNOWN
     return int((findings.clean != findings.arrays["labels"])[known].sum())
@@ -227,7 +231,7 @@ def _tiles(
     findings: Findings, said: dict[str, Any], history: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """The summary: name, value and lines of small print."""
-    rate, test = said["noise_rate"], said["test"]
+    rate, test, doubt = said["noise_rate"], said["test"], caution(said) is not None
     unseen = said["samples"] - said["samples_seen"]
     yield {
         "name": "Training samples",
@@ -241,9 +245,11 @@ def _tiles(
     truth = said.get("noise_rate_true")
     yield {
         "name": "Labels estimated wrong",
-        "value": _percent(rate["estimate"]),
+        "value": "unknown" if doubt else _percent(rate["estimate"]),
         "lines": [
-            _range(rate) + ", if the belief is honest" * (rate["low"] is not None),
+            f"{_percent(rate['estimate'])} by the belief, which is no measurement"
+            if doubt
+            else _range(rate) + ", if the belief is honest" * (rate["low"] is not None),
             *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
         ],
     }
@@ -282,7 +288,23 @@ def _tiles(
             "value": _percent(test["accuracy"]),
             "lines": [
                 f"{test['samples']:,} images, clean labels",
-                f"{_percent(test['expected_on_noisy_labels'])} expected on labels as noisy as training's",
+                *(
+                    []
+                    if doubt
+                    else [
+                        f"{_percent(test['expected_on_noisy_labels'])} expected on labels as noisy as "
+                        "training's"
+                    ]
+                ),
+            ],
+        }
+    elif doubt or test["on_clean_labels"]["estimate"] is None:
+        yield {
+            "name": f"Test accuracy on {test['labels']} labels",
+            "value": _percent(test["accuracy"]),
+            "lines": [
+                f"{test['samples']:,} images, whose labels are not known to be right",
+                "no estimate for clean labels is possible",
             ],
         }
     else:
@@ -320,6 +342,8 @@ def _plots(
         known = gaps[np.isfinite(gaps)]
         if len(known):
             text += f" Mean distance of an entry from the true matrix: {known.mean():.4f}."
+    if caution(said) is not None:
+        text += " The belief is no measurement yet, and this is none."
     yield {
         "title": "Who is mistaken for whom",
         "text": text,
@@ -343,11 +367,12 @@ def _curves(
         values = [row.get(key) for row in history]
         return [] if all(v is None for v in values) else [(label, values, colour, style)]
 
-    rate = said["noise_rate"]["estimate"]
+    rate = None if caution(said) is not None else said["noise_rate"]["estimate"]
     yield {
         "title": "Learning",
-        "text": "Training accuracy counts given labels. Above the dotted line, the share of labels estimated "
-        "right, the network memorises wrong ones.",
+        "text": "Training accuracy counts given labels."
+        + " Above the dotted line, the share of labels estimated right, the network memorises wrong ones."
+        * (rate is not None),
         "svg": Markup(
             curves_plot(
                 epochs,
@@ -361,7 +386,7 @@ def _curves(
             )
         ),
     }
-    left = findings.column("left_epoch")
+    left = findings.trained.column("left_epoch")
     share = [float((left <= epoch).mean()) for epoch in epochs]
     yield {
         "title": "Memorising and correcting",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -56,7 +58,8 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
         except UserError as error:
             problem = error
     if dataset is not None and dataset.is_of(findings.about["data_sha256"]):
-        return Run(findings, history, Pictures.of(dataset), notices)
+        pictures = Pictures.of(dataset)
+        return Run(findings, history, pictures, notices, _address(pictures, directory))
     reason = (
         str(problem).splitlines()[0]
         if problem
@@ -64,7 +67,16 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
     )
     images = _files(findings, config)
     shown = "no pictures are shown" if images is None else "pictures are shown if their files exist"
-    return Run(findings, history, images, [*notices, f"The images: {reason}; {shown}."])
+    notices.append(f"The images: {reason}; {shown}.")
+    return Run(findings, history, images, notices, _address(images, directory))
+
+
+def _address(images: Pictures | None, directory: Path) -> str | None:
+    """Where the folder of the image files is, as seen from a page in `directory`; None: there are none."""
+    files = None if images is None else images.parts[0]
+    if not isinstance(files, ImageFiles):
+        return None
+    return quote(os.fsencode(os.path.relpath(files.root, directory)))
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
