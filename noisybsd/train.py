@@ -27,6 +27,7 @@ from noisybsd.config import (
     load_config,
 )
 from noisybsd.data.dataset import Dataset, load_dataset
+from noisybsd.data.votes import votes_told
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.engine.warm_start import start_from
 from noisybsd.errors import (
@@ -291,6 +292,8 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
         ", bf16" if trainer.amp else "",
         ", compiled" if config.compile else "",
     )
+    if data.train.votes is not None:
+        log.info("several labels for an image: %s", votes_told(data.train.votes))
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)

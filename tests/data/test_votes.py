@@ -231,13 +231,15 @@ ROWS = (
 )
 
 
-def test_a_manifest_with_annotators(tmp_path: Path) -> None:
+def test_a_manifest_with_annotators(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = manifest(tmp_path, HEADER, *ROWS)
     assert data.class_names == ("cat", "cow", "dog")  # cow is nobody's majority
     assert data.train.labels.tolist() == [0, 0, 2, 2]
     assert data.train.votes is not None
     assert data.train.votes.tolist() == [[1, 0, 1], [2, 0, 0], [0, 0, 1], [0, 1, 1]]
     assert data.test.labels.tolist() == [2] and data.test.votes is None
+    assert main(["check", "own", f"root={tmp_path}", "manifest=list.csv"]) == 0
+    assert "1.8 votes an image" in capsys.readouterr().out  # of the training images: 7 of 4
     named = [HEADER.replace("label_1", "anna").replace("label_2", "ben"), *ROWS]
     other = manifest(tmp_path, *named, annotators=("ben", "anna"))
     assert other.train.labels.tolist() == [2, 0, 2, 1]
