@@ -24,6 +24,7 @@ from noisybsd.data.pack import LISTED, decoded
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing, Split, labels_of_both
+from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
 
@@ -112,7 +113,12 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     if per_class[least] < per_class[most]:
         names = read.class_names
         counts = f"from {counts} ({names[least]}) to {per_class[most]:,} ({names[most]})"
-    yield bool(per_class.all()), f"{len(read.class_names)} classes, {counts}"
+    named, votes = per_class > 0, read.train.votes  # a class may be of a minority's votes alone
+    if votes is not None:
+        named = votes.sum(axis=0) > 0
+    yield bool(named.all()), f"{len(read.class_names)} classes, {counts}"
+    if votes is not None:
+        yield True, votes_told(votes)
     for name in dict.fromkeys([*card.labels, data.labels]):
         if name != "default":
             both = labels_of_both(read.train, read.held_out)
@@ -150,16 +156,17 @@ def _labels_finding(
         return False, str(error)
     rate = real_rate(split.labels, split.clean_labels)
     matched = note.get("labels_matched_by")
+    votes = "" if split.votes is None else f", {votes_told(split.votes)}"
     if rate is None:
         how = f", matched by {matched}" if matched else ""
-        return True, f"labels {name}: {len(split):,}, in range{how}"
+        return True, f"labels {name}: {len(split):,}, in range{how}{votes}"
     published = card.labels[name].noise_rate if name in card.labels else None
     told = "" if published is None else f" (published: {published:.2%})"
     right = published is None or abs(rate - published) < 1e-4
     order = "in an order that nothing proves"
     if note["order_proven"] or matched in ("name", "index"):
         order = "in the images' order"
-    return right, f"labels {name}: {order}, {rate:.2%} wrong{told}"
+    return right, f"labels {name}: {order}, {rate:.2%} wrong{told}{votes}"
 
 
 def _unreadable(name: str, files: ImageFiles) -> Iterator[Finding]:

@@ -101,6 +101,11 @@ def _if_several(votes: Votes) -> Votes | None:
     return None if ((votes == 0) | (votes == 1)).all() and (votes.sum(1) == 1).all() else votes
 
 
+def votes_told(votes: Votes) -> str:
+    """How many votes there are, in words."""
+    return f"{votes.sum(axis=1).mean():.1f} votes an image"
+
+
 def votes_sha256(votes: Votes) -> str:
     """SHA-256 of votes (N,K), whatever machine they come from."""
     return hashlib.sha256(votes.astype("<f4").tobytes()).hexdigest()
