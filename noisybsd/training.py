@@ -20,6 +20,7 @@ import torch
 from noisybsd import distributed
 from noisybsd.config import Config, load_config
 from noisybsd.data.dataset import Dataset
+from noisybsd.data.votes import votes_told
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.engine.warm_start import start_from
@@ -296,6 +297,8 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
         ", bf16" if trainer.amp else "",
         ", compiled" if config.compile else "",
     )
+    if data.train.votes is not None:
+        log.info("several labels for an image: %s", votes_told(data.train.votes))
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)

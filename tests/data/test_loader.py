@@ -137,9 +137,12 @@ def test_balanced_epochs_mix_classes_from_begin_to_end() -> None:
 def test_candidates_never_repeat_a_sample_of_the_batch() -> None:
     order = epoch_order(23, 0, 0)
     for step in range(5):
-        columns = [list(candidates(order, 4, step, slot)) for slot in range(4)]
-        assert [c[0] for c in columns] == order[step * 4 : step * 4 + 4].tolist()
-        assert sorted(i for c in columns for i in c) == list(range(23))
+        batch = order[step * 4 : step * 4 + 4].tolist()
+        for slot in range(4):
+            own, *others = candidates(order, 4, step, slot)
+            assert own == batch[slot] and sorted([*batch, *others]) == list(range(23))
+            column = order[slot::4].tolist()
+            assert sorted([own, *others[: len(column) - 1]]) == sorted(column)  # these come first
 
 
 # both loaders
@@ -325,6 +328,19 @@ def test_nothing_readable_is_an_error_even_when_skipping(
     ):
         loader = build_loader(split, 8, 0, "cpu", storage=storage, workers=0, on_error="skip")
         list(loader.epoch(0))
+
+
+@pytest.mark.parametrize("storage", ["resident", "stream"])
+def test_one_batch_is_filled_as_long_as_enough_images_can_be_read(
+    split: Split, tmp_path: Path, storage: str
+) -> None:
+    bad = [int(i) for i in epoch_order(50, 0, 0)[:15]]
+    for i in bad:
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    loader = build_loader(split, 32, 0, "cpu", storage=storage, workers=0, on_error="skip")
+    for epoch in range(3):
+        ((index, images),) = loader.epoch(epoch)
+        assert len({*index.tolist()} - {*bad}) == 32 and indices_shown(images) == index.tolist()
 
 
 def test_more_workers_than_cores_are_logged_without_a_warning(
