@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from noisybsd.errors import UserError, command, shown
+from noisybsd.errors import UserError, asks_for_help, command, shown
 from noisybsd.files import expanded, output_file
 from noisybsd.values import one_of, read_arguments
 
@@ -28,7 +28,7 @@ metadata of the file name the classes and S, size. docs/predicting.md has exampl
 
 @command
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
+    if asks_for_help(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
     readers = {

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from noisybsd.errors import UserError, command, shown
+from noisybsd.errors import UserError, asks_for_help, command, shown
 from noisybsd.files import expanded, kind_of, output_file
 from noisybsd.values import number, one_of, read_arguments
 
@@ -47,7 +47,7 @@ keys that may be given:
 
 @command
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
+    if asks_for_help(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
     readers: dict[str, Callable[[str], Any]] = {

@@ -48,8 +48,10 @@ def files(own: Path) -> list[Path]:
 def cut(path: Path) -> np.ndarray:
     """An image as docs/predicting.md says, (S,S,C) uint8."""
     picture = Image.open(path).convert("RGB")
-    square = ImageOps.fit(picture, (18, 18), Image.Resampling.BILINEAR)
-    return np.asarray(ImageOps.crop(square, 1))
+    side = min(max(min(picture.size), 16), 18)
+    square = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
+    edge = (side - 16) // 2
+    return np.asarray(square.crop((edge, edge, edge + 16, edge + 16)))
 
 
 def by_torch(classifier: Classifier, images: np.ndarray) -> np.ndarray:

@@ -24,13 +24,13 @@ from noisybsd.data.cards import load_card
 from noisybsd.data.images import ImageError, ahead, convert_picture, decode_bytes, decode_image
 from noisybsd.data.splits import image_size
 from noisybsd.data.views import Views
-from noisybsd.engine.frozen import encoder_size
+from noisybsd.engine.frozen import frozen_encoder
 from noisybsd.engine.predictions import Floats, Predictions
 from noisybsd.engine.saved import load_run_config, load_state
 from noisybsd.engine.trainer import autocast_dtype, build_run_network
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.files import user_path
-from noisybsd.models.networks import Network, build_encoder, uncounted
+from noisybsd.models.networks import Network, uncounted
 from noisybsd.models.optim import WeightEma
 from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import Input
@@ -46,9 +46,9 @@ AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 class Transform:
     """From an image to what the network takes, as in training, without augmentation.
 
-    The central square of the image is resized to T pixels a side, and the middle S of these are taken and
-    normalised, on the CPU. Colours become grey for a network of one channel, and grey becomes RGB for one of
-    three.
+    The central square of the image is resized to T pixels a side, or a smaller one to S, and the middle S of
+    these are taken and normalised, on the CPU. Colours become grey for a network of one channel, and grey
+    becomes RGB for one of three.
 
     Example:
         >>> takes = Input(
@@ -319,19 +319,17 @@ def _network(
 
 def _backbone(config: Config, takes: Input, directory: Path) -> tuple[int, torch.nn.Module]:
     """The frozen encoder that a run's heads were trained on, and the width of its features."""
-    net = config.network
     if config.data.embeddings is not None:
         raise UserError(
             f"run={directory}: was trained on data.embeddings={config.data.embeddings}, so it takes "
             "embeddings and no images"
         )
-    encoder, width = build_encoder(
-        net.name,
-        takes.channels,
-        pretrained=net.pretrained,
-        weights=net.weights,
-        size=encoder_size(config),
-    )
+    encoder, width, sha256 = frozen_encoder(config, takes.channels)
+    if takes.backbone_sha256 not in (None, sha256):
+        raise UserError(
+            f"run={directory}: the weights of network.name={config.network.name} are not those that the run "
+            f"was trained on (sha256 {sha256[:12]}… now, {takes.backbone_sha256[:12]}… then)"
+        )
     return width, encoder
 
 

@@ -46,18 +46,11 @@ class FrozenBackbone:
 
     def __init__(self, config: Config, dataset: Dataset, views: Views, device: torch.device):
         self.config, self.views, self.device = config, views, device
-        net = config.network
-        encoder, self.features = build_encoder(
-            net.name,
-            dataset.channels,
-            pretrained=net.pretrained,
-            weights=net.weights,
-            size=encoder_size(config),
-        )
-        self.encoder = encoder.eval().requires_grad_(False).to(device)
+        encoder, self.features, self.weights_sha256 = frozen_encoder(config, dataset.channels)
+        self.encoder = encoder.to(device)
         self.about = {
-            "network": net.name,
-            "weights_sha256": _weights_sha256(encoder),
+            "network": config.network.name,
+            "weights_sha256": self.weights_sha256,
             "images": list(dataset.mean + dataset.std),
             "size": [dataset.size, encoder_size(config)],
             "stored": list(dataset.train.images.shape[1:]),
@@ -162,6 +155,23 @@ def _progress(chunks: range, what: str) -> Iterator[int]:
             console.print(f"{what}: {100 * done // len(chunks)} %, about {duration(left)} left")
             told = now
         yield chunk
+
+
+def frozen_encoder(config: Config, channels: int) -> tuple[nn.Module, int, str]:
+    """The pretrained encoder of a run, the width of its features, and the hash of its weights.
+
+    Raises:
+        UserError: the weights cannot be had.
+    """
+    net = config.network
+    encoder, features = build_encoder(
+        net.name,
+        channels,
+        pretrained=net.pretrained,
+        weights=net.weights,
+        size=encoder_size(config),
+    )
+    return encoder.eval().requires_grad_(False), features, _weights_sha256(encoder)
 
 
 def encoder_size(config: Config) -> int | None:

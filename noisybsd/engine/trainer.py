@@ -412,6 +412,7 @@ class Trainer:
             # as decimal fractions, 0.485, and yet the same number in float32
             "mean": [float(str(value)) for value in mean],
             "std": [float(str(value)) for value in std],
+            "backbone_sha256": None if self.frozen is None else self.frozen.weights_sha256,
         }
 
     def state(self) -> dict[str, Any]:

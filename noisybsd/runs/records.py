@@ -18,9 +18,6 @@ from noisybsd.files import read_text
 RESULTS_SCHEMA = 1  # version of results.json
 
 
-RESULTS_SCHEMA = 1  # version of results.json
-
-
 def _text(value: Any) -> str:
     """Text with surrogates too, as in the name of a file that is not in UTF-8; pydantic's own has none."""
     if not isinstance(value, str):
@@ -98,9 +95,11 @@ class Input(Record):
     Args:
         class_names: K, in the order of the network's outputs.
         channels: C, 3 (RGB) or 1 (grey).
-        stored_size: the central square of an image is resized to so many pixels a side;
+        stored_size: the central square of an image is resized to so many pixels a side, or, if it is
+            smaller, enlarged to `size` at most;
         size: and the middle of that goes to the network, so many pixels a side.
         mean, std: (C,) of the channels, for pixels in [0, 1].
+        backbone_sha256: of the weights of a frozen backbone, which are not in the checkpoint.
     """
 
     class_names: list[Text] = Field(min_length=1)
@@ -109,6 +108,7 @@ class Input(Record):
     size: int = Field(ge=1)
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
+    backbone_sha256: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Input:
