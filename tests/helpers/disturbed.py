@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from noisybsd import train as training
-from noisybsd.data.dataset import Dataset, load_dataset
+from noisybsd import training
+from noisybsd.data.dataset import Dataset
+from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import Trainer
 
 
@@ -53,4 +54,4 @@ def enlarged(data: Dataset) -> Dataset:
 
 
 def with_dataset(monkeypatch: pytest.MonkeyPatch, change: Callable[[Dataset], Dataset]) -> None:
-    monkeypatch.setattr(training, "load_dataset", lambda *args: change(load_dataset(*args)))
+    monkeypatch.setattr(training, "run_dataset", lambda config: change(run_dataset(config)))
