@@ -146,6 +146,11 @@ class Config(Section):
                 f"neighbours.weight={near.weight} keeps a vote for every class of every "
                 f"sample: use options.top_k=null, got {self.options['top_k']}"
             )
+        if self.data.fold >= (self.data.folds or 1):
+            yield (
+                f"data.fold={self.data.fold} counts from 0 and needs a larger data.folds, got "
+                f"{'none' if self.data.folds is None else self.data.folds}"
+            )
         if noise.name == "none" and noise.rate > 0:
             yield (
                 f"noise.rate={noise.rate} needs noise.name (got none), e.g. noise.name=symmetric; for no "

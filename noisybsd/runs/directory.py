@@ -28,6 +28,8 @@ log = logging.getLogger("noisybsd")
 # settings that may differ between the parts of one run: where things are, not what is computed
 _PLACE = ("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage")
 
+FOLDS = "out_of_fold"  # folder in a run directory: the label table with what sibling runs held out
+
 # settings that a command on a run may be given otherwise than training was
 MAY_DIFFER = (
     *("data.root", "data.manifest", "data.labels"),
@@ -40,7 +42,7 @@ _FILES = (
     *(".lock", "log.txt", "console.txt", "failed.txt", "slurm_job.txt", "config.yaml"),
     *("checkpoint.pt", "checkpoint.previous.pt", "checkpoint.aside.pt", "metrics.jsonl"),
     *("results.json", "labels.parquet", "labels.csv", "pred_probs.npz", "labels_metrics.json"),
-    *("report.html", "evaluation.json", "wandb"),
+    *("report.html", "evaluation.json", "wandb", FOLDS),
 )
 
 
