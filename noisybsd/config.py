@@ -156,6 +156,11 @@ class Config(Section):
             yield (
                 "network.frozen=true goes with augment.flip=random and compile=false: views are embedded once"
             )
+        if self.data.fold >= (self.data.folds or 1):
+            yield (
+                f"data.fold={self.data.fold} counts from 0 and needs a larger data.folds, got "
+                f"{'none' if self.data.folds is None else self.data.folds}"
+            )
         if noise.name == "none" and noise.rate > 0:
             yield (
                 f"noise.rate={noise.rate} needs noise.name (got none), e.g. noise.name=symmetric; for no "

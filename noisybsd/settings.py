@@ -158,6 +158,13 @@ class DataConfig(Section):
     test_fraction: float = Field(
         0.2, gt=0, lt=1, description="own data without a test split: the share held out"
     )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="own data without a test split: hold out one of so many parts, and not test_fraction",
+    )
+    fold: int = Field(0, ge=0, description="which of data.folds parts is held out, from 0")
     size: int | None = Field(
         None,
         ge=4,

@@ -119,14 +119,18 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     train, sizes = leave_out_missing(train, data, problems)
     known_train, known_test = read.images_sha256 or (None, None)
     hashes = hash_images(train.inputs, sizes, known_train)
+    if data.folds is not None and not (test is None and held_out is None):
+        raise UserError(
+            f"data.folds={data.folds}: the data have a test split; leave data.folds out"
+        )
     if test is not None:
         test, sizes = leave_out_missing(test, data, problems)
         tested = hash_images(test.inputs, sizes, known_test).content
     elif held_out is not None:
         tested = hash_images(held_out.inputs, [], known_test).content
     else:
-        train, held_out = hold_out(train, data.test_fraction)
-        tested = f"held out by path: {data.test_fraction}"
+        train, held_out = hold_out(train, data)
+        tested = f"held out by path: {data.test_fraction} {data.folds} {data.fold}"
     if held_out is not None:
         test, test_labels = verified(held_out, "noisy")
     assert test is not None

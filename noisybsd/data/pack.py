@@ -65,7 +65,7 @@ def pack(config: Config, out: Path | None) -> int:
     if not isinstance(train.images, ImageFiles):
         raise UserError(f"pack: the images of {card.name} are in one array already")
     if test is None:
-        train, test = hold_out(train, data.test_fraction)
+        train, test = hold_out(train, data)
     problems = list(read.problems)
     splits = {"train": train, "test": test}
     about: dict[str, Any] = {

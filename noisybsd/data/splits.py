@@ -185,14 +185,18 @@ def stratified_holdout(labels: Labels, fraction: float, seed: int = 0) -> npt.ND
     return chosen
 
 
-def holdout_by_path(paths: Sequence[str], fraction: float) -> npt.NDArray[np.bool_]:
+def holdout_by_path(
+    paths: Sequence[str], until: float, start: float = 0.0
+) -> npt.NDArray[np.bool_]:
     """Choose a share of the images by their paths alone, so that other labels leave the choice as it is.
 
-    In each folder, the images whose paths have the smallest hashes are chosen. A folder of n images has
-    `fraction` n of them, rounded by a hash of its own, so that many small folders have their share too.
+    The images of a folder are put in the order of their paths' hashes, and a part of that order is chosen.
+    The ends of the part are rounded by a hash of the folder, so that many small folders have their share
+    too. Shares that meet choose no image twice and leave none out.
 
     Args:
         paths: N, relative to data.root.
+        until, start: where in each folder's order the part ends and starts, in [0, 1].
 
     Returns:
         (N,), True where chosen.
@@ -203,7 +207,8 @@ def holdout_by_path(paths: Sequence[str], fraction: float) -> npt.NDArray[np.boo
     chosen = np.zeros(len(paths), dtype=bool)
     for folder, members in folders.items():
         rounding = int.from_bytes(_hash(folder)[:6]) / 2**48
-        chosen[members[: math.floor(fraction * len(members) + rounding)]] = True
+        first, last = (math.floor(at * len(members) + rounding) for at in (start, until))
+        chosen[members[first:last]] = True
     return chosen
 
 
@@ -211,7 +216,7 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(os.fsencode(name)).digest()
 
 
-def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
+def hold_out(train: Split, data: DataConfig) -> tuple[Split, Split]:
     """Split off a test split, the same in every run and whatever the labels.
 
     Returns:
@@ -221,11 +226,15 @@ def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
         UserError: no image would be left on one side.
     """
     assert train.paths is not None
-    chosen = holdout_by_path(train.paths, fraction)
+    start, until, what = 0.0, data.test_fraction, f"data.test_fraction={data.test_fraction}"
+    if data.folds is not None:
+        start, until = data.fold / data.folds, (data.fold + 1) / data.folds
+        what = f"data.folds={data.folds}"
+    chosen = holdout_by_path(train.paths, until, start)
     if chosen.all() or not chosen.any():
         raise UserError(
-            f"no test split, and of {len(train)} images data.test_fraction={fraction} holds out "
-            f"{int(chosen.sum())}: use another share, or name the test images (docs/data.md says how)"
+            f"no test split, and of {len(train)} images {what} holds out {int(chosen.sum())}: use another "
+            "share, or name the test images (docs/data.md says how)"
         )
     return train.take(~chosen), train.take(chosen)
 

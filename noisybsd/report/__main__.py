@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from noisybsd.errors import UserError, asks_for_help, command, shown
-from noisybsd.runs.directory import MAY_DIFFER
+from noisybsd.runs.directory import FOLDS, MAY_DIFFER
 
 USAGE = f"""\
 usage: python -m noisybsd.report run=DIR [top=2000] [key=value …]
@@ -43,7 +43,9 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
         known += f" among {said['verified']:,} verified ones"
     doubt = caution(said)
     if doubt is not None:
-        print(f"estimated wrong: unknown ({rate['estimate']:.2%} by the belief){known}\n{doubt}")
+        print(
+            f"estimated wrong: unknown ({rate['estimate']:.2%} by what the run believes){known}\n{doubt}"
+        )
     elif rate["low"] is not None:
         print(
             f"estimated wrong: {rate['estimate']:.2%} "
@@ -52,7 +54,7 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     elif rate["estimate"] is not None:
         print(
             f"estimated wrong: {rate['estimate']:.2%} (by the confident joint of the network's "
-            f"predictions: the method holds no belief){known}"
+            f"predictions: there is no belief){known}"
         )
     if metrics["duplicates"] is not None and (doubled := told(metrics["duplicates"])):
         print(doubled)
@@ -69,6 +71,8 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
             )
             table.add_row(name, *cells)
         console.print(table)
+    if metrics["out_of_fold"]:
+        print(f"{metrics['out_of_fold']} Their table is in {shown(directory / FOLDS)}.")
     print(
         f"written to {shown(directory)}: report.html, labels.csv, labels.parquet, pred_probs.npz,"
     )

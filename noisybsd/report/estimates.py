@@ -41,10 +41,11 @@ def estimates(findings: Findings) -> dict[str, Any]:
         noise_rate_true, transition_true, and suggested_right, the share of suggestions that are. Samples
         never visited do not count.
     """
-    held_out = findings.column("given")[findings.held_out]
-    suggested = findings.column("suggested")[findings.held_out]
+    disputed = findings.column("given") != findings.column("suggested")
+    apart = findings.held_out & (not findings.held_out.all())
+    held_out, held_out_disputed = int(apart.sum()), int(disputed[apart].sum())
     findings = findings.trained
-    seen = findings.column("visits") > 0
+    seen = findings.seen
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
     if holds_belief(findings):
         rate = {**noise_rate(belief[np.arange(len(labels)), labels]), "source": "belief"}
@@ -60,8 +61,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
         "noise_rate": rate,
         "suggestions_wrong": float(1 - belief.max(axis=1).mean()) if len(belief) else None,
         "disputed": int((belief.argmax(axis=1) != labels).sum()),
-        "held_out": len(held_out),
-        "held_out_disputed": int((suggested != held_out).sum()),
+        "held_out": held_out,
+        "held_out_disputed": held_out_disputed,
         "transition": matrix,
         "test": _test_estimates(findings, matrix),
     }
@@ -359,6 +360,9 @@ def detection_metrics(findings: Findings) -> dict[str, dict[str, float | str]] |
     for name, score in suspicions(findings).items():
         if isinstance(score, str):
             found[name] = {"unavailable": score}
+            continue
+        if np.isneginf(score).all():
+            found[name] = {"unavailable": "of held-out samples it is not known"}
             continue
         finite = np.maximum(score[known], np.finfo(np.float32).min)
         auroc, precision = detection(wrong, finite)

@@ -69,9 +69,15 @@ class Findings:
         return self.table["held_out"].to_numpy()
 
     @property
+    def seen(self) -> Bools:
+        """(N,), of which samples the run can say something: trained on, or held out and readable."""
+        readable = np.isfinite(self.column("final_prob"))
+        return (self.column("visits") > 0) | (self.held_out & readable)
+
+    @property
     def trained(self) -> Findings:
-        """The same without what was held out."""
-        if not self.held_out.any():
+        """The same without what was held out; all where every sample was, by one of several runs."""
+        if not self.held_out.any() or self.held_out.all():
             return self
         arrays = {
             name: values if name in ("test", "test_labels") else values[~self.held_out]

@@ -223,7 +223,7 @@ def _range(found: dict[str, Any]) -> str:
     if found["estimate"] is None:
         return "no estimate is possible"
     if found["low"] is None:
-        return "no interval: the method keeps no belief, so confident predictions are counted"
+        return "no interval: there is no belief, so confident predictions are counted"
     return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
 
 
@@ -247,7 +247,7 @@ def _tiles(
         "name": "Labels estimated wrong",
         "value": "unknown" if doubt else _percent(rate["estimate"]),
         "lines": [
-            f"{_percent(rate['estimate'])} by the belief, which is no measurement"
+            f"{_percent(rate['estimate'])} by what the run believes, which is no measurement"
             if doubt
             else _range(rate) + ", if the belief is honest" * (rate["low"] is not None),
             *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
@@ -387,7 +387,7 @@ def _curves(
         ),
     }
     left = findings.trained.column("left_epoch")
-    share = [float((left <= epoch).mean()) for epoch in epochs]
+    share = [None if findings.held_out.all() else float((left <= e).mean()) for e in epochs]
     yield {
         "title": "Memorising and correcting",
         "text": "The share of labels that the belief has left at some time. If clean labels are known: the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +23,9 @@ from noisybsd.report.collect import collect
 from noisybsd.report.duplicates import find_duplicates, summary
 from noisybsd.report.estimates import detection_metrics, estimates
 from noisybsd.report.findings import Findings, Pictures
+from noisybsd.report.folds import out_of_fold
 from noisybsd.report.page import Run, build_page
+from noisybsd.runs.directory import FOLDS
 from noisybsd.runs.records import read_history
 
 
@@ -97,9 +100,16 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     """Write the label table, the page and labels_metrics.json of the run in `directory`.
 
     Returns:
-        what labels_metrics.json holds: about, estimates, detection, duplicates.
+        what labels_metrics.json holds: about, estimates, detection, out_of_fold (a sentence, where
+        data.folds is set), duplicates.
     """
-    run = load_run(directory, overrides)
+    run, folds = load_run(directory, overrides), None
+    config = load_run_config(directory, overrides)
+    if config.data.folds is not None:
+        findings, folds = out_of_fold(run.findings, directory, config)
+        run = replace(run, findings=findings, notices=[*run.notices, folds])
+        (directory / FOLDS).mkdir(exist_ok=True)
+        findings.write(directory / FOLDS)
     said, detection = estimates(run.findings), detection_metrics(run.findings)
     duplicates = find_duplicates(run.findings, run.images)
     page = build_page(run, said, detection, top, duplicates)
@@ -110,6 +120,7 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": _json(said),
         "detection": detection,
+        "out_of_fold": folds,
         "duplicates": None
         if duplicates is None
         else summary(duplicates, run.findings.arrays["labels"]),

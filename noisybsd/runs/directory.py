@@ -32,6 +32,8 @@ _PLACE = (
     "network.cache",
 )
 
+FOLDS = "out_of_fold"  # folder in a run directory: the label table with what sibling runs held out
+
 # settings that a command on a run may be given otherwise than training was
 MAY_DIFFER = (
     *("data.root", "data.manifest", "data.embeddings", "data.labels"),
@@ -45,7 +47,7 @@ _FILES = (
     *(".lock", "log.txt", "console.txt", "failed.txt", "slurm_job.txt", "config.yaml"),
     *("checkpoint.pt", "checkpoint.previous.pt", "checkpoint.aside.pt", "metrics.jsonl"),
     *("results.json", "labels.parquet", "labels.csv", "pred_probs.npz", "labels_metrics.json"),
-    *("report.html", "evaluation.json", "wandb"),
+    *("report.html", "evaluation.json", "wandb", FOLDS),
     *("model.onnx", "model.pt2", "model.safetensors"),
 )
 

@@ -172,7 +172,8 @@ def test_page_says_what_was_estimated(digits: Path) -> None:
     rate = metrics["estimates"]["noise_rate"]
     # a belief that is undecided measures nothing, and its numbers are not shown as if it did
     assert (
-        f"Labels estimated wrong unknown {rate['estimate']:.1%} by the belief, which is no" in said
+        f"Labels estimated wrong unknown {rate['estimate']:.1%} by what the run believes, which is no"
+        in said
     )
     assert f"{rate['low']:.1%} to {rate['high']:.1%}" not in said
     assert "The belief is no measurement yet, and this is none." in said
