@@ -48,7 +48,9 @@ def predict(
         labels.append(given)
     network.train(training)
     if not any(map(len, labels)):
-        raise UserError(f"not one of the images to test on can be read; the last: {split.skipped[-1]}")
+        raise UserError(
+            f"not one of the images to test on can be read; the last: {split.skipped[-1]}"
+        )
     # the labels together: a copy to a GPU is a matter of its own each time
     return torch.cat(logits), torch.cat(embeddings), torch.cat(labels).to(device)
 

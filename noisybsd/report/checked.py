@@ -106,7 +106,9 @@ def array_mistakes(
 ) -> Iterator[str]:
     """What is wrong with pred_probs.npz, beside a table that is right; nothing if all is as it should be."""
     samples, classes = len(table), len(about["class_names"])
-    arrays = {name: np.asarray(a) for name, a in arrays.items()}  # numpy reads other entries as bytes
+    arrays = {
+        name: np.asarray(a) for name, a in arrays.items()
+    }  # numpy reads other entries as bytes
     tests = len(arrays["test"]) if "test" in arrays and arrays["test"].ndim else 0
     shapes = {
         **dict.fromkeys(("belief", "network", "neighbours"), ("f", (samples, classes))),

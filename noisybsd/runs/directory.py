@@ -179,7 +179,11 @@ def _is_there(path: Path) -> bool:
 
 def has_begun(path: Path) -> bool:
     """Whether the run in `path` got as far as its first epoch, and not only to an error in its settings."""
-    return any(_is_there(path / name) for name in _FILES if name.startswith(("checkpoint", "metrics", "results")))
+    return any(
+        _is_there(path / name)
+        for name in _FILES
+        if name.startswith(("checkpoint", "metrics", "results"))
+    )
 
 
 def refuse_foreign(path: Path, what: str) -> None:

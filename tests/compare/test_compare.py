@@ -142,7 +142,10 @@ def test_every_bad_file_is_named_at_once(runs: Path) -> None:
     assert "seconds is None" in lines["runs/bsd-s3/results.json"]
     assert "NaN is not JSON" in lines["runs/ce-s0/results.json"]
     version = lines["runs/ce-s1/results.json"]
-    assert "of schema version 2; this noisybsd reads version 1: use the noisybsd that made it" in version
+    assert (
+        "of schema version 2; this noisybsd reads version 1: use the noisybsd that made it"
+        in version
+    )
     assert "data_sha256 is None" in lines["runs/ce-s2/results.json"]
     assert "not readable as YAML" in lines["runs/x/config.yaml"]
     assert "no recipe" in lines["runs/y/config.yaml"] or "no method" in lines["runs/y/config.yaml"]

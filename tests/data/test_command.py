@@ -343,9 +343,7 @@ def test_pack_leaves_nothing_behind_when_it_fails(
     assert "ok     left out when packed: " in capsys.readouterr().out
 
 
-def test_pack_with_labels_of_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pack_with_labels_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees.folders(tmp_path / "photos")
     files = sorted((tmp_path / "photos").glob("*/*.*"))
     names = [str(file.relative_to(tmp_path / "photos")) for file in files]
@@ -443,6 +441,14 @@ def test_of_a_large_pack_some_images_are_looked_at(
         load("own", out)
 
 
+def test_a_fifo_in_a_pack_is_not_waited_for(tmp_path: Path) -> None:
+    out = packed_photos(tmp_path)
+    (out / "train_images.npy").unlink()
+    os.mkfifo(out / "train_images.npy")
+    with pytest.raises(UserError, match=r"damaged: train_images\.npy is no file"):
+        load("own", out)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
@@ -451,6 +457,7 @@ def test_of_a_large_pack_some_images_are_looked_at(
         ("clean_label", -2, r"train\.parquet: clean_label: label -2 of image 0 is out of range"),
         ("label", 0.5, r"pack\.json: damaged: train\.parquet: label holds double"),
         ("label", None, r"train\.parquet: label: label -1 of image 0 is out of range"),
+        ("path", 7, r"pack\.json: damaged: train\.parquet: path holds int64, expected text"),
     ],
 )
 def test_labels_of_a_pack_are_looked_at(

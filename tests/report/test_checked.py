@@ -129,7 +129,11 @@ def test_a_table_of_another_program(found: Findings, tmp_path: Path) -> None:
 
 ARRAYS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "thumbnails of fewer pixels": ("thumbnails", lambda a: a[:, :5], "thumbnails holds"),
-    "thumbnails beyond 255": ("thumbnails", lambda a: np.full_like(a, 300), "thumbnails holds numbers that"),
+    "thumbnails beyond 255": (
+        "thumbnails",
+        lambda a: np.full_like(a, 300),
+        "thumbnails holds numbers that",
+    ),
     "another shape": ("belief", lambda a: a[:, :2], r"belief holds .* of shape \(4, 2\), expected"),
     "fewer rows": ("network", lambda a: a[:3], "network holds"),
     "text": ("neighbours", lambda a: a.astype(str), "neighbours holds <U"),

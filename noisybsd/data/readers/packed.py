@@ -82,7 +82,9 @@ def read_packed(card: Card, data: DataConfig) -> Read:
             about.problems,
             (train_sha256, test_sha256),
             about.size,
-            notices=[f"the training labels are those of data.labels={about.labels}, packed with the images"]
+            notices=[
+                f"the training labels are those of data.labels={about.labels}, packed with the images"
+            ]
             if about.labels != "default"
             else [],
         )
@@ -103,6 +105,8 @@ def _packed_split(
 ) -> tuple[Split, str]:
     """A split, and the hash of its images."""
     path = root / f"{name}_images.npy"
+    if kind_of(path, str(path)) == "other":  # a FIFO would be waited for
+        raise ValueError(f"{path.name} is no file")
     # "c": pages are read when touched; torch wants memory that may be written, nothing reaches the file
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4:
@@ -121,7 +125,12 @@ def _packed_split(
     clean = None
     if "clean_label" in table.column_names:
         clean = _integers(table, "clean_label", len(whole.classes), root / f"{name}.parquet")
-    split = Split(images, labels, clean, table["path"].to_pylist())
+    paths = table["path"].to_pylist()
+    if not all(isinstance(each, str) for each in paths):
+        raise ValueError(
+            f"{name}.parquet: path holds {table.schema.field('path').type}, expected text"
+        )
+    split = Split(images, labels, clean, paths)
     return split, about.images_sha256 if found == expected else found
 
 
