@@ -441,7 +441,8 @@ def _note_skipped(skipped: list[str], errors: Iterable[ImageError]) -> None:
 
 def _no_replacement(error: ImageError) -> UserError:
     return UserError(
-        f"data.on_error=skip: no readable image can take the place of {error}; put it right, or lower batch_size"
+        f"data.on_error=skip: no readable image can take the place of {error}; put it right, or lower "
+        "batch_size"
     )
 
 

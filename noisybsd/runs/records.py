@@ -16,7 +16,6 @@ from torch import Tensor
 from noisybsd.errors import UserError, brief
 from noisybsd.files import read_text
 
-
 RESULTS_SCHEMA = 1  # version of results.json
 
 

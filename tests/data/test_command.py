@@ -259,6 +259,14 @@ def test_prepare_downloads_unpacks_and_resumes(
             load(card, by_hand, download=True)
 
 
+def test_prepare_shows_no_password(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    download = {"file": "x", "url": "http://me:secret@nowhere.invalid/x"}
+    card = trees.card(tmp_path, "own", downloads=[download])
+    assert main(["prepare", str(card), f"root={tmp_path / 'root'}"]) == 2
+    told = "".join(capsys.readouterr())
+    assert "http://nowhere.invalid/x" in told and "secret" not in told
+
+
 def test_prepare_of_what_is_not_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     assert main(["prepare", "cifar10", f"root={tmp_path}"]) == 1
