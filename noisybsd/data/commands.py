@@ -9,7 +9,7 @@ from noisybsd.config import Config, build_config, parse_overrides
 from noisybsd.data.cards import card_names, load_card
 from noisybsd.data.check import check
 from noisybsd.data.dataset import before_noise, draw_noise, read_splits, with_labels
-from noisybsd.data.download import fetch
+from noisybsd.data.download import fetch, without_password
 from noisybsd.data.imports import SOURCES, Wanted, import_images
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.noise import summary
@@ -96,7 +96,7 @@ def prepare(config: Config, out: Path | None) -> int:
             continue
         size = "" if item.bytes is None else f" ({item.bytes / 2**20:,.0f} MiB)"
         told = "" if item.checksum else "; its publisher gives no checksum"
-        print(f"{item.url}{size}{told}")
+        print(shown(f"{without_password(item.url)}{size}{told}"))
         fetch(item, root)
         print(f"{shown(root / item.makes)}: done")
     try:

@@ -99,7 +99,7 @@ def download(
     part = _Part(path, url, expected, size)
     _make(path.parent)
     left_over = part.path.exists()
-    shown, by_hand = _shown(url), f"or put the file at {path} yourself"
+    shown, by_hand = without_password(url), f"or put the file at {path} yourself"
     for attempt in range(ATTEMPTS):
         try:
             _fetch(part)
@@ -111,14 +111,14 @@ def download(
         except (_Broken, urllib.error.URLError, http.client.HTTPException, *_DROPPED) as error:
             reason = getattr(error, "reason", error)
             if isinstance(error, urllib.error.HTTPError):
-                reason = f"HTTP {error.code} {error.reason}"
+                reason = f"HTTP {error.code} {_on_a_line(error.reason)}"
                 if error.code < 500 and error.code != 429:  # others pass: a busy server
                     raise UserError(f"{shown}: {reason}; {by_hand}") from None
             if isinstance(reason, socket.gaierror | ConnectionRefusedError):
                 raise UserError(f"{shown}: no connection ({reason}); {by_hand}") from None
             if attempt == ATTEMPTS - 1:
                 raise UserError(
-                    f"{shown}: the connection broke {ATTEMPTS} times ({reason}); "
+                    f"{shown}: the connection broke {ATTEMPTS} times ({_on_a_line(reason)}); "
                     f"run it again to continue from {part.path}, {by_hand}"
                 ) from None
             time.sleep(pause * 2**attempt)
@@ -199,9 +199,13 @@ class _Part:
         self._note.unlink(missing_ok=True)
 
 
-def _shown(url: str) -> str:
+def without_password(url: str) -> str:
     """An address without the user name and password that it may hold."""
     return re.sub(r"//[^/?#]*@", "//", url)
+
+
+def _on_a_line(reason: object) -> str:
+    return " ".join(str(reason).split())
 
 
 class _Punctual(http.client.HTTPConnection):
@@ -279,12 +283,14 @@ def _place(
     """
     length = response.headers.get("Content-Length")
     if length is not None and not length.isdecimal():
-        raise UserError(f"{_shown(response.url)}: answers Content-Length: {length[:40]!r}")
+        raise UserError(
+            f"{without_password(response.url)}: answers Content-Length: {length[:40]!r}"
+        )
     if response.status == 200:
         return 0, None if length is None else int(length)
     if response.status != 206:
         raise UserError(
-            f"{_shown(response.url)}: HTTP {response.status} {response.reason}: no file in it"
+            f"{without_password(response.url)}: HTTP {response.status} {response.reason}: no file in it"
         )
     found = re.fullmatch(
         r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip()
@@ -309,9 +315,9 @@ def _refuse_other_files(response: http.client.HTTPResponse, part: _Part, total: 
     Raises:
         UserError: says which.
     """
-    shown = _shown(part.url)
+    shown = without_password(part.url)
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-        to = "" if response.url == part.url else f", at {_shown(response.url)}"
+        to = "" if response.url == part.url else f", at {without_password(response.url)}"
         raise UserError(
             f"{shown}: the server answers with a web page{to}, not with the file: perhaps it wants you to "
             "log in or to agree to terms; open the address in a browser"
@@ -327,6 +333,8 @@ def _refuse_other_files(response: http.client.HTTPResponse, part: _Part, total: 
         raise UserError(
             f"{shown}: the server's file has {total:,} bytes, expected {part.size:,}: not the official file"
         )
+    if total == 0:
+        raise UserError(f"{shown}: the server's file is empty")
     there = part.path.stat().st_size if part.path.exists() else 0
     free = shutil.disk_usage(part.path.parent).free
     if total - there > free:
@@ -368,7 +376,7 @@ def _copy(
             size += len(chunk)
             if most is not None and size > most:
                 raise UserError(
-                    f"{_shown(part.url)}: sends more than the {most:,} bytes of the file"
+                    f"{without_password(part.url)}: sends more than the {most:,} bytes of the file"
                 )
             if most is None and shutil.disk_usage(part.path.parent).free < SPARE:
                 raise UserError(f"{part.path}: no room: the server sends without end")
@@ -404,7 +412,9 @@ def fetch(item: Download, root: Path) -> None:
             unpack(path, root, item.unpack)
         except Damaged as error:
             if not fetched:
-                raise UserError(f"{error}; get it again from {_shown(item.url)}") from None
+                raise UserError(
+                    f"{error}; get it again from {without_password(item.url)}"
+                ) from None
             path.unlink()
             raise UserError(f"{error}; removed: run it again to download it anew") from None
         if fetched:  # a file that someone put there stays

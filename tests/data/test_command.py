@@ -259,6 +259,14 @@ def test_prepare_downloads_unpacks_and_resumes(
             load(card, by_hand, download=True)
 
 
+def test_prepare_shows_no_password(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    download = {"file": "x", "url": "http://me:secret@nowhere.invalid/x"}
+    card = trees.card(tmp_path, "own", downloads=[download])
+    assert main(["prepare", str(card), f"root={tmp_path / 'root'}"]) == 2
+    told = "".join(capsys.readouterr())
+    assert "http://nowhere.invalid/x" in told and "secret" not in told
+
+
 def test_prepare_of_what_is_not_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     assert main(["prepare", "cifar10", f"root={tmp_path}"]) == 1
@@ -441,6 +449,14 @@ def test_of_a_large_pack_some_images_are_looked_at(
         load("own", out)
 
 
+def test_a_fifo_in_a_pack_is_not_waited_for(tmp_path: Path) -> None:
+    out = packed_photos(tmp_path)
+    (out / "train_images.npy").unlink()
+    os.mkfifo(out / "train_images.npy")
+    with pytest.raises(UserError, match=r"damaged: train_images\.npy is no file"):
+        load("own", out)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
@@ -449,6 +465,7 @@ def test_of_a_large_pack_some_images_are_looked_at(
         ("clean_label", -2, r"train\.parquet: clean_label: label -2 of image 0 is out of range"),
         ("label", 0.5, r"pack\.json: damaged: train\.parquet: label holds double"),
         ("label", None, r"train\.parquet: label: label -1 of image 0 is out of range"),
+        ("path", 7, r"pack\.json: damaged: train\.parquet: path holds int64, expected text"),
     ],
 )
 def test_labels_of_a_pack_are_looked_at(

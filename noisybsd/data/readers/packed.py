@@ -108,6 +108,8 @@ def _packed_split(
 ) -> tuple[Split, str]:
     """A split, and the hash of its images."""
     path = root / f"{name}_images.npy"
+    if kind_of(path, str(path)) == "other":  # a FIFO would be waited for
+        raise ValueError(f"{path.name} is no file")
     # "c": pages are read when touched; torch wants memory that may be written, nothing reaches the file
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4:
@@ -127,7 +129,12 @@ def _packed_split(
     if "clean_label" in table.column_names:
         clean = _integers(table, "clean_label", len(whole.classes), root / f"{name}.parquet")
     votes = _votes(table, len(whole.classes), root / f"{name}.parquet")
-    split = Split(images, labels, clean, table["path"].to_pylist(), votes=votes)
+    paths = table["path"].to_pylist()
+    if not all(isinstance(each, str) for each in paths):
+        raise ValueError(
+            f"{name}.parquet: path holds {table.schema.field('path').type}, expected text"
+        )
+    split = Split(images, labels, clean, paths, votes=votes)
     return split, about.images_sha256 if found == expected else found
 
 
