@@ -5,7 +5,7 @@ Dimensions: N training samples, K classes, B batch.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -76,29 +76,44 @@ class LabelNoise(nn.Module):
 
     RANDOM = 0.1  # 0.3 was tried too: docs/LOG.md, on three parts evidence, one part prediction
 
+    LEAST = 1e-12  # keeps many votes from leaving a class no probability at all
+
     labels: Tensor
+    votes: Tensor | None
     histogram: Tensor
     joint: Tensor
 
-    def __init__(self, labels: Tensor, histogram: Tensor, window: int):
+    def __init__(self, labels: Tensor, histogram: Tensor, window: int, votes: Tensor | None = None):
         super().__init__()
         self.window = window
         self.register_buffer("labels", labels, persistent=False)  # (N,)
+        self.register_buffer("votes", votes, persistent=False)  # (N,K)
         self.register_buffer("histogram", histogram, persistent=False)  # (K,)
         self.register_buffer("joint", histogram[:, None] * histogram)  # (K,K): g, k
 
     @torch.no_grad()
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """What the samples `index` (B,) seem to be, (B,K), becomes part of the mean."""
-        given = one_hot(self.labels[index], len(self.joint))
+        if self.votes is None:
+            given = one_hot(self.labels[index], len(self.joint))
+        else:  # each sample counts once, whatever the number of its votes
+            given = self.votes[index] / self.votes[index].sum(dim=1, keepdim=True)
         share = min(1.0, len(index) / self.window)
         self.joint.addmm_(given.T, probs, beta=1 - share, alpha=share / len(index))
 
     def likelihood(self, index: Tensor) -> Tensor:
-        """P(g_i | k), (B,K): how likely the samples' given labels are if their class is k."""
-        given = self.labels[index]
+        """P(g_i | k), (B,K): how likely the samples' given labels are if their class is k.
+
+        Several votes are independent, so their likelihoods are multiplied. The product is scaled to a largest
+        entry of 1.
+        """
         of_class = self.joint.sum(dim=0).clamp_min(1e-30)  # (K,)
-        return (self.joint[given] / of_class).lerp(self.histogram[given, None], self.RANDOM)
+        if self.votes is None:
+            given = self.labels[index]
+            return (self.joint[given] / of_class).lerp(self.histogram[given, None], self.RANDOM)
+        of_vote = (self.joint / of_class).lerp(self.histogram[:, None], self.RANDOM)  # (K,K): g, k
+        exponents = self.votes[index] @ of_vote.log()
+        return (exponents - exponents.amax(1, keepdim=True)).exp().clamp_min(self.LEAST)
 
 
 class PosteriorTargets(TargetRule):
@@ -147,7 +162,7 @@ class PosteriorTargets(TargetRule):
         task: Task,
         *,
         prior_strength: Annotated[
-            NonNegative, Field(description="c: pseudo-count of the given label in the prior")
+            NonNegative, Field(description="c: pseudo-count of a given label in the prior")
         ] = 8.0,
         discount: Annotated[
             PositiveShare, Field(description="gamma: what a visit leaves of older evidence")
@@ -173,10 +188,11 @@ class PosteriorTargets(TargetRule):
     ):
         super().__init__()
         labels, classes = task.labels, task.num_classes
-        prior = {
+        prior: dict[str, Any] = {
             "prior_strength": prior_strength,
             "prior_floor": self.PRIOR_FLOOR,
             "discount": discount,
+            "votes": task.votes,
         }
         self.posterior: Posterior | SparsePosterior
         if top_k is not None and top_k < classes:
@@ -185,7 +201,7 @@ class PosteriorTargets(TargetRule):
             self.posterior = Posterior(labels, classes, **prior)
         shares = class_shares(labels, classes, task.balanced)
         self.alignment = Alignment(*shares) if align else None
-        self.label_noise = LabelNoise(labels, *shares) if label_evidence else None
+        self.label_noise = LabelNoise(labels, *shares, task.votes) if label_evidence else None
         self.sharpen, self.weigh_visits, self.epochs = sharpen, weigh_visits, task.epochs
         self.start_epoch(0)
         self.neighbour_weight = task.neighbours.weight

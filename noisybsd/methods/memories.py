@@ -13,6 +13,7 @@ from torch import Tensor
 from noisybsd.methods.parts import (
     Batch,
     BelowOne,
+    GivenTargets,
     Loss,
     NonNegative,
     PositiveShare,
@@ -92,8 +93,7 @@ class SelfEnsembleLabels(TargetRule):
         self.momentum = momentum
         self.warmup_epochs = round(warmup * task.epochs)
         self.correcting = False
-        labels = one_hot(task.labels, task.num_classes)
-        self.register_buffer("soft_labels", labels)
+        self.register_buffer("soft_labels", GivenTargets(task)())
 
     def start_epoch(self, epoch: int) -> None:
         self.correcting = epoch >= self.warmup_epochs
@@ -121,15 +121,13 @@ class TemporalEnsemble(TargetRule):
     algorithm 2.
     """
 
-    labels: Tensor
     ensemble: Tensor
     earlier: Tensor
     visits: Tensor
 
     def __init__(self, task: Task, *, momentum: BelowOne = 0.6):
         super().__init__()
-        self.momentum, self.num_classes = momentum, task.num_classes
-        self.register_buffer("labels", task.labels, persistent=False)
+        self.momentum, self.given = momentum, GivenTargets(task)
         self.register_buffer("ensemble", zeros(task, task.num_classes))  # (N,K), Z
         self.register_buffer("earlier", zeros(task, task.num_classes))  # (N,K), Z one visit ago
         self.register_buffer("visits", zeros(task, 1))  # (N,1), t
@@ -142,15 +140,15 @@ class TemporalEnsemble(TargetRule):
         self.visits.index_add_(0, index, torch.ones_like(probs[0, :, :1]))
 
     def targets(self, index: Tensor) -> Tensor:
-        return self._corrected(self.earlier[index], self.visits[index] - 1, self.labels[index])
+        return self._corrected(self.earlier[index], self.visits[index] - 1, self.given(index))
 
     def belief(self) -> Tensor:
         """The average over all visits; the label of a sample that was never seen."""
-        return self._corrected(self.ensemble, self.visits, self.labels)
+        return self._corrected(self.ensemble, self.visits, self.given())
 
-    def _corrected(self, ensemble: Tensor, visits: Tensor, labels: Tensor) -> Tensor:
+    def _corrected(self, ensemble: Tensor, visits: Tensor, given: Tensor) -> Tensor:
         mean = ensemble / (1 - self.momentum**visits).clamp_min(1e-12)
-        return torch.where(visits > 0, mean, one_hot(labels, self.num_classes))
+        return torch.where(visits > 0, mean, given)
 
 
 class TemporalConsistency(Loss):
@@ -199,5 +197,4 @@ class ProgressiveTargets(TemporalEnsemble):
         self.alpha_now = self.alpha * (epoch + 1) / self.epochs
 
     def targets(self, index: Tensor) -> Tensor:
-        labels = one_hot(self.labels[index], self.num_classes)
-        return labels.lerp(super().targets(index), self.alpha_now)
+        return self.given(index).lerp(super().targets(index), self.alpha_now)

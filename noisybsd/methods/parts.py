@@ -30,13 +30,16 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 class Task:
     """What a rule or a loss is told when a run starts. Clean labels are not among it."""
 
-    labels: Tensor  # (N,) int64, the given labels
+    labels: Tensor  # (N,) int64, the given labels; of several, the majority's
     num_classes: int  # K
     epochs: int  # of the whole run
     views: int  # of an image in a step
     embedding_dim: int  # D
     balanced: int | None  # most visits of samples of a given class in an epoch; None: all
     neighbours: NeighboursConfig
+    votes: Tensor | None = (
+        None  # (N,K) float32: how often a sample was given each class; None: once
+    )
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Batch:
     """What a loss may look at in a step. Clean labels are not among it."""
 
     index: Tensor  # (B,) int64, positions in the training set
-    labels: Tensor  # (B,) int64, the given labels
+    labels: Tensor  # (B,) int64, the given labels; of several, the majority's
     logits: Tensor  # (V,B,K) float32
     z: Tensor  # (V*B,D) float32, unit length, view by view
     targets: Tensor  # (B,K) float32, rows sum to one (ELR's excepted), no gradient
@@ -87,6 +90,30 @@ class Part(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Epoch number `epoch`, from 0, begins or goes on after an interruption."""
+
+
+class GivenTargets(nn.Module):
+    """The given labels as distributions: one-hot; or of several votes each class's share.
+
+    Its buffers are no part of a checkpoint.
+    """
+
+    labels: Tensor
+    shares: Tensor | None
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.num_classes = task.num_classes
+        shares = None if task.votes is None else task.votes / task.votes.sum(1, keepdim=True)
+        self.register_buffer("labels", task.labels, persistent=False)  # (N,)
+        self.register_buffer("shares", shares, persistent=False)  # (N,K)
+
+    def forward(self, index: Tensor | None = None) -> Tensor:
+        """Of the samples `index` (B,), or of all: (B,K) float32; rows sum to one."""
+        rows = slice(None) if index is None else index
+        if self.shares is not None:
+            return self.shares[rows]
+        return one_hot(self.labels[rows], self.num_classes)
 
 
 class TargetRule(Part):

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from noisybsd.methods.parts import Batch, Loss, TargetRule, Task, cross_entropy, one_hot
+from noisybsd.methods.parts import Batch, GivenTargets, Loss, TargetRule, Task, cross_entropy
 
 
 class LabelTargets(TargetRule):
-    """The given labels, one-hot: ordinary supervised learning."""
+    """The given labels, one-hot, or the mean of several: ordinary supervised learning."""
 
     mixup = "instead"
-    labels: Tensor
 
     def __init__(self, task: Task):
         super().__init__()
-        self.num_classes = task.num_classes
-        self.register_buffer("labels", task.labels, persistent=False)
+        self.given = GivenTargets(task)
 
     def targets(self, index: Tensor) -> Tensor:
-        return one_hot(self.labels[index], self.num_classes)
+        return self.given(index)
 
 
 class CrossEntropy(Loss):

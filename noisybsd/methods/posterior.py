@@ -1,10 +1,10 @@
 """Bayesian self-distillation: a Dirichlet belief for every training sample.
 
-The given label is the prior. From then on the network is a noisy sensor: each of its predictions is
-fractional evidence, older evidence fades, and the posterior mean is what the network learns. Source:
-"Bayesian Self-Distillation for Image Classification", arXiv 2512.24162. The paper's values of
-`prior_strength`, `prior_floor` and `discount` are not known; the defaults are ours. How a prediction
-becomes evidence is the business of bsd.py.
+The given label is the prior, or all labels that annotators gave. From then on the network is a noisy
+sensor: each of its predictions is fractional evidence, older evidence fades, and the posterior mean is
+what the network learns. Source: "Bayesian Self-Distillation for Image Classification", arXiv 2512.24162.
+The paper's values of `prior_strength`, `prior_floor` and `discount` are not known; the defaults are ours.
+How a prediction becomes evidence is the business of bsd.py.
 
 `SparsePosterior` holds the same belief for many classes in a few numbers a sample.
 
@@ -25,8 +25,9 @@ class Posterior(nn.Module):
     Args:
         labels: (N,) int64, the given labels.
         num_classes: K.
-        prior_strength: c, the pseudo-count of the given label in the prior.
-        prior_floor: eps, the pseudo-count of every other class in the prior.
+        votes: (N,K) float32, how often each sample was given each class; None: its label, once.
+        prior_strength: c, the pseudo-count of a vote in the prior.
+        prior_floor: eps, the least pseudo-count of a class in the prior.
         discount: gamma in (0, 1], what stays of the belief at each visit.
 
     Example:
@@ -43,15 +44,19 @@ class Posterior(nn.Module):
         labels: Tensor,
         num_classes: int,
         *,
+        votes: Tensor | None = None,
         prior_strength: float = 8.0,
         prior_floor: float = 1e-3,
         discount: float = 0.8,
     ):
         super().__init__()
         self.discount = discount
-        # alpha_i^0: c at the given label, eps elsewhere
-        alpha = torch.full((len(labels), num_classes), prior_floor, device=labels.device)
-        alpha.scatter_(1, labels[:, None], max(prior_strength, prior_floor))
+        # alpha_i^0: c for each vote, but at least eps for each class
+        if votes is None:
+            alpha = torch.full((len(labels), num_classes), prior_floor, device=labels.device)
+            alpha.scatter_(1, labels[:, None], max(prior_strength, prior_floor))
+        else:
+            alpha = (prior_strength * votes).clamp_min(prior_floor)
         self.register_buffer("alpha", alpha)
 
     @torch.no_grad()
@@ -116,6 +121,7 @@ class SparsePosterior(nn.Module):
         num_classes: int,
         *,
         top_k: int,
+        votes: Tensor | None = None,
         prior_strength: float = 8.0,
         prior_floor: float = 1e-3,
         discount: float = 0.8,
@@ -123,16 +129,23 @@ class SparsePosterior(nn.Module):
         super().__init__()
         self.num_classes, self.discount = num_classes, discount
         self.outside = num_classes - top_k
-        # (N,k) int32: the given label, then (for now) the classes that follow it
-        first = labels[:, None] + torch.arange(top_k, device=labels.device)
-        self.register_buffer("classes", (first % num_classes).int())
-        # (N,k) float32: their concentrations
-        mass = torch.full(self.classes.shape, prior_floor, device=labels.device)
+        # (N,k): the given label, then (for now) the classes that follow it, or those of other votes
+        classes = labels[:, None] + torch.arange(top_k, device=labels.device)
+        classes %= num_classes
+        # (N,k): their concentrations
+        mass = torch.full(classes.shape, prior_floor, device=labels.device)
         mass[:, 0] = max(prior_strength, prior_floor)
-        self.register_buffer("mass", mass)
-        # (N,) float32: the sum of all other concentrations
+        # (N,): the sum of all other concentrations
         rest = torch.full(labels.shape, prior_floor * self.outside, device=labels.device)
-        self.register_buffer("rest", rest)
+        if votes is not None:
+            alpha = (prior_strength * votes).clamp_min(prior_floor)  # (N,K), as in `Posterior`
+            order = alpha.scatter(1, labels[:, None], torch.inf).sort(descending=True).indices
+            classes = order[:, :top_k]
+            mass = alpha.gather(1, classes)
+            rest = alpha.gather(1, order[:, top_k:]).sum(dim=1)
+        self.register_buffer("classes", classes.int())  # int32
+        self.register_buffer("mass", mass)  # float32
+        self.register_buffer("rest", rest)  # float32
 
     @torch.no_grad()
     def observe(self, index: Tensor, evidence: Tensor, weight: Tensor | None = None) -> None:

@@ -11,6 +11,7 @@ from noisybsd.errors import UserError
 from noisybsd.methods.bsd import Alignment, LabelNoise, PosteriorTargets, class_shares, sharpened
 from noisybsd.methods.parts import Batch, TargetRule, Task
 from noisybsd.methods.plain import CrossEntropy, LabelTargets
+from noisybsd.methods.registry import build_rule
 
 N, K, B, V = 8, 3, 4, 2
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -160,6 +161,54 @@ def test_running_means_against_a_slow_loop() -> None:
             assert aligned[b].tolist() == pytest.approx([x / sum(scaled) for x in scaled], rel=1e-5)
             expected = [0.9 * joint[k][g] / sum(joint[k]) + 0.1 * h[g] for k in range(K)]
             assert likelihood[b].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+VOTES = torch.tensor([[1, 0, 2], [0, 0, 1], [0.5, 0.25, 0.25]])  # of the samples 0, 1 and 2
+
+
+def test_votes_are_independent_labels_of_one_sample() -> None:
+    """P(votes | k) = prod_g P(g | k)^votes_g; a sample's mean label counts once in the joint."""
+    histogram, index = torch.tensor([0.5, 0.3, 0.2]), torch.arange(3)
+    noise = LabelNoise(torch.tensor([2, 2, 0]), histogram, 10, VOTES)
+    probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+    noise.observe(index, probs)
+    shares = VOTES / VOTES.sum(dim=1, keepdim=True)
+    joint = 0.7 * histogram[:, None] * histogram + 0.3 * (shares.T @ probs) / 3
+    torch.testing.assert_close(noise.joint, joint)
+    of_vote = 0.9 * joint / joint.sum(dim=0) + 0.1 * histogram[:, None]  # g, k
+    for i, votes in enumerate(VOTES):
+        slow = (of_vote ** votes[:, None]).prod(dim=0)
+        torch.testing.assert_close(noise.likelihood(index)[i], slow / slow.max())
+
+
+def test_one_vote_has_the_likelihood_of_a_label() -> None:
+    votes = F.one_hot(LABELS, K).float()
+    shares = class_shares(LABELS, K, None)
+    label, vote = LabelNoise(LABELS, *shares), LabelNoise(LABELS, *shares, votes)
+    for noise in (label, vote):
+        noise.observe(INDEX, torch.rand(B, K, generator=torch.manual_seed(0)).softmax(dim=1))
+    assert torch.equal(label.joint, vote.joint)
+    of_label, of_vote = label.likelihood(INDEX), vote.likelihood(INDEX)
+    torch.testing.assert_close(of_label / of_label.amax(dim=1, keepdim=True), of_vote)
+
+
+def test_very_many_votes_leave_evidence_finite() -> None:
+    votes = torch.tensor([[1e4, 0, 0], [5e3, 5e3, 0]] * 4)
+    rule = posterior_rule(replace(task(), votes=votes))
+    surely_another = torch.eye(K)[[2] * N]
+    for _ in range(5):
+        rule.observe(torch.arange(N), surely_another[None])
+    assert rule.targets(torch.arange(N)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["labels", "selc", "ps_kd", "temporal_ensemble"])
+def test_other_methods_learn_the_mean_of_the_votes(name: str) -> None:
+    votes = torch.tensor([[1, 0, 2.0], [0, 1, 0]] * 4)
+    rule = build_rule(name, replace(task(), votes=votes), {})
+    rule.start_epoch(0)
+    targets = rule.targets(torch.tensor([0, 3]))
+    torch.testing.assert_close(targets, torch.tensor([[1 / 3, 0, 2 / 3], [0, 1, 0]]))
+    assert not [name for name in rule.state_dict() if name.startswith("given")]
 
 
 def test_the_likelihood_of_labels_finds_the_noise_transition_matrix() -> None:

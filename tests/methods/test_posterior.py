@@ -1,5 +1,7 @@
 import inspect
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ def test_defaults_are_those_of_the_target_rule(state: type) -> None:
     rule = {name: option.default for name, option in options(PosteriorTargets).items()}
     rule["prior_floor"] = PosteriorTargets.PRIOR_FLOOR
     for name, parameter in inspect.signature(state).parameters.items():
-        if parameter.default is not inspect.Parameter.empty:
+        if name != "votes" and parameter.default is not inspect.Parameter.empty:
             assert rule[name] == parameter.default, name
 
 
@@ -52,6 +54,60 @@ def test_equals_the_slow_reference_at_every_visit(c: float, gamma: float) -> Non
             discount=gamma,
         )
         torch.testing.assert_close(torch.stack(fast)[:, i].double(), torch.tensor(slow).double())
+
+
+def votes_of(*rows: list[float]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("c", [0.0, 1e-4, 3.0, 8.0])
+@pytest.mark.parametrize("state", [Posterior, partial(SparsePosterior, top_k=3)])
+def test_one_vote_is_the_given_label_bit_for_bit(state: Any, c: float) -> None:
+    votes = torch.nn.functional.one_hot(LABELS, K).float()
+    pair = state(LABELS, K, prior_strength=c), state(LABELS, K, prior_strength=c, votes=votes)
+    for p in predictions(6):
+        for posterior in pair:
+            posterior.observe(torch.arange(N), p)
+        assert torch.equal(pair[0].mean(), pair[1].mean())
+        assert torch.equal(pair[0].strength(), pair[1].strength())
+
+
+def test_every_vote_is_worth_c_in_the_prior() -> None:
+    votes = votes_of([3, 0, 0, 0], [1, 2, 0, 0], [0, 0.25, 0.75, 0])
+    posterior = Posterior(torch.tensor([0, 1, 2]), K, votes=votes, prior_strength=4, prior_floor=1)
+    assert posterior.alpha.tolist() == [[12, 1, 1, 1], [4, 8, 1, 1], [1, 1, 3, 1]]
+    assert posterior.suggested().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_votes_that_agree_are_overridden_as_late_as_a_prior_of_their_sum(count: int) -> None:
+    c, gamma = 8.0, 0.8
+    prior = {"prior_strength": c, "prior_floor": 1e-9, "discount": gamma}
+    posterior = Posterior(torch.tensor([0]), 2, votes=votes_of([count, 0]), **prior)
+    against = torch.tensor([[0.0, 1.0]])
+    visits = 0
+    while posterior.suggested().item() == 0:
+        posterior.observe(torch.tensor([0]), against)
+        visits += 1
+    assert visits == override_time(count * c, gamma)  # 5, 7, 8, 13
+    if count == 3:
+        assert visits == 8
+
+
+@pytest.mark.parametrize("top_k", [2, 3, K])
+def test_sparse_votes_are_the_dense_ones(top_k: int) -> None:
+    """The given label first, then the classes with the most votes; the sum is the same."""
+    votes = votes_of([3, 0, 2, 1], [0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 2], [1, 0, 0, 1])
+    dense = Posterior(LABELS, K, votes=votes)
+    sparse = SparsePosterior(LABELS, K, top_k=top_k, votes=votes)
+    torch.testing.assert_close(sparse.strength(), dense.strength())
+    assert torch.equal(sparse.suggested(), LABELS) and torch.equal(
+        sparse.classes[:, 0], LABELS.int()
+    )
+    assert sparse.classes[0, :2].tolist() == [0, 2]
+    torch.testing.assert_close(sparse.mass[0, :2], dense.alpha[0, [0, 2]])
+    if top_k == K:
+        torch.testing.assert_close(sparse.mean(), dense.mean())
 
 
 def test_reference_by_hand() -> None:
