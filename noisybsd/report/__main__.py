@@ -29,7 +29,7 @@ Except data.*, they matter only if training left no labels.parquet of the run's 
 
 def _print(directory: Path, metrics: dict[str, Any]) -> None:
     from noisybsd.report.duplicates import told
-    from noisybsd.report.estimates import caution
+    from noisybsd.report.estimates import caution, honest
 
     said, detection = metrics["estimates"], metrics["detection"]
     rate, console = said["noise_rate"], Console()
@@ -38,15 +38,10 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     known = "" if truth is None else f"; in truth {truth:.2%}"
     if truth is not None and said["verified"] < said["samples_seen"]:
         known += f" among {said['verified']:,} verified ones"
-    if rate["low"] is not None:
+    if rate["estimate"] is not None:
         print(
-            f"estimated wrong: {rate['estimate']:.2%} "
-            f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}, if the belief is honest){known}"
-        )
-    elif rate["estimate"] is not None:
-        print(
-            f"estimated wrong: {rate['estimate']:.2%} (by the confident joint of the network's "
-            f"predictions: the method holds no belief){known}"
+            f"estimated wrong: {rate['estimate']:.2%} (95 % interval {rate['low']:.2%} to "
+            f"{rate['high']:.2%}, if the {honest(rate)} honest){known}"
         )
     if doubt := caution(said):
         print(doubt)

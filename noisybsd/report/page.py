@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from noisybsd.data.names import UNKNOWN
 from noisybsd.report.duplicates import Duplicates, differ, summary, told
-from noisybsd.report.estimates import caution
+from noisybsd.report.estimates import caution, honest
 from noisybsd.report.findings import Findings, Ints, pictures
 from noisybsd.report.plots import (
     GIVEN,
@@ -216,7 +216,7 @@ def _range(found: dict[str, Any]) -> str:
     if found["estimate"] is None:
         return "no estimate is possible"
     if found["low"] is None:
-        return "no interval: the method keeps no belief, so confident predictions are counted"
+        return "no interval"
     return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
 
 
@@ -236,7 +236,7 @@ def _tiles(
         "name": "Labels estimated wrong",
         "value": _percent(rate["estimate"]),
         "lines": [
-            _range(rate) + ", if the belief is honest" * (rate["low"] is not None),
+            f"{_range(rate)}, if the {honest(rate)} honest",
             *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
         ],
     }
@@ -253,6 +253,8 @@ def _tiles(
             ),
         ],
     }
+    if test is None:
+        return
     if test["labels"] == "clean":
         yield {
             "name": "Test accuracy",
@@ -304,6 +306,8 @@ def _plots(
     }
     if history:
         yield from _curves(findings, said, history)
+    if said["test"] is None:
+        return
     yield {
         "title": "Is confidence honest?",
         "text": f"Test images by confidence: bars on the line are honest. Labels: {said['test']['labels']}.",
