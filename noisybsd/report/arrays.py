@@ -208,21 +208,30 @@ def write_report(
     Raises:
         ValueError: names the argument, the value and what is valid.
     """
+    about, said = summary_of(table)
+    if top < 1:
+        raise UserError(f"top: got {brief(top)}; valid: a whole number from 1")
+    found = Findings(table, {"labels": table["given"].to_numpy()}, {**about, "epoch": "–"})
+    page = build_page(Run(found, [], _pictures(images, table), []), said, None, top)
+    write_atomically(Path(path), lambda file: file.write(page.encode("utf-8", "backslashreplace")))
+
+
+def summary_of(table: pyarrow.Table) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `label_table` keeps beside the columns: what the labels are, and what `estimates` says of them.
+
+    Raises:
+        UserError: the table is none of `label_table`.
+    """
     metadata = getattr(getattr(table, "schema", None), "metadata", None) or {}
     if _ABOUT not in metadata or _MATRIX not in metadata:
         raise UserError(
             f"table: got a {type(table).__name__} without what label_table keeps beside the columns; valid: "
             "the pyarrow.Table that label_table returns"
         )
-    if top < 1:
-        raise UserError(f"top: got {brief(top)}; valid: a whole number from 1")
     about = json.loads(metadata[_ABOUT])
     classes = len(about["class_names"])
     matrix = np.frombuffer(metadata[_MATRIX], "<f8").reshape(classes, classes)
-    said = {**about.pop("estimates"), "transition": matrix}
-    found = Findings(table, {"labels": table["given"].to_numpy()}, {**about, "epoch": "–"})
-    page = build_page(Run(found, [], _pictures(images, table), []), said, None, top)
-    write_atomically(Path(path), lambda file: file.write(page.encode("utf-8", "backslashreplace")))
+    return about, {**about.pop("estimates"), "transition": matrix}
 
 
 def _issues(given: Ints, probs: Floats, believed: Floats) -> Bools:
@@ -299,6 +308,8 @@ def _checked(
 
 def _either(labels: Any, pred_probs: Any, belief: Any) -> tuple[Floats, Ints, bool]:
     """The belief, or without one the predictions, (N,K); the labels (N,); and whether it is a belief."""
+    if pred_probs is None and belief is None:
+        raise UserError("pred_probs: got None; valid: probabilities (N, K), or give belief")
     name, values = ("pred_probs", pred_probs) if belief is None else ("belief", belief)
     probs = _probabilities(values, name)
     return probs, _labels(labels, probs, name, None), belief is not None
