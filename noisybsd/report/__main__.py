@@ -75,12 +75,12 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
 
 
 def _print_rate(rate: dict[str, Any], known: str) -> None:
-    from noisybsd.report.estimates import honest
+    from noisybsd.report.estimates import condition
 
     if rate["estimate"] is not None:
         print(
             f"estimated wrong: {rate['estimate']:.2%} (95 % interval {rate['low']:.2%} to "
-            f"{rate['high']:.2%}, if the {honest(rate)} honest){known}"
+            f"{rate['high']:.2%}, if {condition(rate)}){known}"
         )
 
 

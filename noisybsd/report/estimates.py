@@ -78,9 +78,10 @@ def holds_belief(findings: Findings) -> bool:
     return bool(findings.about.get("holds_belief", True))  # findings from before it was noted
 
 
-def honest(rate: dict[str, Any]) -> str:
-    """What has to be honest for the interval of a noise rate to hold: the rest of a sentence."""
-    return "belief is" if rate["source"] == "belief" else "predictions are"
+def condition(rate: dict[str, Any]) -> str:
+    """What has to hold for the interval of a noise rate to hold: the rest of a sentence."""
+    by_belief = rate["source"] == "belief"
+    return "the belief is honest" if by_belief else "confident predictions are right"
 
 
 def noise_and_transition(

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from noisybsd.data.names import UNKNOWN
 from noisybsd.report.duplicates import Duplicates, differ, summary, told
-from noisybsd.report.estimates import caution, honest
+from noisybsd.report.estimates import caution, condition
 from noisybsd.report.findings import Findings, Ints, pictures
 from noisybsd.report.plots import (
     GIVEN,
@@ -236,7 +236,7 @@ def _tiles(
         "name": "Labels estimated wrong",
         "value": _percent(rate["estimate"]),
         "lines": [
-            f"{_range(rate)}, if the {honest(rate)} honest",
+            f"{_range(rate)}, if {condition(rate)}",
             *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
         ],
     }

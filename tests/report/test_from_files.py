@@ -85,7 +85,7 @@ def test_the_report_is_complete_and_the_console_says_so(
     assert main([*arguments, "top=4"]) == 0
     said = capsys.readouterr().out
     assert "2 of 6 labels are not the most probable class" in said
-    assert "estimated wrong: " in said and "if the predictions are honest" in said
+    assert "estimated wrong: " in said and "if confident predictions are right" in said
     assert sorted(path.name for path in Path("label_report").iterdir()) == [
         *("labels.csv", "labels.parquet", "labels_metrics.json", "report.html"),
     ]
