@@ -1,25 +1,88 @@
-"""noisybsd: image classifiers from partly wrong labels."""
+"""noisybsd: image classifiers from partly wrong labels, and which labels are wrong.
+
+The names in `__all__` are the library; docs/library.md introduces them. Importing the package imports
+nothing else and changes no state of the process; a name is imported when it is first asked for.
+"""
 
 import importlib
-import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# OpenMP reads this when torch is imported. Its threads spin at every barrier by default: on a machine
-# with other work they then steal the cores from each other (two threads on two busy cores: 23 images/s
-# on digits, 1,800 with sleeping waits).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if TYPE_CHECKING:
+    from noisybsd.data.dataset import Dataset
+    from noisybsd.data.views import Views
+    from noisybsd.engine.classifier import Classifier, load
+    from noisybsd.library import Run, inject_noise, load_dataset, train
+    from noisybsd.methods.beliefs import BSD
+    from noisybsd.methods.contrastive import simclr, supcon
+    from noisybsd.methods.parts import cross_entropy
+    from noisybsd.models.bank import FeatureBank
+    from noisybsd.report.arrays import (
+        find_label_issues,
+        label_table,
+        noise_matrix,
+        noise_rate,
+        write_report,
+    )
+
+# where each public name comes from
+_HOME = {
+    "BSD": "methods.beliefs",
+    "cross_entropy": "methods.parts",
+    "simclr": "methods.contrastive",
+    "supcon": "methods.contrastive",
+    "FeatureBank": "models.bank",
+    "Views": "data.views",
+    "Dataset": "data.dataset",
+    "inject_noise": "library",
+    "load_dataset": "library",
+    "find_label_issues": "report.arrays",
+    "label_table": "report.arrays",
+    "noise_matrix": "report.arrays",
+    "noise_rate": "report.arrays",
+    "write_report": "report.arrays",
+    "Run": "library",
+    "Classifier": "engine.classifier",
+    "load": "engine.classifier",
+}
+__all__ = [
+    "BSD",
+    "Classifier",
+    "Dataset",
+    "FeatureBank",
+    "Run",
+    "Views",
+    "cross_entropy",
+    "find_label_issues",
+    "inject_noise",
+    "label_table",
+    "load",
+    "load_dataset",
+    "noise_matrix",
+    "noise_rate",
+    "simclr",
+    "supcon",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first asked for: torch takes seconds."""
+    if name == "train":  # the command's module, which can be called
+        return importlib.import_module("noisybsd.train")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"noisybsd.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv:  # `python -m noisybsd.NAME` imports this first
     from noisybsd.commands import check_command
 
     check_command(sys.orig_argv[sys.orig_argv.index("-m") + 1])
-
-
-def __getattr__(name: str) -> Any:
-    """`noisybsd.load`, imported when it is first asked for: torch takes seconds."""
-    if name == "load":
-        return importlib.import_module("noisybsd.engine.classifier").load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,20 @@
-"""Train an image classifier: `python -m noisybsd.train recipe=NAME key=value …`."""
+"""Train an image classifier: `python -m noisybsd.train recipe=NAME key=value …`.
+
+In Python, call the module: `noisybsd.train("digits_sym40", epochs=3)`, see `noisybsd.library.train`.
+"""
 
 from __future__ import annotations
 
 import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from noisybsd.errors import asks_for_help, command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from noisybsd.library import Run
 
 USAGE = """\
 usage: python -m noisybsd.train recipe=NAME [key=value …]
@@ -33,6 +43,17 @@ def main(arguments: list[str]) -> int:
 
     return run(arguments)
 
+
+class _Train(ModuleType):
+    """The module as a function: a function `noisybsd.train` would be lost where this module is imported."""
+
+    def __call__(self, recipe: str | Path, **settings: Any) -> Run:
+        from noisybsd.library import train
+
+        return train(recipe, **settings)
+
+
+sys.modules[__name__].__class__ = _Train
 
 if __name__ == "__main__":
     sys.exit(main())

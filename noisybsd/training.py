@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -371,6 +372,30 @@ def run(arguments: list[str]) -> int:
     follow_parent()
     with distributed.process_group():
         return _run(load_config(arguments))
+
+
+def trained(config: Config) -> Path:
+    """Train to the end, or find the run finished, and return its directory: for callers in Python.
+
+    Raises:
+        UserError: as the command's.
+        KeyboardInterrupt: a signal stopped the run, and it is saved.
+        NonFiniteLoss: the loss became NaN or infinite.
+    """
+    with distributed.process_group():
+        _check_processes(config)
+        run = open_run(config) if distributed.is_first() else None
+        path = distributed.from_first(None if run is None else str(run.path.absolute()))
+        assert path is not None
+        try:
+            if not distributed.from_first(run is not None and run.results.exists()):
+                train(config, run)
+        except Stopped as stopped:
+            raise KeyboardInterrupt(f"stopped by {stopped}; saved in {path}") from None
+        finally:
+            if run is not None:
+                run.lock.close()
+    return Path(path)
 
 
 def _run(config: Config) -> int:

@@ -5,10 +5,13 @@ from graphlib import TopologicalSorter
 
 from helpers import ROOT
 
-COMMANDS = ("train", "training", "describe", "evaluate", "predict", "export", "sweep", "__main__")
+COMMANDS = (
+    *("train", "training", "library", "describe", "evaluate", "predict", "export", "sweep"),
+    "__main__",
+)
 LEVELS = (
     ("commands",),
-    ("__init__", "errors"),
+    ("errors",),
     ("files", "distributed", "processes"),
     ("settings", "values"),
     ("methods", "models"),
@@ -17,6 +20,7 @@ LEVELS = (
     ("engine",),
     ("report", "compare"),
     COMMANDS,
+    ("__init__",),
 )
 FILES = {
     ".".join(file.relative_to(ROOT / "noisybsd").with_suffix("").parts): ast.parse(

@@ -210,9 +210,7 @@ class Trainer:
         logits = logits.float().view(len(views), len(index), self.num_classes)  # (V,B,K)
         index, logits, z, mixup = joint_batch(index, logits, z, mixup)
 
-        probs = logits.detach()[:num_views].softmax(dim=-1)
-        self.rule.observe(index, probs)
-        targets = self.rule.targets(index)  # (B,K)
+        targets = self.rule.visit(index, logits[:num_views])  # (B,K)
         if mixup is not None and self.loss.mixup == "instead":
             targets = mixup(targets)
 

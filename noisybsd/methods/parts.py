@@ -125,6 +125,11 @@ class TargetRule(Part):
     def observe_neighbours(self, votes: Tensor) -> None:
         """See the neighbours' mean beliefs (N,K), once an epoch; a row of zeros says nothing."""
 
+    def visit(self, index: Tensor, logits: Tensor) -> Tensor:
+        """Observe logits (V,B,K) for the views of the samples `index` (B,), and return their targets."""
+        self.observe(index, logits.detach().softmax(dim=-1))
+        return self.targets(index)
+
     def targets(self, index: Tensor) -> Tensor:
         """Targets (B,K) float32 of the samples `index` (B,); rows sum to one."""
         raise NotImplementedError(type(self).__name__)

@@ -1,4 +1,7 @@
-"""Say which labels are wrong, in a table and on a page: `python -m noisybsd.report run=DIR`."""
+"""Say which labels are wrong, in a table and on a page: `python -m noisybsd.report run=DIR`.
+
+Or without a run, of any model's probabilities: `labels=FILE probs=FILE`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from noisybsd.runs.directory import FOLDS, MAY_DIFFER
 
 USAGE = f"""\
 usage: python -m noisybsd.report run=DIR [top=2000] [key=value …]
+       python -m noisybsd.report labels=FILE probs=FILE [images=DIR] [embeddings=FILE] [classes=A,B,…]
+                                 [out=label_report] [top=2000]
 
 Say which training labels are wrong, from a run, finished or not. Writes into DIR:
   report.html          summary, plots, and the `top` most suspicious samples to go through; works offline
@@ -24,6 +29,13 @@ Say which training labels are wrong, from a run, finished or not. Writes into DI
 
 keys that may differ from the run's own: {", ".join(MAY_DIFFER)}.
 Except data.*, they matter only if training left no labels.parquet of the run's last epoch.
+
+Without a run, of the probabilities of any model, which should not have learned from these labels:
+  labels      .npy, .csv, .parquet, …: numbers or names of classes, and perhaps a column of paths
+  probs       .npy, .npz: (N,K), as cleanlab takes them; or .csv, .parquet with a column for each class
+  images      the folder of the images; embeddings: .npy (N,D), for neighbours
+  classes     what the columns of probs are called, if neither probs nor numbers in labels say so
+writes report.html, labels.parquet, labels.csv and labels_metrics.json into the folder `out`.
 """
 
 
@@ -41,21 +53,12 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     known = "" if truth is None else f"; in truth {truth:.2%}"
     if truth is not None and said["verified"] < said["samples_seen"]:
         known += f" among {said['verified']:,} verified ones"
-    doubt = caution(said)
-    if doubt is not None:
+    if doubt := caution(said):
         print(
             f"estimated wrong: unknown ({rate['estimate']:.2%} by what the run believes){known}\n{doubt}"
         )
-    elif rate["low"] is not None:
-        print(
-            f"estimated wrong: {rate['estimate']:.2%} "
-            f"(95 % interval {rate['low']:.2%} to {rate['high']:.2%}, if the belief is honest){known}"
-        )
-    elif rate["estimate"] is not None:
-        print(
-            f"estimated wrong: {rate['estimate']:.2%} (by the confident joint of the network's "
-            f"predictions: there is no belief){known}"
-        )
+    else:
+        _print_rate(rate, known)
     if metrics["duplicates"] is not None and (doubled := told(metrics["duplicates"])):
         print(doubled)
     if detection:
@@ -79,6 +82,16 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     print("  labels_metrics.json")
 
 
+def _print_rate(rate: dict[str, Any], known: str) -> None:
+    from noisybsd.report.estimates import condition
+
+    if rate["estimate"] is not None:
+        print(
+            f"estimated wrong: {rate['estimate']:.2%} (95 % interval {rate['low']:.2%} to "
+            f"{rate['high']:.2%}, if {condition(rate)}){known}"
+        )
+
+
 @command
 def main(arguments: list[str]) -> int:
     if asks_for_help(arguments):
@@ -88,15 +101,33 @@ def main(arguments: list[str]) -> int:
     from noisybsd.engine.saved import run_argument
     from noisybsd.report.write import report
 
-    directory, others = run_argument(arguments)
-    top, overrides = 2000, []
-    for argument in others:
-        if argument.startswith("top="):
-            top = _count(argument.removeprefix("top="))
-        else:
-            overrides.append(argument)
+    tops = [a.removeprefix("top=") for a in arguments if a.startswith("top=")]
+    top, others = (
+        _count(tops[-1]) if tops else 2000,
+        [a for a in arguments if not a.startswith("top=")],
+    )
+    if any(argument.startswith(("labels=", "probs=")) for argument in others):
+        _of_files(others, top)
+        return 0
+    directory, overrides = run_argument(others)
     _print(directory, report(directory, overrides, top))
     return 0
+
+
+def _of_files(arguments: list[str], top: int) -> None:
+    from noisybsd.report.from_files import report_of_files
+
+    if wrong := [argument for argument in arguments if "=" not in argument]:
+        raise UserError(f"argument {wrong[0]!r}: arguments are written key=value")
+    directory, said, notices = report_of_files(
+        dict(argument.split("=", 1) for argument in arguments), top
+    )
+    print(f"{said['disputed']:,} of {said['samples']:,} labels are not the most probable class")
+    _print_rate(said["noise_rate"], "")
+    for notice in notices:
+        print(notice)
+    print(f"written to {shown(directory)}: report.html, labels.csv, labels.parquet,")
+    print("  labels_metrics.json")
 
 
 def _count(text: str) -> int:

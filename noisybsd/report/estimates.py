@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,12 @@ def estimates(findings: Findings) -> dict[str, Any]:
     """What can be said without clean labels; and the truth beside it where these are known.
 
     Returns:
-        noise_rate: {estimate, low, high, source}, from the belief (`noise_rate`); for a method without
-        one, from its network's confident joint (`confident_joint`), without an interval;
+        noise_rate: {estimate, low, high, source}, see `noise_and_transition`;
         suggestions_wrong: the share of its own suggestions that the belief expects to be wrong;
         disputed: how many labels the belief contradicts;
         held_out: how many samples training did not see, and held_out_disputed: how many of these the
         network contradicts; all else is of the training samples;
-        transition (K,K), see `transition`; test: accuracy on the test set as it is
+        transition (K,K), see `transition`; test, None without a test set: accuracy on it as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
         labels) or on_clean_labels {estimate, low, high} (others). Of data with several labels for an image
         also agreement, see there. Where clean labels are known also verified, how many, and of these
@@ -47,14 +47,7 @@ def estimates(findings: Findings) -> dict[str, Any]:
     findings = findings.trained
     seen = findings.seen
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
-    if holds_belief(findings):
-        rate = {**noise_rate(belief[np.arange(len(labels)), labels]), "source": "belief"}
-        matrix = transition(belief, labels)
-    else:
-        joint = confident_joint(belief, labels)
-        off = float(1 - joint.trace() / len(labels)) if len(labels) else None
-        rate = {"estimate": off, "low": None, "high": None, "source": "confident joint"}
-        matrix = _row_shares(joint)
+    rate, matrix = noise_and_transition(belief, labels, holds_belief(findings))
     found: dict[str, Any] = {
         "samples": len(findings.table),
         "samples_seen": int(seen.sum()),
@@ -64,7 +57,7 @@ def estimates(findings: Findings) -> dict[str, Any]:
         "held_out": held_out,
         "held_out_disputed": held_out_disputed,
         "transition": matrix,
-        "test": _test_estimates(findings, matrix),
+        "test": _test_estimates(findings, matrix) if len(findings.arrays["test_labels"]) else None,
     }
     if (votes := findings.arrays.get("votes")) is not None:
         found["agreement"] = agreement(votes)
@@ -94,6 +87,53 @@ def caution(said: dict[str, Any]) -> str | None:
 def holds_belief(findings: Findings) -> bool:
     """Whether the method held a belief of each label; else `belief` is what its network predicts."""
     return bool(findings.about.get("holds_belief", True))  # findings from before it was noted
+
+
+def condition(rate: dict[str, Any]) -> str:
+    """What has to hold for the interval of a noise rate to hold: the rest of a sentence."""
+    by_belief = rate["source"] == "belief"
+    return "the belief is honest" if by_belief else "confident predictions are right"
+
+
+def noise_and_transition(
+    probs: Floats, labels: Ints, is_belief: bool
+) -> tuple[dict[str, Any], Floats]:
+    """The noise rate {estimate, low, high, source} and the transition matrix (K,K).
+
+    From a belief they are its means (`noise_rate`, `transition`), from predictions the confident joint's.
+
+    Args:
+        probs: (N,K).
+        labels: (N,) given.
+    """
+    if is_belief:
+        rate = noise_rate(probs[np.arange(len(labels)), labels])
+        return {**rate, "source": "belief"}, transition(probs, labels)
+    counts = confident_counts(probs, labels)
+    joint = _calibrated(counts, labels)
+    rate = _joint_noise_rate(joint, counts.sum(axis=0))
+    return {**rate, "source": "confident joint"}, _row_shares(joint)
+
+
+def _joint_noise_rate(joint: Floats, counted: Floats) -> dict[str, float | None]:
+    """The share of wrong labels by a confident joint (K,K), with a 95 % interval.
+
+    The interval is that of K shares, each counted on `counted` (K,) samples of its given label. It covers
+    the chance in these counts. It does not cover that confident predictions are wrong.
+    """
+    given = joint.sum(axis=0)
+    n = float(given.sum())
+    if n == 0:
+        return {"estimate": None, "low": None, "high": None}
+    wrong = 1 - np.divide(joint.diagonal(), given, where=given > 0, out=np.ones(len(given)))
+    estimate = float(given @ wrong) / n
+    variance = given**2 * wrong * (1 - wrong) / np.maximum(counted, 1)
+    half = Z95 * float(np.sqrt(variance.sum())) / n
+    return {
+        "estimate": estimate,
+        "low": max(0.0, estimate - half),
+        "high": min(1.0, estimate + half),
+    }
 
 
 def noise_rate(given_prob: Floats) -> dict[str, float | None]:
@@ -183,6 +223,11 @@ def confident_joint(probabilities: Floats, labels: Ints) -> Floats:
     Returns:
         (K,K) float64, row: true class, column: given label; sums to N.
     """
+    return _calibrated(confident_counts(probabilities, labels), labels)
+
+
+def confident_counts(probabilities: Floats, labels: Ints) -> Floats:
+    """The confident joint (K,K) before it is scaled: only the samples that were counted."""
     classes, rows = probabilities.shape[1], np.arange(len(labels))
     given = np.bincount(labels, minlength=classes)
     total = np.bincount(labels, weights=probabilities[rows, labels], minlength=classes)
@@ -191,9 +236,36 @@ def confident_joint(probabilities: Floats, labels: Ints) -> Floats:
     counted = confident.max(axis=1, initial=-1.0) >= 0
     joint = np.zeros((classes, classes))
     np.add.at(joint, (confident.argmax(axis=1)[counted], labels[counted]), 1)
-    empty = joint.sum(axis=0) == 0  # of such a label nothing is known: taken as right
-    joint[empty, empty] = 1
-    return joint * (given / joint.sum(axis=0))
+    return joint
+
+
+def _calibrated(counts: Floats, labels: Ints) -> Floats:
+    """Counts (K,K), scaled to the number of samples of each given label."""
+    joint, empty = counts.copy(), counts.sum(axis=0) == 0
+    joint[empty, empty] = 1  # of such a label nothing is known: taken as right
+    return joint * (np.bincount(labels, minlength=len(joint)) / joint.sum(axis=0))
+
+
+def mislabelled(probabilities: Floats, labels: Ints) -> Bools:
+    """Which labels (N,) the confident joint takes for wrong, so many of each pair as it counts.
+
+    Of the samples given b, as many as the joint has of true class a are taken: those whose probability of a
+    exceeds that of b most. No sample is among them whose label is its most probable class.
+
+    Source: Northcutt et al. 2021, section 3.2, "prune by noise rate"; the last sentence is the authors' code.
+    """
+    joint = confident_joint(probabilities, labels)
+    wrong = np.zeros(len(labels), bool)
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(len(joint) + 1))
+    for given, (start, end) in enumerate(pairwise(ends.tolist())):
+        members = order[start:end]
+        others = np.flatnonzero(np.rint(joint[:, given]) > 0)
+        for true in others[others != given].tolist():
+            count = min(round(joint[true, given]), len(members))
+            margin = probabilities[members, true] - probabilities[members, given]
+            wrong[members[np.argpartition(-margin, count - 1)[:count]]] = True
+    return wrong & (probabilities.argmax(axis=1) != labels)
 
 
 def _row_shares(joint: Floats) -> Floats:

@@ -99,15 +99,7 @@ class Findings:
     def write(self, directory: Path) -> None:
         """Write labels.parquet, labels.csv (the most suspicious first) and pred_probs.npz."""
         schema = {"noisybsd": json.dumps(self.about)}
-        table = self.table.replace_schema_metadata(schema)
-        write_atomically(
-            directory / "labels.parquet", lambda file: pyarrow.parquet.write_table(table, file)
-        )
-        ranked = self.table.take(pyarrow.compute.sort_indices(self.table["rank"]))
-        near = [" ".join(map(str, row)) for row in ranked["neighbours"].to_pylist()]
-        place = ranked.schema.get_field_index("neighbours")
-        flat = ranked.set_column(place, "neighbours", pyarrow.array(near, pyarrow.string()))
-        write_atomically(directory / "labels.csv", lambda file: pyarrow.csv.write_csv(flat, file))
+        write_table(self.table.replace_schema_metadata(schema), directory)
         write_atomically(
             directory / "pred_probs.npz",
             lambda file: np.savez(file, allow_pickle=False, **self.arrays),
@@ -140,6 +132,18 @@ class Findings:
         for mistake in array_mistakes(arrays, table, about):
             raise _damaged(arrays_path, mistake)
         return cls(table, arrays, about)
+
+
+def write_table(table: pyarrow.Table, directory: Path) -> None:
+    """Write a label table as labels.parquet, and as labels.csv, the most suspicious first."""
+    write_atomically(
+        directory / "labels.parquet", lambda file: pyarrow.parquet.write_table(table, file)
+    )
+    ranked = table.take(pyarrow.compute.sort_indices(table["rank"]))
+    near = [" ".join(map(str, row)) for row in ranked["neighbours"].to_pylist()]
+    place = ranked.schema.get_field_index("neighbours")
+    flat = ranked.set_column(place, "neighbours", pyarrow.array(near, pyarrow.string()))
+    write_atomically(directory / "labels.csv", lambda file: pyarrow.csv.write_csv(flat, file))
 
 
 def _damaged(path: Path, mistake: str) -> UserError:

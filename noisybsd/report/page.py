@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from noisybsd.data.names import UNKNOWN
 from noisybsd.report.duplicates import Duplicates, differ, summary, told
-from noisybsd.report.estimates import caution
+from noisybsd.report.estimates import caution, condition
 from noisybsd.report.findings import Findings, Ints, Pictures
 from noisybsd.report.plots import (
     GIVEN,
@@ -223,7 +223,7 @@ def _range(found: dict[str, Any]) -> str:
     if found["estimate"] is None:
         return "no estimate is possible"
     if found["low"] is None:
-        return "no interval: there is no belief, so confident predictions are counted"
+        return "no interval"
     return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
 
 
@@ -249,7 +249,7 @@ def _tiles(
         "lines": [
             f"{_percent(rate['estimate'])} by what the run believes, which is no measurement"
             if doubt
-            else _range(rate) + ", if the belief is honest" * (rate["low"] is not None),
+            else f"{_range(rate)}, if {condition(rate)}",
             *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
         ],
     }
@@ -282,6 +282,8 @@ def _tiles(
                 f"{agreement['votes']:.1f} votes each",
             ],
         }
+    if test is None:
+        return
     if test["labels"] == "clean":
         yield {
             "name": "Test accuracy",
@@ -351,6 +353,8 @@ def _plots(
     }
     if history:
         yield from _curves(findings, said, history)
+    if said["test"] is None:
+        return
     yield {
         "title": "Is confidence honest?",
         "text": f"Test images by confidence: bars on the line are honest. Labels: {said['test']['labels']}.",

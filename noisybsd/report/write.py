@@ -118,7 +118,7 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     )
     metrics = {
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
-        "estimates": _json(said),
+        "estimates": as_json(said),
         "detection": detection,
         "out_of_fold": folds,
         "duplicates": None
@@ -129,12 +129,12 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     return metrics
 
 
-def _json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """With lists for arrays and null for NaN."""
     if isinstance(value, dict):
-        return {key: _json(each) for key, each in value.items()}
+        return {key: as_json(each) for key, each in value.items()}
     if isinstance(value, np.ndarray):
-        return [_json(each) for each in value.tolist()]
+        return [as_json(each) for each in value.tolist()]
     if isinstance(value, list):
-        return [_json(each) for each in value]
+        return [as_json(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value

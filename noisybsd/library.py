@@ -1,0 +1,217 @@
+"""The public functions around data and runs: `inject_noise`, `load_dataset`, `train`, and its `Run`.
+
+Dimensions: N samples, K classes, F features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+import pyarrow.parquet
+from pydantic import ValidationError
+
+from noisybsd.config import build_config, read_recipe
+from noisybsd.data import dataset, noise
+from noisybsd.errors import UserError, brief
+from noisybsd.methods.beliefs import as_tensor
+from noisybsd.settings import DataConfig, NoiseConfig
+
+Labels = npt.NDArray[np.int64]
+
+
+def inject_noise(
+    labels: Any,
+    kind: str,
+    rate: float,
+    seed: int = 0,
+    *,
+    num_classes: int | None = None,
+    class_map: Mapping[int, int] | None = None,
+    superclasses: Sequence[int] | None = None,
+    features: npt.NDArray[Any] | None = None,
+    matrix: Any = None,
+) -> Labels:
+    """Labels with synthetic noise, (N,) int64. One seed is one set of labels, on every machine.
+
+    Args:
+        labels: (N,) integers from 0 to K-1, the true classes; not changed.
+        kind: "symmetric", "symmetric_exclusive", "asymmetric", "superclass_next", "superclass_random",
+            "block5", "pairflip", "plus_one", "instance" or "matrix"; noisybsd/data/noise.py has their papers.
+        rate: of the noise in the sense of its kind, in [0,1]. Of symmetric noise, as many papers count it, a
+            share of 1/K keeps the true class. For "matrix" 0, for the matrix has its rates.
+        num_classes: K; None: the largest label plus one.
+        class_map: {true class: noisy class}, for "asymmetric".
+        superclasses: (K,), for "superclass_next" and "superclass_random".
+        features: (N,F), for "instance".
+        matrix: (K,K), row: true class, for "matrix".
+
+    Raises:
+        ValueError: names the argument, the value and what is valid.
+
+    Example:
+        >>> inject_noise([0, 0, 0, 0, 0], "pairflip", 1.0, num_classes=3)
+        array([1, 1, 1, 1, 1])
+    """
+    given = as_tensor(labels, "labels").cpu().numpy()
+    if num_classes is None:
+        num_classes = int(given.max(initial=0)) + 1 if given.dtype.kind in "iu" else 2
+    names = {
+        "noise.file": "matrix",
+        "noise.name": "kind",
+        "noise.rate": "rate",
+        "noise.seed": "seed",
+        "transition matrix": "matrix",
+    }
+    needed = {
+        "asymmetric": ("class_map", class_map),
+        "superclass_next": ("superclasses", superclasses),
+        "superclass_random": ("superclasses", superclasses),
+        "instance": ("features", features),
+        "matrix": ("matrix", matrix),
+    }
+    argument, value = needed.get(kind, ("kind", kind))
+    if value is None:
+        raise UserError(f"{argument}: got None, but kind={kind!r} needs {argument}")
+    with _arguments(names):
+        return noise.inject(
+            given,
+            kind,
+            rate,
+            num_classes=num_classes,
+            seed=seed,
+            asymmetric_map=class_map,
+            coarse=superclasses,
+            features=features,
+            matrix=matrix,
+        ).labels
+
+
+def load_dataset(name: str, root: str | Path = "data", **settings: Any) -> dataset.Dataset:
+    """One of the datasets that noisybsd knows, as training has it: images and labels, without further noise.
+
+    `dataset.train` and `dataset.test` have `images`, uint8 (N,C,S,S) or files that decode to that, `labels`
+    and, where they are known, `clean_labels`, for measuring alone.
+
+    Args:
+        name: such as "cifar10n", "digits" or "own"; `python -m noisybsd.data` lists them.
+        root: the folder that holds the data, or shall: what may be downloaded is.
+        settings: the settings data.* of training, such as `labels="worst"`, `limit=1000`, `download=False`.
+
+    Raises:
+        ValueError: a setting that is wrong; or data that are missing or damaged, and how to get them.
+
+    Example:
+        >>> load_dataset("digits").train.images.shape
+        torch.Size([1438, 1, 8, 8])
+    """
+    try:
+        data = DataConfig(name=name, root=str(root), **settings)
+    except ValidationError as error:
+        raise UserError("\n".join(map(_mistake, error.errors()))) from None
+    with _arguments({"data.": ""}):
+        return dataset.load_dataset(data, NoiseConfig(), seed=0)
+
+
+class Run:
+    """A finished run, in the directory `path`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "results.json").is_file():
+            raise UserError(f"path: {self.path} holds no finished run; it has no results.json")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """results.json: metrics, settings, versions."""
+        found: dict[str, Any] = json.loads((self.path / "results.json").read_text("utf-8"))
+        return found
+
+    @property
+    def labels(self) -> pyarrow.Table:
+        """What the run says of each training label: one row for each, see docs/report.md."""
+        file = self.path / "labels.parquet"
+        if not file.is_file():
+            self.report()
+        return pyarrow.parquet.read_table(file)
+
+    def report(self, *, top: int = 2000) -> Path:
+        """Write the label report of the run, and return the path of its page.
+
+        Args:
+            top: how many samples to show.
+        """
+        from noisybsd.report.write import report  # here, as below: both import all of training
+
+        report(self.path, [], top)
+        return self.path / "report.html"
+
+    def corrected(self) -> Labels:
+        """The most probable class of each training image, (N,) int64, by belief or prediction."""
+        found: Labels = self.labels["suggested"].to_numpy()
+        return found
+
+    @property
+    def classifier(self) -> Any:
+        """The network of the run as a classifier of new images: `noisybsd.load(path)`."""
+        import noisybsd
+
+        return noisybsd.load(self.path)
+
+
+def train(recipe: str | Path, **settings: Any) -> Run:
+    """Train as `python -m noisybsd.train` does, and return the run.
+
+    The run has a directory, by default runs/<recipe>/<time>-<seed>; an unfinished run of the same settings is
+    continued. Ctrl-C saves and raises KeyboardInterrupt.
+
+    Args:
+        recipe: the name of a recipe, or the path of a YAML file.
+        settings: what to change of the recipe: `epochs=3`, a section as a dictionary, `noise={"rate": 0.2}`,
+            or a dotted key, `**{"run.dir": "runs/mine"}`.
+
+    Raises:
+        ValueError: lists every mistake in the settings; or data that are missing or damaged.
+        RuntimeError: the loss became NaN or infinite.
+    """
+    from noisybsd.training import trained
+
+    config = build_config(read_recipe(str(recipe)), *map(_nested, settings.items()))
+    return Run(trained(config))
+
+
+def _nested(setting: tuple[str, Any]) -> dict[str, Any]:
+    key, value = setting
+    nested: Any = str(value) if isinstance(value, Path) else value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+@contextlib.contextmanager
+def _arguments(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors about settings speak of the arguments that these came from."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for key, argument in names.items():
+            text = text.replace(key, argument)
+        raise UserError(text) from None
+
+
+def _mistake(mistake: Any) -> str:
+    place = ".".join(map(str, mistake["loc"]))
+    if mistake["type"] == "extra_forbidden":
+        known = ", ".join(name for name in DataConfig.model_fields if name not in ("name", "root"))
+        return f"{place}: is no setting of data; valid: {known}"
+    return f"{place}: got {brief(mistake['input'])}; {mistake['msg']}"

@@ -1,0 +1,116 @@
+"""Every method by name, without a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.training import SOONER, TINY, NoTracker
+from torch import nn
+from torch.nn.functional import normalize
+
+from noisybsd import methods
+from noisybsd.config import load_config
+from noisybsd.data.dataset import load_dataset
+from noisybsd.engine.trainer import Trainer
+from noisybsd.methods.presets import METHODS
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "bsd_plus_neighbours"])
+def test_a_methods_step_is_the_trainers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [*TINY, f"method={name}", "data.limit=64", "epochs=2", "contrastive.temperature=0.5"]
+    config = load_config([*settings, *SOONER.get(name, [])])
+    dataset = load_dataset(config.data, config.noise, config.seed)
+    torch.manual_seed(0)
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    changed = {k.removeprefix("options."): float(v) for k, v in _pairs(SOONER.get(name, []))}
+    method = methods.build(
+        name, dataset.train.labels, 10, epochs=2, embedding_dim=8, temperature=0.5, **changed
+    )
+    losses: list[tuple[float, float]] = []
+    mine: list[Any] = []
+    trained = trainer.loss.forward
+
+    def spy(batch: Any) -> Any:
+        method.loss.load_state_dict(
+            trainer.loss.state_dict()
+        )  # what a random start or SGD makes of it
+        z = batch.z.detach() if len(batch.z) else None
+        mine.append(method.step(batch.index, batch.logits.detach(), z, batch.mixup))
+        return trained(batch)
+
+    def add(step: int, loss: Any, *others: Any) -> None:
+        losses.append((loss.item(), mine.pop().item()))
+
+    monkeypatch.setattr(trainer.loss, "forward", spy)
+    monkeypatch.setattr(trainer.sums, "add", add)
+    for epoch in range(2):
+        method.start_epoch(epoch)
+        trainer.train_epoch(NoTracker(), type("Never", (), {"received": 0})())  # type: ignore[arg-type]
+        trainer.history.append({})
+    assert len(losses) == 4
+    for theirs, mine in losses:
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def _pairs(settings: list[str]) -> list[list[str]]:
+    return [setting.split("=") for setting in settings]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plain_loop_trains_with_every_method(name: str) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(24) % 3
+    images = torch.randn(24, 5) + 3 * nn.functional.one_hot(labels, 5)
+    method = methods.build(name, labels, 3, epochs=3, embedding_dim=4)
+    encoder, head, project = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 4)
+    parameters = [p for part in (encoder, head, project, method) for p in part.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05)
+    for epoch in range(3):
+        method.start_epoch(epoch)
+        for index in torch.randperm(24).split(8):
+            views = [images[index] + 0.1 * torch.randn(8, 5) for _ in range(method.views)]
+            mixup = method.draw_mixup(8)
+            if mixup is not None:
+                mixed = [mixup(view) for view in views]
+                views = [*views, *mixed] if method.loss.mixup == "beside" else mixed
+            h = encoder(torch.cat(views))
+            z = normalize(project(h), dim=1) if method.uses_embedding else None
+            loss = method.step(index, head(h).unflatten(0, (len(views), 8)), z, mixup)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            assert loss.isfinite()
+            targets = method.targets(index)
+            assert targets.shape == (8, 3) and targets.isfinite().all()
+    if (belief := method.mean()) is not None:
+        assert torch.allclose(belief.sum(1), torch.ones(24), atol=1e-5)
+        suggested = method.suggested()
+        assert suggested is not None and suggested.shape == (24,)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("elrr", {}, "name: got 'elrr', did you mean elr?"),
+        ("elr", {"betta": 0.5}, "option of elr: got 'betta', did you mean beta?"),
+        ("elr", {"beta": 2.0}, "beta: got 2.0; Input should be less than 1"),
+        ("ce", {"beta": 0.5}, "option of ce: got 'beta'; valid: no options"),
+        ("bsd_supcon", {"temperature": 0.0}, "temperature: got 0.0; valid"),
+    ],
+)
+def test_wrong_arguments_are_named(name: str, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        methods.build(name, [0, 1], 2, epochs=2, **settings)
+    assert says in str(caught.value)
+
+
+def test_a_step_says_what_is_missing() -> None:
+    index, logits = torch.arange(2), torch.zeros(2, 2, 2)
+    with pytest.raises(ValueError, match="z: got None; valid: \\(4, D\\)"):
+        methods.build("bsd_plus", [0, 1], 2, epochs=2).step(index, logits)
+    with pytest.raises(ValueError, match="logits: got 2 views; valid: 1 for the method elr"):
+        methods.build("elr", [0, 1], 2, epochs=2).step(index, logits)
+    with pytest.raises(ValueError, match="mixup: got None; valid: what draw_mixup returns"):
+        methods.build("mixup", [0, 1], 2, epochs=2).step(index, logits[0])
