@@ -30,9 +30,8 @@ from noisybsd.methods.beliefs import as_tensor
 from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
 from noisybsd.report.estimates import estimates, mislabelled, noise_and_transition
-from noisybsd.report.findings import Bools, Findings, Floats, Ints
+from noisybsd.report.findings import Bools, Findings, Floats, Ints, Pictures
 from noisybsd.report.page import PICTURE, Run, build_page
-from noisybsd.report.sprites import Pictures
 
 SLACK = 0.01  # how far from 1 the probabilities of a sample may sum: float16 rounds
 BLOCK = 2**22  # numbers that are looked at together
