@@ -107,25 +107,29 @@ def download(
         except UserError as error:
             raise UserError(f"{error}; {by_hand}") from None
         except http.client.InvalidURL as error:
-            raise UserError(f"{shown}: not a usable address: {error}; {by_hand}") from None
+            raise UserError(
+                f"{shown}: not a usable address: {_told(error, url)}; {by_hand}"
+            ) from None
         except (_Broken, urllib.error.URLError, http.client.HTTPException, *_DROPPED) as error:
             reason = getattr(error, "reason", error)
             if isinstance(error, urllib.error.HTTPError):
-                reason = f"HTTP {error.code} {_on_a_line(error.reason)}"
+                reason = f"HTTP {error.code} {_told(error.reason, url)}"
                 if error.code < 500 and error.code != 429:  # others pass: a busy server
                     raise UserError(f"{shown}: {reason}; {by_hand}") from None
             if isinstance(reason, socket.gaierror | ConnectionRefusedError):
                 raise UserError(f"{shown}: no connection ({reason}); {by_hand}") from None
             if attempt == ATTEMPTS - 1:
                 raise UserError(
-                    f"{shown}: the connection broke {ATTEMPTS} times ({_on_a_line(reason)}); "
+                    f"{shown}: the connection broke {ATTEMPTS} times ({_told(reason, url)}); "
                     f"run it again to continue from {part.path}, {by_hand}"
                 ) from None
             time.sleep(pause * 2**attempt)
         except OSError as error:
             raise UserError(f"{part.path}: cannot be written: {error.strerror or error}") from None
         except ValueError as error:  # an address that is none, of the card or of a redirect
-            raise UserError(f"{shown}: not a usable address: {error}; {by_hand}") from None
+            raise UserError(
+                f"{shown}: not a usable address: {_told(error, url)}; {by_hand}"
+            ) from None
     try:
         part.check()
     except UserError as error:
@@ -204,8 +208,13 @@ def without_password(url: str) -> str:
     return re.sub(r"//[^/?#]*@", "//", url)
 
 
-def _on_a_line(reason: object) -> str:
-    return " ".join(str(reason).split())
+def _told(reason: object, url: str) -> str:
+    """What a library says of `url`, on one line, and without its user name and password."""
+    text = " ".join(str(reason).split())
+    user = re.search(r"//([^/?#]*)@", url)
+    for word in filter(None, user[1].split(":") if user else []):
+        text = text.replace(word, "***")
+    return text
 
 
 class _Punctual(http.client.HTTPConnection):
