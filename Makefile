@@ -23,11 +23,11 @@ $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 		echo "setting up $(VENV) with uv"; \
 		test -x $(BIN)/python || uv venv -q --python $(PYTHON) $(VENV); \
-		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,dev-examples]'; \
 	else \
 		echo "setting up $(VENV) with pip; torch is large, this takes some minutes"; \
 		test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); \
-		$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+		$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,dev-examples]'; \
 	fi
 	@touch $@
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from noisybsd import methods, train
     from noisybsd.data.dataset import Dataset
     from noisybsd.data.views import Views
     from noisybsd.engine.classifier import Classifier, load
-    from noisybsd.library import Run, inject_noise, load_dataset, train
+    from noisybsd.library import Run, inject_noise, load_dataset
     from noisybsd.methods.beliefs import BSD
     from noisybsd.methods.contrastive import simclr, supcon
     from noisybsd.methods.parts import cross_entropy
@@ -60,6 +61,7 @@ __all__ = [
     "label_table",
     "load",
     "load_dataset",
+    "methods",
     "noise_matrix",
     "noise_rate",
     "simclr",
@@ -71,8 +73,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first asked for: torch takes seconds."""
-    if name == "train":  # the command's module, which can be called
-        return importlib.import_module("noisybsd.train")
+    if name in ("methods", "train"):  # modules; that of the command `train` can be called
+        return importlib.import_module(f"noisybsd.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"noisybsd.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -246,7 +246,7 @@ def _neighbours(embeddings: Any, given: Ints, classes: int) -> tuple[list[list[i
     if embeddings is None:
         return [[]] * n, np.broadcast_to(np.float32(0), (n, classes))
     z = as_tensor(embeddings, "embeddings")
-    if z.ndim != 2 or len(z) != n or not z.is_floating_point():
+    if z.ndim != 2 or len(z) != n or z.is_complex():
         raise UserError(
             f"embeddings: got {z.dtype} of shape {tuple(z.shape)}; valid: numbers of shape ({n}, D)"
         )
