@@ -148,5 +148,6 @@ def told(counts: dict[str, Any]) -> str | None:
     if same["in_test"]:
         parts.append(f"{same['in_test']:,} training images are test images too")
     if near:
-        parts.append(f"{near:,} pairs of images differ by little")
+        pairs = "1 pair of images differs" if near == 1 else f"{near:,} pairs of images differ"
+        parts.append(f"{pairs} by little")
     return "; ".join(parts) or None
