@@ -122,12 +122,20 @@ def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
             f"{review.data_sha256[:12]}…, those of data.name={config.data.name} in "
             f"data.root={config.data.root} have {dataset.sha256[:12]}…"
         )
-    if not ((review.index >= 0) & (review.index < len(train))).all():
-        raise UserError(f"review={path}: index: valid: 0 to {len(train) - 1}")
-    if not ((review.label >= 0) & (review.label < classes)).all():
-        raise UserError(f"review={path}: label: valid: 0 to {classes - 1}")
-    if (train.labels[review.index] != review.given).any():
-        raise UserError(f"review={path}: its given labels are not the run's")
+    for name, values, count in (
+        ("index", review.index, len(train)),
+        ("label", review.label, classes),
+    ):
+        outside = values[(values < 0) | (values >= count)]
+        if len(outside):
+            raise UserError(f"review={path}: {name}: got {outside[0]}, valid: 0 to {count - 1}")
+    other = np.flatnonzero(train.labels[review.index] != review.given)
+    if len(other):
+        i = other[0]
+        raise UserError(
+            f"review={path}: given: got {review.given[i]} for index {review.index[i]}, whose given label is "
+            f"{train.labels[review.index[i]]} in the run"
+        )
     labels, rows, clean = _in_reading_order(config, train, classes)
     labels[rows[review.index]] = review.label
     counts = Counter(review.decision)
