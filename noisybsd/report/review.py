@@ -137,12 +137,20 @@ def apply_review(
             f"review={path}: belongs to another dataset than that of data.name={config.data.name} in "
             f"data.root={config.data.root}: {dataset.other_than(review.data_sha256)}"
         )
-    if not ((review.index >= 0) & (review.index < len(samples))).all():
-        raise UserError(f"review={path}: index: valid: 0 to {len(samples) - 1}")
-    if not ((review.label >= 0) & (review.label < classes)).all():
-        raise UserError(f"review={path}: label: valid: 0 to {classes - 1}")
-    if (samples.labels[review.index] != review.given).any():
-        raise UserError(f"review={path}: its given labels are not the run's")
+    for name, values, count in (
+        ("index", review.index, len(samples)),
+        ("label", review.label, classes),
+    ):
+        outside = values[(values < 0) | (values >= count)]
+        if len(outside):
+            raise UserError(f"review={path}: {name}: got {outside[0]}, valid: 0 to {count - 1}")
+    other = np.flatnonzero(samples.labels[review.index] != review.given)
+    if len(other):
+        i = other[0]
+        raise UserError(
+            f"review={path}: given: got {review.given[i]} for index {review.index[i]}, whose given label is "
+            f"{samples.labels[review.index[i]]} in the run"
+        )
     whole, test, rows = _in_reading_order(config, samples, classes)
     whole.labels[rows[review.index]] = review.label
     counts = Counter(review.decision)

@@ -133,6 +133,17 @@ def test_check_of_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path
     assert code == 1 and "CIFAR-10-C: not there" in text and "prepare cifar10c" in text
 
 
+def test_a_root_that_is_no_folder_is_named_with_its_key(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for root, reason in ((tmp_path / "file", "is no folder"), ("x" * 300, "File name too long")):
+        code, text = check(capsys, "own", f"root={root}")
+        assert code == 1 and f"WRONG  data.root={root}: {reason}" in text
+        with pytest.raises(UserError, match=f"^data.root={root}: {reason}"):
+            load("own", Path(root))
+
+
 def test_check_counts_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trees.clothing1m(tmp_path)
     code, text = check(capsys, "clothing1m", f"root={tmp_path}")

@@ -354,6 +354,11 @@ def test_unusable_files_are_named(tmp_path: Path, kind: str, reason: str) -> Non
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="cannot be read: embedded null byte"):
+        decode_image(tmp_path / "a\0.png", 32)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_pillows_limit_holds_from_once_not_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

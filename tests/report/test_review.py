@@ -221,10 +221,10 @@ def test_a_review_of_another_dataset_is_refused_by_its_hash(config: Config, tmp_
     [
         ({"decision": "maybe"}, r"line 2: decision: got 'maybe', valid: wrong, right, unsure"),
         ({"index": "x"}, r"line 2: index, given and label must be integers"),
-        ({"label": 10}, r"label: valid: 0 to 9"),
-        ({"index": 300}, r"index: valid: 0 to 299"),
-        ({"index": -1}, r"index: valid: 0 to 299"),
-        ({"given": 11}, r"its given labels are not the run's"),
+        ({"label": 10}, r"label: got 10, valid: 0 to 9"),
+        ({"index": 300}, r"index: got -?\d+, valid: 0 to 299"),
+        ({"index": -1}, r"index: got -?\d+, valid: 0 to 299"),
+        ({"given": 11}, r"given: got 11 for index \d+, whose given label is \d in the run"),
     ],
 )
 def test_damage_is_answered_with_its_place(
