@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all bench lint types check clean
+.PHONY: help setup demo test test-all bench lint types check docs clean
 
 help:
 	@echo "make demo      set up, train on digits with 40 % wrong labels, report which"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint      ruff"
 	@echo "make types     mypy"
 	@echo "make check     lint, types, tests"
+	@echo "make docs      set up, build the pages and the reference in build/site, check their links"
 
 setup: $(READY)
 
@@ -23,11 +24,11 @@ $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 		echo "setting up $(VENV) with uv"; \
 		test -x $(BIN)/python || uv venv -q --python $(PYTHON) $(VENV); \
-		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,dev-examples]'; \
+		uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,dev-examples,docs]'; \
 	else \
 		echo "setting up $(VENV) with pip; torch is large, this takes some minutes"; \
 		test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); \
-		$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,dev-examples]'; \
+		$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,dev-examples,docs]'; \
 	fi
 	@touch $@
 
@@ -65,6 +66,15 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+# Links lead from docs/ to its neighbours, so all are copied side by side.
+docs: setup
+	rm -rf build/docs build/site
+	mkdir -p build/docs/benchmarks build/docs/noisybsd/compare
+	cp -r README.md CHANGELOG.md docs results examples build/docs/
+	cp -r benchmarks/gpu_day build/docs/benchmarks/
+	cp noisybsd/compare/published.csv build/docs/noisybsd/compare/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -147,7 +147,7 @@ def test_where_things_are_may_differ(tiny: Tiny) -> None:
         (["run=run", "device=gpu"], "device: "),
         (["run=run", "corruptions=fgo"], "corruptions: got 'fgo', did you mean fog? valid: all, b"),
         (["run=run", "corruptions=saturate"], "corruptions=saturate: needs colour"),
-        (["run=run", "neighbours.k=500"], "neighbours.k: got 500; valid: 1 to 128"),
+        (["run=run", "neighbours.k=500"], "k, neighbours.k: got 500; valid: 1 to 128"),
         (["run=run", "seed"], "seed"),
         (["run=young"], "run=young: has no checkpoint yet"),
     ],

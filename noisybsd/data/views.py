@@ -114,7 +114,7 @@ class Views(nn.Module):
     ) -> None:
         super().__init__()
         if name not in VIEWS:
-            raise UserError(f"augment.name: {did_you_mean(name, VIEWS)}")
+            raise UserError(f"name: {did_you_mean(name, VIEWS)}")
         if len(mean) != len(std) or min(std) <= 0:
             raise UserError(
                 f"mean, std: {list(mean)}, {list(std)}; need one value a channel in each, "

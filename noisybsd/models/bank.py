@@ -144,7 +144,7 @@ def search(
         RuntimeError: faiss in a forked process.
     """
     if engine not in ENGINES:
-        raise UserError(f"neighbours.engine: {did_you_mean(engine, ENGINES)}")
+        raise UserError(f"engine: {did_you_mean(engine, ENGINES)}")
     itself = queries is None
     _check_k(k, len(bank_features) - itself, itself)
     bank = bank_features.float()
@@ -173,7 +173,7 @@ def search(
 def _check_k(k: int, largest: int, itself: bool) -> None:
     if not 1 <= k <= largest:
         raise UserError(
-            f"neighbours.k: got {k}; valid: 1 to {largest}, the number of samples"
+            f"k, neighbours.k: got {k}; valid: 1 to {largest}, the number of samples"
             + (" less the sample itself" if itself else "")
         )
 

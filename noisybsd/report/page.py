@@ -194,6 +194,8 @@ def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
         "Ordered by the run's belief in the given label, times the final network's probability of it, "
         "the smallest first."
     )
+    if said["test"] is None:  # without a run
+        text = "Ordered by the probability of the given label, the smallest first."
     if shown == samples:
         heading = f"All {samples:,} labels, the most suspicious first"
     if said["disputed"] + said["held_out_disputed"] == 0:

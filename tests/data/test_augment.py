@@ -492,7 +492,7 @@ def test_cuda_equals_cpu(name: str) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"augment\.name: got 'cifr', .*cifar.*digits"):
+    with pytest.raises(ValueError, match=r"name: got 'cifr', .*cifar.*digits"):
         views("cifr")
 
 

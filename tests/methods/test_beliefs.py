@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.fake_gpu import GPU
 from helpers.ranks import on_ranks, results
 from helpers.training import TINY, NoReadback, NoTracker
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import noisybsd
 from noisybsd import BSD, distributed
@@ -127,6 +129,15 @@ def test_without_the_check_of_the_index_a_step_reads_nothing_back(
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with NoReadback():
         beliefs.step(*batch())
+
+
+def test_a_step_on_a_gpu_stays_there() -> None:
+    beliefs = BSD(LABELS, 3, epochs=4)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a GPU that need not be there
+        beliefs.to(GPU)
+        index, logits = torch.zeros(6, dtype=torch.int64, device=GPU), torch.zeros(6, 3, device=GPU)
+        assert beliefs.step(index, logits.half()).device == GPU
+        assert beliefs.mean().device == beliefs.suggested().device == GPU
 
 
 def joint_step(split: bool) -> list[Tensor]:

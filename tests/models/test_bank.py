@@ -509,7 +509,7 @@ def test_queries_allow_k_up_to_the_whole_bank() -> None:
 
 
 def test_unknown_engine_is_named() -> None:
-    with pytest.raises(UserError, match=r"neighbours\.engine: got 'exat', did you mean exact"):
+    with pytest.raises(UserError, match=r"engine: got 'exat', did you mean exact"):
         search(_clusters(10)[0], 3, engine="exat")
 
 

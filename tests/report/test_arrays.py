@@ -149,6 +149,7 @@ def test_a_page_shows_the_pictures(kind: str, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "The 50 most suspicious labels" in page and 'id="pictures-0"' in page
     assert "Who is mistaken for whom" in page and "Is confidence honest?" not in page
+    assert "Ordered by the probability of the given label, the smallest first." in page
 
 
 def test_a_page_of_files_and_of_a_table_that_was_stored(tmp_path: Path) -> None:
