@@ -461,13 +461,13 @@ def start_otherwise(rank: int, *settings: str) -> None:
 
 
 def see_other_data(rank: int) -> None:
-    load = training.load_dataset
+    load = training.run_dataset
 
     def other(*arguments: Any) -> Any:
         found = load(*arguments)
         return replace(found, sha256="0" * 64) if distributed.rank() == rank else found
 
-    training.load_dataset = other
+    training.run_dataset = other
 
 
 def run_out_of_memory() -> None:

@@ -1,4 +1,4 @@
-"""The command `data`: check, prepare, pack and import datasets, write noisy labels, apply a review."""
+"""Check, pack and import datasets, write noisy labels, apply a review: `python -m noisybsd.data --help`."""
 
 from __future__ import annotations
 

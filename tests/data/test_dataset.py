@@ -14,7 +14,7 @@ import torch
 from helpers import trees
 from helpers.trees import load
 
-from noisybsd.data import fingerprint
+from noisybsd.data import fingerprint, images
 from noisybsd.data.cards import load_card
 from noisybsd.data.dataset import load_evaluation
 from noisybsd.data.noise import inject, labels_sha256
@@ -204,7 +204,7 @@ def test_of_many_files_some_are_looked_into(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprint, "SAMPLED", 5)
-    monkeypatch.setattr(fingerprint, "PART", 100)
+    monkeypatch.setattr(images, "PART", 100)
     large = tmp_path / "large"
     large.write_bytes(bytes(range(256)) * 20)
     paths, sizes = ["large"] * 9, [5120] * 9

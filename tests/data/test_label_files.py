@@ -135,7 +135,7 @@ def test_a_failed_write_leaves_what_was_there(
     path = tmp_path / "labels.txt"
     path.write_text("1\n")
 
-    def fail(file: object, labels: object, clean: object) -> None:
+    def fail(file: object, *columns: object) -> None:
         file.write(b"0\n0")  # type: ignore[attr-defined]
         raise OSError(28, "No space left on device")
 

@@ -15,8 +15,8 @@ from helpers.compared import assert_same, outcome, rows, strict
 from helpers.disturbed import Crash, crash, enlarged, interrupt, send, with_dataset
 from torch import Tensor
 
+from noisybsd.engine.evaluation import evaluate_run
 from noisybsd.engine.trainer import Trainer
-from noisybsd.evaluate import evaluate_run
 from noisybsd.runs.checkpoint import load_checkpoint, save_checkpoint
 from noisybsd.train import main
 
