@@ -53,6 +53,7 @@ bench: setup
 	$(BIN)/python benchmarks/scale.py --out $(BENCH)/scale.csv
 	$(BIN)/python benchmarks/report.py scale --out $(BENCH)/report_scale.csv
 	$(BIN)/python benchmarks/loader.py --rounds 3 --images 400 --steps 4 --demand 400 --out $(BENCH)/loader.csv
+	$(BIN)/python benchmarks/predict.py --rounds 3 --out $(BENCH)/predict.csv
 	$(BIN)/python benchmarks/passes.py --out $(BENCH)/passes.csv
 	cp $(BENCH)/*.csv results/cost/
 	$(BIN)/python benchmarks/tables.py docs/performance.md docs/scaling.md

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from noisybsd import methods, train
     from noisybsd.data.dataset import Dataset
     from noisybsd.data.views import Views
+    from noisybsd.engine.classifier import Classifier, load
     from noisybsd.library import Run, inject_noise, load_dataset
     from noisybsd.methods.beliefs import BSD
     from noisybsd.methods.contrastive import simclr, supcon
@@ -44,9 +45,12 @@ _HOME = {
     "noise_rate": "report.arrays",
     "write_report": "report.arrays",
     "Run": "library",
+    "Classifier": "engine.classifier",
+    "load": "engine.classifier",
 }
 __all__ = [
     "BSD",
+    "Classifier",
     "Dataset",
     "FeatureBank",
     "Run",
@@ -55,6 +59,7 @@ __all__ = [
     "find_label_issues",
     "inject_noise",
     "label_table",
+    "load",
     "load_dataset",
     "methods",
     "noise_matrix",

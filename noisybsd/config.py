@@ -156,6 +156,11 @@ class Config(Section):
             yield (
                 "network.frozen=true goes with augment.flip=random and compile=false: views are embedded once"
             )
+        if self.data.fold >= (self.data.folds or 1):
+            yield (
+                f"data.fold={self.data.fold} counts from 0 and needs a larger data.folds, got "
+                f"{'none' if self.data.folds is None else self.data.folds}"
+            )
         if noise.name == "none" and noise.rate > 0:
             yield (
                 f"noise.rate={noise.rate} needs noise.name (got none), e.g. noise.name=symmetric; for no "
@@ -384,9 +389,10 @@ def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-# Keys that are gone, and what to use instead.
+# Keys that are gone or that people expect, and what to use instead.
 _GONE = {
-    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds"
+    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds",
+    "data.hf": "copy the dataset into a folder first: python -m noisybsd.data import hf=… out=FOLDER",
 }
 
 
@@ -464,7 +470,8 @@ def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
         elif item["type"] == "value_error" and not key:
             yield str(item["ctx"]["error"])
         elif item["type"] == "value_error" and key == "options":
-            yield from str(item["ctx"]["error"]).splitlines()
+            lines = str(item["ctx"]["error"]).splitlines()
+            yield from (line if line.startswith(key) else f"{key}: {line}" for line in lines)
         elif item["type"] == "value_error":
             yield f"{key}: {item['ctx']['error']}"
         else:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -52,6 +52,21 @@ def expanded(text: str) -> Path:
         raise UserError(
             f"got {brief(text)}: this machine knows no such home folder; write the whole path"
         ) from None
+
+
+def output_file(text: str, suffixes: Collection[str]) -> Path:
+    """The path of a file that a command is to write.
+
+    Raises:
+        UserError: it has none of the `suffixes`, or its folder is not there; says what was received and
+            what is valid.
+    """
+    path = expanded(text)
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"got {brief(text)}; valid: a file that ends in {' or '.join(suffixes)}")
+    if kind_of(path.parent, f"got {brief(text)}") != "folder":
+        raise UserError(f"got {brief(text)}; there is no folder {path.parent}; make it first")
+    return path
 
 
 @contextlib.contextmanager

@@ -97,7 +97,13 @@ class RunConfig(Section):
     resume: PathText = Field(
         "auto",
         description="auto: continue the unfinished run of the same configuration, if there is one; "
-        "none: start anew; or the path of a run directory or checkpoint",
+        "none: start anew; or the path of a run directory or checkpoint, also to train it longer, "
+        "with larger epochs",
+    )
+    init: PathText | None = Field(
+        None,
+        description="start a new run from the weights of a run directory or checkpoint, and from its "
+        "beliefs if images and labels are the same",
     )
     checkpoint_seconds: float = Field(
         60.0,
@@ -123,6 +129,11 @@ class DataConfig(Section):
         description="own data: a .npy whose row i is the embedding of row i of data.manifest, which training "
         "then needs in place of the images",
     )
+    annotators: tuple[str, ...] = Field(
+        (),
+        description="columns of the label file or manifest, each with one annotator's labels; default: "
+        "label_1, label_2, … where there is no column label",
+    )
     limit: int | None = Field(
         None,
         ge=1,
@@ -147,6 +158,13 @@ class DataConfig(Section):
     test_fraction: float = Field(
         0.2, gt=0, lt=1, description="own data without a test split: the share held out"
     )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="own data without a test split: hold out one of so many parts, and not test_fraction",
+    )
+    fold: int = Field(0, ge=0, description="which of data.folds parts is held out, from 0")
     size: int | None = Field(
         None,
         ge=4,

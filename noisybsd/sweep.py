@@ -27,7 +27,7 @@ from noisybsd.config import Config, load_config, parse_overrides, read_record
 from noisybsd.errors import UserError, asks_for_help, brief, command, did_you_mean, shown
 from noisybsd.files import kind_of, naming, open_file, read_text, user_path, write_atomically
 from noisybsd.processes import bound_to_me
-from noisybsd.runs.directory import InUse, differences, lock_run, refuse_foreign
+from noisybsd.runs.directory import InUse, differences, has_begun, lock_run, refuse_foreign
 from noisybsd.runs.signals import stop_signals
 
 USAGE = """\
@@ -200,7 +200,8 @@ def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]
     try:
         if not any(map(run._has, _MARKS)):
             refuse_foreign(run.directory, f"{run.directory}")
-        recorded = read_record(record) if run._has(record.name) else None
+        begun = run._has(record.name) and has_begun(run.directory)
+        recorded = read_record(record) if begun else None
     except UserError as error:
         yield f"{error}; use another {place}"
         return

@@ -21,23 +21,26 @@ import torch
 from noisybsd import distributed
 from noisybsd.config import Config, load_config
 from noisybsd.data.dataset import Dataset
+from noisybsd.data.votes import votes_told
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
+from noisybsd.engine.warm_start import start_from
 from noisybsd.errors import (
     UserError,
     is_out_of_gpu_memory,
     is_out_of_memory,
     shown,
 )
-from noisybsd.files import append_jsonl, write_json, write_jsonl
+from noisybsd.files import append_jsonl, user_path, write_json, write_jsonl
 from noisybsd.processes import follow_parent
 from noisybsd.report.collect import record
 from noisybsd.runs.checkpoint import save_checkpoint
-from noisybsd.runs.directory import RunDirectory, differences, open_run
+from noisybsd.runs.directory import RunDirectory, differences, load_initial, open_run
 from noisybsd.runs.environment import pick_device
+from noisybsd.runs.records import read_results
 from noisybsd.runs.results import RunRecord, data_notes, run_results
 from noisybsd.runs.signals import Stopped, StopSignal
-from noisybsd.runs.tracking import NoTracker, Tracker
+from noisybsd.runs.tracking import Earlier, NoTracker, Tracker
 
 log = logging.getLogger("noisybsd")
 
@@ -51,11 +54,12 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     device = pick_device(config)
     if config.compile:
         _check_compiler(device)
-    with distributed.one_first("data"):
-        dataset = run_dataset(config)
-    _check_fits(config, dataset)
-    _check_same_data(config, dataset)
-    trainer = Trainer(config, dataset, device)
+    with Earlier() as earlier:
+        with distributed.one_first("data"):
+            dataset = run_dataset(config)
+        _check_fits(config, dataset)
+        _check_same_data(config, dataset)
+        trainer = Trainer(config, dataset, device)
     state = distributed.from_first(None if run is None else run.state)
     kept = RunRecord(state)
     if state is not None:
@@ -64,16 +68,23 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
         if state.get("world_size", 1) != distributed.world_size():
             trainer.begin_epoch_anew()
         _check_step(trainer, where)
+        if state["config"]["epochs"] < config.epochs:
+            kept.extended_after.append(trainer.epoch)
     if run is not None:
         run.state = None
+        if run.grows:
+            run.record(config)
     # on every process now, for this decodes what stays in memory, and Ctrl-C still ends it at once
     total_steps = trainer.total_steps
     with (
         _open_tracker(trainer, run, kept.wandb_id, total_steps) as tracker,
         StopSignal(tracker.stopping) as stop,
     ):
+        tracker.note(earlier.records)
         if run is not None:
             _announce(trainer, run, state)
+        if state is None and config.run.init is not None:
+            _start_from(trainer, config.run.init, run)
         del state
         tracker.start_wandb(trainer.history)
         results = None
@@ -95,6 +106,13 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     return results
 
 
+def _start_from(trainer: Trainer, init: str, run: RunDirectory | None) -> None:
+    """Let the new run begin with what another has learned; the first process reads that."""
+    found = ("", {}) if run is None else load_initial(user_path(init, "run.init"))
+    source, state = distributed.from_first(found)
+    start_from(trainer, state, source)
+
+
 def _open_tracker(
     trainer: Trainer, run: RunDirectory | None, wandb_id: str, total_steps: int
 ) -> Tracker:
@@ -106,7 +124,16 @@ def _open_tracker(
         wandb_id=wandb_id,
         total_steps=total_steps,
         first_step=trainer.step_number,
+        quicker=_quicker(trainer),
     )
+
+
+def _quicker(trainer: Trainer) -> str:
+    """The way to go for whoever trains a whole network on own images without a GPU."""
+    config = trainer.config
+    if trainer.device.type != "cpu" or config.network.frozen or config.data.name != "own":
+        return ""
+    return "; recipe=own_quick takes minutes without a GPU: it trains on the features of a frozen network"
 
 
 class Checkpoints:
@@ -171,6 +198,7 @@ def _results(trainer: Trainer, kept: RunRecord) -> dict[str, Any]:
         "test_samples": len(data.test.labels),
         "data_sha256": data.sha256,
         "data": data_notes(data.notes, kept.skipped(trainer.loader.skipped)),
+        "extended_after": kept.extended_after,
     }
     return run_results(
         trainer.config,
@@ -270,11 +298,21 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
         ", bf16" if trainer.amp else "",
         ", compiled" if config.compile else "",
     )
+    if data.train.votes is not None:
+        log.info("several labels for an image: %s", votes_told(data.train.votes))
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)
     if state is None:
         return
+    if (epochs := state["config"]["epochs"]) < config.epochs:
+        log.warning(
+            "made longer: %d epochs in place of %d. Learning rate and target rule follow the schedule of the "
+            "longer run from here on; the next step's learning rate is %.3g",
+            config.epochs,
+            epochs,
+            trainer.lr(trainer.step_number),
+        )
     if state.get("precision", trainer.precision) != trainer.precision:
         log.warning("so far in %s, from here on in %s", state["precision"], trainer.precision)
     then = state["history"][-1]["step"] if state["history"] else 0
@@ -371,9 +409,12 @@ def _run(config: Config) -> int:
 
 
 def _train_in(config: Config, run: RunDirectory | None) -> int:
-    if distributed.from_first(run is not None and run.results.exists()):
+    if distributed.from_first(run is not None and run.results.exists() and not run.grows):
         if run is not None:
+            read_results(run.results)  # or it is damaged, and says so
             print(f"this run is finished: {shown(run.results)}\nrun.dir=NEW trains it anew")
+            longer = f"recipe={run.path / 'config.yaml'} run.resume={run.path} epochs=MORE"
+            print(shown(f"{longer} trains it longer"))
         return 0
     try:
         results = train(config, run)

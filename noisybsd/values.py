@@ -8,7 +8,7 @@ takes text, and a number or an error for one that takes a number.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -26,7 +26,7 @@ from yaml.events import (
     SequenceStartEvent,
 )
 
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, brief, did_you_mean
 from noisybsd.files import read_text
 
 DEEPEST = 20  # levels of mappings and lists within each other
@@ -82,6 +82,64 @@ def read_value(text: str, annotation: Any) -> Any:
     if text == "":
         return ""  # YAML reads null: but an empty shell variable asks for nothing
     return typed(Plain(text) if _takes_text(annotation) else parse_yaml(text), annotation)
+
+
+def read_arguments(
+    arguments: Sequence[str],
+    readers: Mapping[str, Callable[[str], Any]],
+    required: Collection[str] = (),
+) -> dict[str, Any]:
+    """The `key=value` arguments of a command, by their keys.
+
+    Args:
+        readers: what makes the value of each key of its text; its ValueError says what was received and
+            what is valid.
+
+    Raises:
+        UserError: lists every mistake.
+    """
+    found: dict[str, Any] = {}
+    mistakes = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in readers:
+            mistakes.append(f"argument {brief(argument)}: {did_you_mean(key, readers)}")
+        elif key in found:
+            mistakes.append(f"{key}: given twice")
+        else:
+            try:
+                found[key] = readers[key](text)
+            except ValueError as error:
+                found[key] = None
+                mistakes.append(f"{key}: {error}")
+    mistakes += [f"{key}=… is missing" for key in required if key not in found]
+    if mistakes:
+        raise UserError("\n".join([*mistakes, "--help says more"]))
+    return found
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A reader of one of some words, for `read_arguments`."""
+
+    def read(text: str) -> str:
+        if text not in words:
+            raise UserError(did_you_mean(text, words))
+        return text
+
+    return read
+
+
+def number(low: float, high: float, whole: bool = False) -> Callable[[str], float]:
+    """A reader of a number from `low` to `high`, for `read_arguments`."""
+
+    def read(text: str) -> float:
+        value = _scalar(text)
+        if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            raise UserError(f"got {brief(text)}; valid: {kind} from {low:g} to {high:g}")
+        return value
+
+    return read
 
 
 def annotation_of(model: type[BaseModel], key: list[str]) -> Any:

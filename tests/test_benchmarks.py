@@ -200,11 +200,11 @@ def test_ideas_that_are_not_in_the_product_differ_from_it(
     """Each replaced part is in use: the run's belief or weights are not those of the recipe."""
     from ablations import BASE, EmaSensorTrainer, ablation
 
-    from noisybsd import train
+    from noisybsd import train, training
     from noisybsd.runs.checkpoint import load_checkpoint
 
     if name == "the weight average observes":
-        monkeypatch.setattr(train, "Trainer", EmaSensorTrainer)
+        monkeypatch.setattr(training, "Trainer", EmaSensorTrainer)
     short = ["data.limit=64", "batch_size=32", "epochs=5", "network.width=4", "neighbours.k=5"]
     found = []
     for variant in (BASE, name):

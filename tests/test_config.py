@@ -350,6 +350,7 @@ def test_home_is_found_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data.root=", "data.root: got nothing"),
         ("run.dir=", "run.dir: got nothing"),
         ("epochs=", "epochs: got nothing"),
+        ("options=", "options: got nothing"),
         ("data.root=~nobody-of-this-name/x", "data.root: got '~nobody-of-this-name/x'"),
         ("data.root=caf\udce9", r"argument 'data.root=caf\udce9': is no text in UTF-8"),
         ("\udce9=1", r"argument '\udce9=1': is no text in UTF-8"),

@@ -517,6 +517,33 @@ def test_processes_that_nobody_has_introduced(monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "abc"),
+        ("WORLD_SIZE", "0"),
+        ("RANK", "2"),
+        ("MASTER_PORT", "abc"),
+        ("LOCAL_RANK", "-1"),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_set(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for key, text in (
+        whole | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", name: value}
+    ).items():
+        monkeypatch.setenv(key, text)
+    with (
+        pytest.raises(
+            UserError, match=f"^environment variable {name}: got '{value}'; valid: a number"
+        ),
+        distributed.process_group(),
+    ):
+        pass
+
+
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

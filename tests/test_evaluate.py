@@ -354,6 +354,14 @@ def test_a_manifest_of_test_rows_alone_is_measured(on_own_images: Callable[..., 
     assert measured()["images"] == 5
 
 
+def test_a_label_file_for_other_images_is_refused(
+    on_own_images: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.folders(Path("new"), n=3)
+    assert on_own_images("data.root=new", "data.labels=l.csv") == 2
+    assert "in data.manifest=FILE; where the run's own" in capsys.readouterr().err
+
+
 def test_a_run_is_told_where_its_data_are(
     on_own_images: Callable[..., int],
     capsys: pytest.CaptureFixture[str],

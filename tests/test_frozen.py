@@ -18,10 +18,13 @@ from helpers import trees
 from helpers.compared import assert_same, outcome, strict
 from helpers.reported import NASTY_CLASSES, own_images
 
+import noisybsd
 from noisybsd.config import load_config
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.frozen import FrozenBackbone
+from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
+from noisybsd.errors import UserError
 from noisybsd.evaluate import main as evaluate
 from noisybsd.report.__main__ import main as report
 from noisybsd.runs.checkpoint import load_checkpoint
@@ -158,7 +161,28 @@ def test_evaluate_and_report_work_as_on_other_runs(photos, capsys):
     page = Path("run/report.html").read_text()
     assert "url(data:image/" in page or "pictures" in page
     table = pyarrow.parquet.read_table("run/labels.parquet")
-    assert table.num_rows == results["train_samples"]
+    assert table.num_rows == IMAGES  # the held-out images too
+
+
+def test_a_network_read_back_takes_images(photos):
+    trained(photos("run"))
+    trainer = load_trainer(Path("run"), load_run_config(Path("run"), []))
+    assert trainer is not None and trainer.dataset.test.paths is not None
+    logits, _, _ = trainer.predict_test(trainer.networks()["_ema"])
+    found = noisybsd.load("run").predict([Path("photos", p) for p in trainer.dataset.test.paths])
+    # the run's features were kept in half precision
+    np.testing.assert_allclose(found.probabilities, logits.softmax(1).numpy(), atol=0.01)
+
+
+def test_a_network_is_not_read_back_on_another_backbone(photos):
+    trained(photos("run"))
+    weights = torch.load("weights.pth", weights_only=True)
+    torch.save({name: value + 1 for name, value in weights.items()}, "weights.pth")
+    with pytest.raises(UserError, match=r"of network.name=timm:test_resnet are not those that"):
+        noisybsd.load("run")
+    Path("weights.pth").unlink()
+    with pytest.raises(UserError, match=r"network.weights=weights.pth: there is no such file"):
+        noisybsd.load("run")
 
 
 def test_an_unreadable_image_stops_the_run_or_is_left_out(photos):

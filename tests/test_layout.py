@@ -5,7 +5,10 @@ from graphlib import TopologicalSorter
 
 from helpers import ROOT
 
-COMMANDS = ("train", "training", "library", "describe", "evaluate", "sweep", "__main__")
+COMMANDS = (
+    *("train", "training", "library", "describe", "evaluate", "predict", "export", "sweep"),
+    "__main__",
+)
 LEVELS = (
     ("commands",),
     ("errors",),

@@ -20,7 +20,7 @@ from noisybsd.runs.directory import flatten
 from noisybsd.sweep import combinations
 
 NOISE = ("sym20", "sym50", "sym80", "sym90", "asym40")
-HUMAN = ("aggre", "random1", "random2", "random3", "worst")
+HUMAN = ("aggre", "random1", "random2", "random3", "random123", "worst")
 # one configuration for all of them, whatever the noise
 NOISY_CIFAR = [
     *(f"{data}_{noise}" for data in ("cifar10", "cifar100") for noise in NOISE),

@@ -24,6 +24,7 @@ import pytest
 import torch
 from helpers.benchmarks import benchmark
 from helpers.compared import assert_same, modules, outcome, rows, strict
+from helpers.disturbed import Crash, crash, enlarged, interrupt, send, with_dataset
 from helpers.training import TINY, NoReadback
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -54,32 +55,6 @@ VARIANTS = (
     "data.storage=stream",
     "run.checkpoint_seconds=1000",
 )
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, at_step: int, act: Callable[[], Any]) -> None:
-    """Call `act` once, at the end of the step of this number, counted from 1 from here on."""
-    count, step = 0, Trainer.step
-
-    def watched(self: Trainer, *batch: Tensor) -> None:
-        nonlocal count
-        step(self, *batch)
-        count += 1
-        if count == at_step:
-            act()
-
-    monkeypatch.setattr(Trainer, "step", watched)
-
-
-def send(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
-
-
-class Crash(BaseException):
-    """The process ends here, as far as a test within one process can have it."""
-
-
-def crash() -> None:
-    raise Crash
 
 
 @pytest.fixture(scope="module")
@@ -291,17 +266,6 @@ def test_alternating_flips_need_views_that_mirror(
     assert "augment.flip=alternating: the views 'digits' never mirror" in capsys.readouterr().err
 
 
-def enlarged(data: Dataset) -> Dataset:
-    """Digits of 16 x 16 pixels: the fast network is not for 8 x 8."""
-    train, test = (
-        dataclasses.replace(
-            split, images=split.images.repeat_interleave(2, -1).repeat_interleave(2, -2)
-        )
-        for split in (data.train, data.test)
-    )
-    return dataclasses.replace(data, train=train, test=test, size=16)
-
-
 def test_the_fast_network_whitens_by_the_training_images_and_resumes_exactly(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,10 +292,6 @@ def test_images_too_small_for_the_fast_network_are_refused(
     assert (
         "fast_resnet takes images of at least 16 x 16 pixels, got 8 x 8" in capsys.readouterr().err
     )
-
-
-def with_dataset(monkeypatch: pytest.MonkeyPatch, change: Callable[[Dataset], Dataset]) -> None:
-    monkeypatch.setattr(training, "load_dataset", lambda *args: change(load_dataset(*args)))
 
 
 def with_clean_labels(
@@ -750,6 +710,9 @@ def test_a_finished_run_is_left_alone(
     out = capsys.readouterr().out
     assert out.startswith("this run is finished: run/results.json\n") and "run.dir=" in out
     assert {p.name: p.read_bytes() for p in Path("run").iterdir()} == before
+    Path("run/results.json").write_text('{"schema": 1, "test_acc')  # cut by somebody
+    assert main(tiny("run.dir=run", "epochs=1")) == 2
+    assert "run/results.json: damaged" in capsys.readouterr().err
 
 
 # --- a loss that is not finite ------------------------------------------------------------------------
@@ -962,7 +925,7 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
     process = command([*TINY, "epochs=200"], tmp_path)
     wait_for(lambda: any(tmp_path.glob("runs/digits_sym40/*-0/checkpoint.pt")))
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, "")
     (run,) = tmp_path.glob("runs/digits_sym40/*-0")
     saved = load_checkpoint(run / "checkpoint.pt")["step"]
@@ -970,7 +933,7 @@ def test_the_command_stopped_by_sigterm_and_continued(tmp_path: Path) -> None:
     again = command(shlex.split(out.splitlines()[-1])[3:], tmp_path)
     wait_for(lambda: load_checkpoint(run / "checkpoint.pt")["step"] > saved)
     again.send_signal(signal.SIGTERM)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=300)
     assert err == "" and f"step {saved}\n" in out and "stopped by SIGTERM" in out
 
 

@@ -257,31 +257,13 @@ def read_run(path: Path) -> Run:
     record = read_record(path / "config.yaml")
     records.check_config(record, str(path / "config.yaml"))
     settings = defaults | flatten(record)
-    results = _read_results(path / "results.json")
+    results = records.read_results(path / "results.json")
     if settings["precision"] == "auto":  # the device decides, so it is named
         settings["precision"] = "auto: " + ("bf16" if results.get("device") == "cuda" else "fp32")
     run = Run(path, settings, results)
     if run.method in AVERAGED:
         run = Run(path, settings, results | _of_average(run))
     return run
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        results = records.read_json(path)
-    except UserError as error:
-        raise UserError(f"{error}. {_REMEDY}") from None
-    if results.get("schema") != records.RESULTS_SCHEMA:
-        raise UserError(
-            f"{path}: of schema version {results.get('schema')}; this noisybsd reads version "
-            f"{records.RESULTS_SCHEMA}: compare such runs with the noisybsd that made them"
-        )
-    for mistake in records.mistakes(records.Results, results):
-        raise UserError(f"{path}: damaged: {mistake}. {_REMEDY}")
-    return results
-
-
-_REMEDY = "Delete it and train in that directory again: it is written anew from the checkpoint"
 
 
 def read_history(path: Path, epochs: int) -> list[dict[str, Any]]:

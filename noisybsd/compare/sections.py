@@ -27,6 +27,7 @@ PUBLISHED = Path(__file__).with_name("published.csv")
 
 # of data and labels, and of budgets: one recipe's runs must agree in them
 _DATA = ("data.name", "data.labels", "data.manifest", "data.test_fraction", "noise.name")
+_FOLD = ("data.folds", "data.fold")  # which images are held out, a row for each
 _NOISE = ("noise.seed", "noise.file")
 _BUDGET = ("epochs", "batch_size", "data.limit", "data.test_limit", "data.balanced", "data.size")
 _NETWORK = ("network.name", "network.width", "network.pretrained", "network.embedding_dim")
@@ -161,7 +162,7 @@ def mixed(runs: Sequence[Run]) -> Iterator[str]:
         same_data = group(
             members,
             lambda run: json.dumps(
-                [_labels_seed(run), run.rate, *map(run.settings.get, MUST_AGREE)]
+                [_labels_seed(run), run.rate, *map(run.settings.get, (*MUST_AGREE, *_FOLD))]
             ),
         )
         for alike in same_data.values():
@@ -174,6 +175,9 @@ def mixed(runs: Sequence[Run]) -> Iterator[str]:
         by_pixels = group(members, lambda run: json.dumps(_pixels_verified(run)))
         if len(by_pixels) > 1:
             yield f"{recipe}: data.pixels_verified differs: {_parties(by_pixels)}"
+        by_schedule = group(members, lambda run: json.dumps(run.results.get("extended_after", [])))
+        if len(by_schedule) > 1:
+            yield f"{recipe}: extended_after differs: {_parties(by_schedule)}"
 
 
 def _labels_seed(run: Run) -> int | None:

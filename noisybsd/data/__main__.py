@@ -1,4 +1,4 @@
-"""Check, prepare and pack datasets, write noisy labels, apply a review: `python -m noisybsd.data --help`."""
+"""The command `data`: check, prepare, pack and import datasets, write noisy labels, apply a review."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from noisybsd.runs.directory import MAY_DIFFER
 
 HELP = """\
 usage: python -m noisybsd.data check|prepare|pack|noise NAME key=value …
-       python -m noisybsd.data apply-review run=DIR review=FILE out=FILE
+       python -m noisybsd.data import hf|parquet|webdataset|npz=SOURCE out=FOLDER
+       python -m noisybsd.data apply-review run=DIR review=FILE out=FILE|links=FOLDER
 
 NAME is a dataset: {names}; or the path of a card.
 
@@ -21,6 +22,14 @@ NAME is a dataset: {names}; or the path of a card.
   noise NAME root=FOLDER out=F noise.name=symmetric noise.rate=0.4 noise.seed=0
                                write noisy labels to F (.csv, .npy or .txt) for others to use:
                                then data.labels=F
+  import KIND=SOURCE out=F     copy images in another format into F, as image files and a list of labels:
+                               then data.root=F data.manifest=manifest.csv. KIND is
+                               hf          a Hugging Face dataset: a folder of save_to_disk, or a name
+                               parquet     files with a column of the bytes of images
+                               webdataset  tar shards, such as train-{{000..009}}.tar
+                               npz         arrays of images and labels
+                               image=COLUMN, label=COLUMN (label=A,B: of annotators), splits=train,test,
+                               config=NAME (hf), on_error=skip
   apply-review                 correct a run's labels by the decisions made on its report's page;
                                `apply-review --help` says more
 
@@ -30,16 +39,22 @@ those of data may be written without `data.`: root, labels, manifest, size, veri
 examples:
   python -m noisybsd.data check cifar10n root=data
   python -m noisybsd.data pack own root=photos size=128 on_error=skip out=photos_packed
+  python -m noisybsd.data import parquet=downloads/ label=breed out=photos
 """
 
 
 REVIEW_HELP = f"""\
-usage: python -m noisybsd.data apply-review run=DIR review=FILE out=FILE [key=value …]
+usage: python -m noisybsd.data apply-review run=DIR review=FILE [out=FILE] [links=FOLDER] [key=value …]
 
 Correct the labels that the run in DIR was trained on by the decisions FILE, downloaded from the run's
-report.html, and write them to out=FILE (.csv, .npy or .txt), to train on with data.labels=FILE. `wrong`
-takes the decision's label; `right` and `unsure` leave the given one. A review of other images or
-labels than the run's is refused.
+report.html. Give one of these, or both:
+  out=FILE      a label file (.csv with the images' paths, .npy or .txt), to train on with data.labels=FILE;
+                the same images are held out for testing then
+  links=FOLDER  a new folder with a folder of each class, in which its images are links, as other programs
+                read them, and data.root=FOLDER too
+
+`wrong` takes the decision's label; `right` and `unsure` leave the given one. A `wrong` label without another
+class is refused, and so is a review of other images or labels than the run's.
 
 keys that may differ from the run's own: {", ".join(MAY_DIFFER)}
 """

@@ -53,7 +53,9 @@ class LabelSet(_Part):
     """Training labels that come in a file of their own."""
 
     file: _Relative = Field(description="relative to data.root")
-    key: str = Field(description="entry of the file that holds the given labels")
+    key: str | tuple[str, ...] = Field(
+        description="entry of the file that holds the given labels; or several, one an annotator's"
+    )
     clean_key: str = Field(description="entry that holds the clean labels: it proves the order")
     noise_rate: float | None = Field(None, ge=0, le=1, description="as published")
 
@@ -70,13 +72,15 @@ class Card(_Part):
     superclasses: dict[str, tuple[str, ...]] = Field({}, description="name: its classes")
     train_images: int | None = Field(None, description="how many there should be")
     test_images: int | None = None
-    size: int = Field(ge=4, description="side of the network's input")
+    size: int = Field(ge=4, le=8192, description="side of the network's input")
     stored_size: int | None = Field(
-        None, ge=4, description="image files: side before cropping to size; default: size"
+        None, ge=4, le=8192, description="image files: side before cropping to size; default: size"
     )
     channels: Literal[1, 3] = 3
-    mean: tuple[float, ...] = Field(description="per channel, on the 0..1 scale")
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        description="per channel, on the 0..1 scale"
+    )
+    std: tuple[Annotated[float, Field(ge=0.001, le=1000)], ...]
     clean: bool = Field(description="whether the training labels in the files count as clean")
     noise_rate: float | None = Field(None, ge=0, le=1, description="of these, as published")
     labels: dict[str, LabelSet] = Field({}, description="further label sets, by name")
@@ -95,6 +99,8 @@ class Card(_Part):
                 raise ValueError(
                     f"{key} has {len(getattr(self, key))} numbers, channels={self.channels}"
                 )
+        if self.stored_size is not None and self.stored_size < self.size:
+            raise ValueError(f"stored_size={self.stored_size} is less than size={self.size}")
         repeated = {name for name in self.classes if self.classes.count(name) > 1}
         if repeated:
             raise ValueError(f"classes: {', '.join(sorted(repeated))} is listed twice")

@@ -21,9 +21,10 @@ from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_o
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.names import kinds
 from noisybsd.data.pack import LISTED, decoded
-from noisybsd.data.readers.packed import PACK
+from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
-from noisybsd.data.splits import Missing, Split
+from noisybsd.data.splits import Missing, Split, labels_of_both
+from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
 
@@ -51,6 +52,11 @@ def check(config: Config, out: Path | None) -> int:
 def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     """Everything that can be said of a dataset on disk."""
     root = Path(data.root)
+    try:
+        packed = is_packed(data)
+    except UserError as error:
+        yield False, str(error)
+        return
     for name, expected in card.checksums.items():
         if not (root / name).exists():
             continue  # the reader names what is missing
@@ -61,8 +67,8 @@ def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
             yield False, f"{name}: not the official bytes ({algorithm} differs)"
         else:
             yield True, f"{name}: not the official bytes, accepted by verify=false"
-    verify = data.verify and (root / PACK).is_file()  # of a pack, reading it compares the bytes
-    quiet = data.model_copy(update={"download": False, "verify": verify})
+    # of a pack, reading it compares the bytes
+    quiet = data.model_copy(update={"download": False, "verify": data.verify and packed})
     try:
         if card.layout in EVALUATIONS:
             yield from _evaluation_findings(card, quiet)
@@ -93,26 +99,33 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     told, left_out = "left out when packed: " * packed, packed * len(read.problems)
     yield from ((packed, f"{told}{problem}") for problem in read.problems)
     yield _counted("training", len(read.train), card.train_images, left_out)
-    if read.test is None:
+    test = read.held_out if read.test is None else read.test
+    if test is None:
         yield (
             True,
             f"no test split: {data.test_fraction:.0%} of the training images will be held out",
         )
     else:
-        yield _counted("test", len(read.test), card.test_images, left_out)
+        yield _counted("test", len(test), card.test_images, left_out)
     per_class = np.bincount(read.train.labels, minlength=len(read.class_names))
     least, most = int(per_class.argmin()), int(per_class.argmax())
     counts = f"{per_class[least]:,} training images"
     if per_class[least] < per_class[most]:
         names = read.class_names
         counts = f"from {counts} ({names[least]}) to {per_class[most]:,} ({names[most]})"
-    yield bool(per_class.all()), f"{len(read.class_names)} classes, {counts}"
+    named, votes = per_class > 0, read.train.votes  # a class may be of a minority's votes alone
+    if votes is not None:
+        named = votes.sum(axis=0) > 0
+    yield bool(named.all()), f"{len(read.class_names)} classes, {counts}"
+    if votes is not None:
+        yield True, votes_told(votes)
     for name in dict.fromkeys([*card.labels, data.labels]):
         if name != "default":
-            yield _labels_finding(card, data, name, read.train, read.class_names)
+            both = labels_of_both(read.train, read.held_out)
+            yield _labels_finding(card, data, name, both, read.class_names)
     if (known := known_clean(read.train.clean_labels)) not in (None, "known"):
         yield True, f"clean labels {known}"
-    splits = {"train": read.train} | ({} if read.test is None else {"test": read.test})
+    splits = {"train": read.train} | ({} if test is None else {"test": test})
     hashes: dict[str, list[bytes | None]] = {}
     for name, split in splits.items():
         images = split.images
@@ -143,16 +156,17 @@ def _labels_finding(
         return False, str(error)
     rate = real_rate(split.labels, split.clean_labels)
     matched = note.get("labels_matched_by")
+    votes = "" if split.votes is None else f", {votes_told(split.votes)}"
     if rate is None:
         how = f", matched by {matched}" if matched else ""
-        return True, f"labels {name}: {len(split):,}, in range{how}"
+        return True, f"labels {name}: {len(split):,}, in range{how}{votes}"
     published = card.labels[name].noise_rate if name in card.labels else None
     told = "" if published is None else f" (published: {published:.2%})"
     right = published is None or abs(rate - published) < 1e-4
     order = "in an order that nothing proves"
     if note["order_proven"] or matched in ("name", "index"):
         order = "in the images' order"
-    return right, f"labels {name}: {order}, {rate:.2%} wrong{told}"
+    return right, f"labels {name}: {order}, {rate:.2%} wrong{told}{votes}"
 
 
 def _unreadable(name: str, files: ImageFiles) -> Iterator[Finding]:

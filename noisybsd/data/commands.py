@@ -1,4 +1,4 @@
-"""What `python -m noisybsd.data` does: check, prepare and pack datasets, write noisy labels."""
+"""What `python -m noisybsd.data` does: check, prepare, pack and import datasets, write noisy labels."""
 
 from __future__ import annotations
 
@@ -9,30 +9,39 @@ from noisybsd.config import Config, build_config, parse_overrides
 from noisybsd.data.cards import card_names, load_card
 from noisybsd.data.check import check
 from noisybsd.data.dataset import before_noise, draw_noise, read_splits, with_labels
-from noisybsd.data.download import fetch
+from noisybsd.data.download import fetch, without_password
+from noisybsd.data.imports import SOURCES, Wanted, import_images
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
 from noisybsd.data.readers.registry import EVALUATIONS
-from noisybsd.data.splits import Missing
+from noisybsd.data.splits import Missing, labels_of_both
 from noisybsd.errors import UserError, did_you_mean, shown
 from noisybsd.files import user_path
-from noisybsd.settings import DataConfig
+from noisybsd.settings import DataConfig, NoiseConfig
 
 
 def carry_out(arguments: list[str]) -> int:
     """`COMMAND NAME key=value …`; returns the exit code."""
     chosen, *rest = arguments
+    if chosen == "import":
+        return _import(rest)
     if chosen not in COMMANDS:
-        valid = [*COMMANDS, "apply-review"]
+        valid = [*COMMANDS, "import", "apply-review"]
         raise UserError(f"command: {did_you_mean(chosen, valid)}; --help explains them")
     if not rest or "=" in rest[0]:
         raise UserError(f"{chosen}: which dataset? valid: {', '.join(card_names())}")
-    config, out = _settings(rest[0], rest[1:])
+    config, out = _settings(chosen, rest[0], rest[1:])
     return COMMANDS[chosen](config, out)
 
 
-def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
+# what reading a dataset takes, without what only training does; and the settings of noise
+_OF_TRAINING = {"limit", "test_limit", "storage", "workers", "balanced", "embeddings"}
+_TAKEN = {f"data.{key}" for key in DataConfig.model_fields if key not in _OF_TRAINING}
+_TAKEN_BY_NOISE = {"seed", *(f"noise.{key}" for key in NoiseConfig.model_fields)}
+
+
+def _settings(chosen: str, name: str, arguments: list[str]) -> tuple[Config, Path | None]:
     """The sections data and noise, typed and checked; and out=."""
     keys = [argument.partition("=")[0] for argument in arguments]
     if "name" in keys:
@@ -45,7 +54,37 @@ def _settings(name: str, arguments: list[str]) -> tuple[Config, Path | None]:
         if key != "out"
     ]
     config = build_config({"recipe": "data"}, parse_overrides([f"data.name={name}", *settings]))
+    for key in (setting.partition("=")[0] for setting in settings):
+        if key not in _TAKEN and not (chosen == "noise" and key in _TAKEN_BY_NOISE):
+            raise UserError(f"{key}: has no effect on {chosen}; leave it out")
     return config, user_path(out[-1], "out") if out else None
+
+
+def _import(arguments: list[str]) -> int:
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    known = (*SOURCES, "out", "image", "label", "splits", "config", "on_error")
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"import: {did_you_mean(key, known)}")
+        if not value:
+            raise UserError(f"import: {key}= is empty")
+    kinds = [key for key in given if key in SOURCES]
+    if len(kinds) != 1 or "out" not in given:
+        raise UserError(
+            f"import: give one of {', '.join(f'{kind}=' for kind in SOURCES)}, and out=FOLDER"
+        )
+    if (on_error := given.get("on_error", "stop")) not in ("stop", "skip"):
+        raise UserError(f"import: on_error: {did_you_mean(on_error, ('stop', 'skip'))}")
+    wanted = Wanted(
+        given.get("image"),
+        tuple(filter(None, given.get("label", "").split(","))),
+        tuple(filter(None, given.get("splits", "").split(","))),
+        given.get("config"),
+    )
+    out = user_path(given["out"], "out")
+    source = str(user_path(given[kinds[0]], kinds[0]))
+    print(import_images(kinds[0], source, out, wanted, on_error))
+    return 0
 
 
 def prepare(config: Config, out: Path | None) -> int:
@@ -57,7 +96,7 @@ def prepare(config: Config, out: Path | None) -> int:
             continue
         size = "" if item.bytes is None else f" ({item.bytes / 2**20:,.0f} MiB)"
         told = "" if item.checksum else "; its publisher gives no checksum"
-        print(f"{item.url}{size}{told}")
+        print(shown(f"{without_password(item.url)}{size}{told}"))
         fetch(item, root)
         print(f"{shown(root / item.makes)}: done")
     try:
@@ -89,7 +128,8 @@ def noise(config: Config, out: Path | None) -> int:
     if config.noise.name == "none":
         raise UserError("noise: noise.name is missing, e.g. noise.name=symmetric noise.rate=0.4")
     read, _ = read_splits(card, data)
-    train, _ = with_labels(card, data, read.train, read.class_names)
+    both = labels_of_both(read.train, read.held_out)
+    train, _ = with_labels(card, data, both, read.class_names)
     noisy = draw_noise(card, config.noise, config.seed, train, len(read.class_names))
     clean = before_noise(train)
     notes = {
@@ -98,7 +138,7 @@ def noise(config: Config, out: Path | None) -> int:
         **noisy.notes,
         "transition": None if noisy.transition is None else noisy.transition.tolist(),
     }
-    write_labels(out, noisy.labels, notes, clean=clean)
+    write_labels(out, noisy.labels, notes, clean=clean, paths=train.paths)
     print("\n".join(map(shown, summary(noisy, clean, read.class_names).split("\n"))))
     print(shown(f"{out}: train on these labels with data.name={data.name} data.labels={out}"))
     print("and, where the recipe has noise of its own, noise.name=none noise.rate=0")

@@ -22,15 +22,26 @@ import numpy as np
 
 from noisybsd.data.cards import Card, load_card
 from noisybsd.data.download import checksum, fetch
-from noisybsd.data.fingerprint import NOTHING, covered, hash_images
+from noisybsd.data.fingerprint import covered, hash_images
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.label_files import labels_sha256, read_description, read_labels, read_matrix
 from noisybsd.data.names import UNKNOWN, ImageNames, as_text, kinds
 from noisybsd.data.noise import NoisyLabels, inject
 from noisybsd.data.readers.own import read_own_to_test
-from noisybsd.data.readers.packed import PACK, read_packed
+from noisybsd.data.readers.packed import is_packed, read_packed
 from noisybsd.data.readers.registry import EVALUATIONS, LAYOUTS
-from noisybsd.data.splits import Labels, Read, Split, check_labels, hold_out, image_size, need
+from noisybsd.data.splits import (
+    Labels,
+    Read,
+    Split,
+    check_labels,
+    hold_out,
+    image_size,
+    labels_of_both,
+    need,
+    verified,
+)
+from noisybsd.data.votes import votes_sha256
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.settings import DataConfig, NoiseConfig
 
@@ -55,6 +66,8 @@ class Dataset:
         sha256_before: the same as versions made it that looked at the training images alone and, of
             files, at paths and sizes alone; their runs are known by it.
         notes: what a run's results say about the data; JSON-able.
+        held_out: the test images with the labels given to them, where they were held out of the training
+            images; `test` has clean labels where these are known.
     """
 
     name: str
@@ -68,10 +81,20 @@ class Dataset:
     sha256: str
     notes: dict[str, Any]
     sha256_before: str = ""
+    held_out: Split | None = None
 
     def is_of(self, sha256: str) -> bool:
         """Whether these are the data that a run recorded by their hash."""
         return sha256 in (self.sha256, self.sha256_before)
+
+    def other_than(self, sha256: str) -> str:
+        """Says that these are not the data of that hash."""
+        told = f"sha256 {self.sha256[:12]}… now, {sha256[:12]}… then"
+        if self.held_out is None:
+            return told
+        return (
+            f"{told}; versions that chose the held-out images by label held out others: train anew"
+        )
 
 
 def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
@@ -88,19 +111,29 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     """
     card = load_card(data.name)
     _refuse_what_has_no_effect(card, data)
-    read, verified = read_splits(card, data)
+    read, official = read_splits(card, data)
     check_fits_card(read, card)
     _tell(read)
-    train, test, problems = read.train, read.test, list(read.problems)
-    train, label_note = with_labels(card, data, train, read.class_names)
-    (train, sizes), test_labels = leave_out_missing(train, data, problems), read.test_labels
+    test, problems, test_labels = read.test, list(read.problems), read.test_labels
+    train, held_out, label_note = _labelled(card, data, read)
+    train, sizes = leave_out_missing(train, data, problems)
     known_train, known_test = read.images_sha256 or (None, None)
-    hashes, test_hashes = hash_images(train.inputs, sizes, known_train), NOTHING
-    if test is None:
-        train, test, test_labels = hold_out(train, data.test_fraction)
-    else:
+    hashes = hash_images(train.inputs, sizes, known_train)
+    if data.folds is not None and not (test is None and held_out is None):
+        raise UserError(
+            f"data.folds={data.folds}: the data have a test split; leave data.folds out"
+        )
+    if test is not None:
         test, sizes = leave_out_missing(test, data, problems)
-        test_hashes = hash_images(test.inputs, sizes, known_test)
+        tested = hash_images(test.inputs, sizes, known_test).content
+    elif held_out is not None:
+        tested = hash_images(held_out.inputs, [], known_test).content
+    else:
+        train, held_out = hold_out(train, data)
+        tested = f"held out by path: {data.test_fraction} {data.folds} {data.fold}"
+    if held_out is not None:
+        test, test_labels = verified(held_out, "noisy")
+    assert test is not None
     known = known_clean(train.clean_labels)
     train, noise_note = with_noise(card, noise, seed, train, len(read.class_names))
     if known is None and train.clean_labels is not None:
@@ -108,7 +141,8 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     if data.limit is not None:
         train = train.take(_first(len(train), data.limit, _in_order(read.train.labels)))
     if data.test_limit is not None:
-        test = test.take(_first(len(test), data.test_limit, _in_order(test.labels)))
+        few = _first(len(test), data.test_limit, _in_order(test.labels))
+        test, held_out = test.take(few), None if held_out is None else held_out.take(few)
     train = train.without_unknown()
     clean = train.clean_labels
     for line in _first_of(problems):
@@ -122,11 +156,13 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         channels=card.channels,
         mean=card.mean,
         std=card.std,
-        sha256=_fingerprint(f"{hashes.content} {test_hashes.content}", train.labels),
-        sha256_before=_fingerprint(hashes.before, train.labels),
+        sha256=_fingerprint(f"{hashes.content} {tested}", train),
+        sha256_before=_fingerprint(hashes.before, train) if held_out is None else "",
+        held_out=held_out,
         notes={
-            "pixels_verified": verified,
-            "sha256_covers": f"{covered(train.inputs)}, of training and test images; the training labels",
+            "pixels_verified": official,
+            "sha256_covers": f"{covered(train.inputs)}, of training and test images; the training labels"
+            + " and votes" * (train.votes is not None),
             **label_note,
             "noise": {
                 **noise_note,
@@ -134,6 +170,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
                 "labels_sha256": labels_sha256(train.labels),
             },
             "clean_labels": known,
+            "votes_per_image": None if train.votes is None else float(train.votes.sum(1).mean()),
             "test_labels": test_labels,
             "skipped_images": len(problems),
             "skipped": problems[:20],
@@ -141,6 +178,22 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
             "notices": read.notices,
         },
     )
+
+
+def _labelled(
+    card: Card, data: DataConfig, read: Read
+) -> tuple[Split, Split | None, dict[str, Any]]:
+    """`with_labels` for the training images and those that a pack holds out; and its note."""
+    both, n = labels_of_both(read.train, read.held_out), len(read.train)
+    whole, note = with_labels(card, data, both, read.class_names)
+
+    def labelled(split: Split, rows: slice) -> Split:
+        clean = None if whole.clean_labels is None else whole.clean_labels[rows]
+        votes = None if whole.votes is None else whole.votes[rows]
+        return replace(split, labels=whole.labels[rows], clean_labels=clean, votes=votes)
+
+    held_out = None if read.held_out is None else labelled(read.held_out, slice(n, None))
+    return labelled(read.train, slice(n)), held_out, note
 
 
 def _tell(read: Read) -> None:
@@ -154,7 +207,7 @@ def _tell(read: Read) -> None:
 def check_fits_card(read: Read, card: Card) -> None:
     """Refuse images and labels that are not what the card says, before they fail in a step."""
     num_classes = len(read.class_names)
-    for name, split in (("training", read.train), ("test", read.test)):
+    for name, split in (("training", read.train), ("test", read.test), ("test", read.held_out)):
         if split is None:
             continue
         source = f"{card.name}: its card has {num_classes} classes, but among the {name} images"
@@ -219,7 +272,7 @@ def load_evaluation(data: DataConfig, class_names: tuple[str, ...] = ()) -> Eval
         UserError: here or while iterating over the sets: data that are missing or damaged.
     """
     card = load_card(data.name)
-    if card.layout == "own" and not (Path(data.root) / PACK).is_file():
+    if card.layout == "own" and not is_packed(data):
         return _own_evaluation(card, data, class_names)
     if card.layout not in EVALUATIONS:
         found = load_dataset(data, NoiseConfig(), seed=0)
@@ -264,7 +317,7 @@ def _present(split: Split, data: DataConfig) -> Split:
 
 def read_splits(card: Card, data: DataConfig) -> tuple[Read, bool | None]:
     """Let the card's reader read; and say whether the bytes are the official ones (None: unknown)."""
-    if (Path(data.root) / PACK).is_file():
+    if is_packed(data):
         return read_packed(card, data), None
     if card.layout not in LAYOUTS:
         if card.layout in EVALUATIONS:
@@ -287,6 +340,11 @@ def _refuse_what_has_no_effect(card: Card, data: DataConfig) -> None:
         raise UserError(
             f"data.embeddings={data.embeddings}: goes with data.manifest=FILE, a table whose row i says "
             "the label of row i"
+        )
+    if data.annotators and data.manifest is None and data.labels in ("default", *card.labels):
+        raise UserError(
+            f"data.annotators=[{','.join(data.annotators)}]: are columns of a label file, data.labels=FILE, "
+            "or of data.manifest=FILE, and neither is given"
         )
     if data.size is not None and card.layout in ARRAYS:
         raise UserError(f"data.size={data.size}: {card.name} has images of {card.size} pixels")
@@ -348,32 +406,37 @@ def with_labels(
         path = need(Path(data.root) / entry.file, card)
         if entry.file in card.checksums and not _official(card, data, entry.file):
             raise UserError(f"{path}: not the official file, its checksum differs: get it again")
-        labels, clean, _ = read_labels(path, num_classes, len(train), entry.key, entry.clean_key)
-        if clean is None:
+        found = read_labels(path, num_classes, len(train), entry.key, entry.clean_key)
+        if found.clean is None:
             raise UserError(f"{path}: has no entry {entry.clean_key}, which proves the order")
         note: dict[str, Any] = {"label_set": data.labels, "published_rate": entry.noise_rate}
     elif Path(data.labels).expanduser().is_file():
         if train.paths is not None:
             images = ImageNames(train.paths, data.root)
-        labels, clean, by = read_labels(
-            data.labels, num_classes, len(train), class_names=class_names, images=images
+        found = read_labels(
+            data.labels,
+            num_classes,
+            len(train),
+            data.annotators,
+            class_names=class_names,
+            images=images,
         )
-        if by == "position":
+        if found.by == "position":
             log.warning(
                 "data.labels=%s names no images: label i is taken as that of training image i",
                 data.labels,
             )
         about = read_description(data.labels)
         described = {key: (about or {}).get(key) for key in ("name", "rate", "seed")}
-        note = {"label_set": data.labels, "label_file": described, "labels_matched_by": by}
+        note = {"label_set": data.labels, "label_file": described, "labels_matched_by": found.by}
         own = train.clean_labels
-        if clean is None and about is None and by == "position" and own is not None:
-            _check_better_than_chance(data, labels, own)
+        if found.clean is None and about is None and found.by == "position" and own is not None:
+            _check_better_than_chance(data, found.labels, own)
     else:
         options = did_you_mean(data.labels, ["default", *card.labels])
         missing = " (there is no such file)" if Path(data.labels).suffix else ""
         raise UserError(f"data.labels: {options}, or a label file's path{missing}")
-    own, both = train.clean_labels, np.zeros(len(train), dtype=bool)
+    own, clean, both = train.clean_labels, found.clean, np.zeros(len(train), dtype=bool)
     if clean is not None and own is not None:
         both = (clean != UNKNOWN) & (own != UNKNOWN)
     if clean is not None and own is not None and both.any():
@@ -381,7 +444,8 @@ def with_labels(
     note["order_proven"] = bool(both.any())
     if clean is not None and own is not None:
         clean = np.where(own != UNKNOWN, own, clean)
-    return replace(train, labels=labels, clean_labels=own if clean is None else clean), note
+    clean = own if clean is None else clean
+    return replace(train, labels=found.labels, clean_labels=clean, votes=found.votes), note
 
 
 def _check_order(data: DataConfig, clean: Labels, own: Labels) -> None:
@@ -440,6 +504,11 @@ def draw_noise(
     Raises:
         UserError: see noise.inject; or the given labels are known to be noisy already.
     """
+    if train.votes is not None:
+        raise UserError(
+            f"noise.name={noise.name}: the training images have several labels each, or soft ones, and "
+            "synthetic noise is drawn for single labels; use noise.name=none noise.rate=0"
+        )
     if (before_noise(train) != train.labels).any():
         raise UserError(
             f"noise.name={noise.name}: the training labels are noisy already; for these as they are, "
@@ -463,6 +532,8 @@ def _features(train: Split) -> np.ndarray:
     """Pixels as they are, flattened (N, C*S*S)."""
     if isinstance(train.images, ImageFiles):
         raise UserError("noise.name=instance: needs decoded images; run `noisybsd.data pack` first")
+    if len(train.images) != len(train):  # labels_of_both
+        raise UserError("noise.name=instance: cannot look at the images that this pack holds out")
     return train.images.flatten(1).numpy()
 
 
@@ -523,5 +594,7 @@ def _first_of(problems: list[str]) -> list[str]:
     return problems[:NAMED] + more
 
 
-def _fingerprint(images_sha256: str, labels: Labels) -> str:
-    return hashlib.sha256(f"{images_sha256} {labels_sha256(labels)}".encode()).hexdigest()
+def _fingerprint(images_sha256: str, train: Split) -> str:
+    votes = "" if train.votes is None else f" {votes_sha256(train.votes)}"
+    text = f"{images_sha256} {labels_sha256(train.labels)}{votes}"
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -99,7 +99,7 @@ def download(
     part = _Part(path, url, expected, size)
     _make(path.parent)
     left_over = part.path.exists()
-    shown, by_hand = _shown(url), f"or put the file at {path} yourself"
+    shown, by_hand = without_password(url), f"or put the file at {path} yourself"
     for attempt in range(ATTEMPTS):
         try:
             _fetch(part)
@@ -107,25 +107,29 @@ def download(
         except UserError as error:
             raise UserError(f"{error}; {by_hand}") from None
         except http.client.InvalidURL as error:
-            raise UserError(f"{shown}: not a usable address: {error}; {by_hand}") from None
+            raise UserError(
+                f"{shown}: not a usable address: {_told(error, url)}; {by_hand}"
+            ) from None
         except (_Broken, urllib.error.URLError, http.client.HTTPException, *_DROPPED) as error:
             reason = getattr(error, "reason", error)
             if isinstance(error, urllib.error.HTTPError):
-                reason = f"HTTP {error.code} {error.reason}"
+                reason = f"HTTP {error.code} {_told(error.reason, url)}"
                 if error.code < 500 and error.code != 429:  # others pass: a busy server
                     raise UserError(f"{shown}: {reason}; {by_hand}") from None
             if isinstance(reason, socket.gaierror | ConnectionRefusedError):
                 raise UserError(f"{shown}: no connection ({reason}); {by_hand}") from None
             if attempt == ATTEMPTS - 1:
                 raise UserError(
-                    f"{shown}: the connection broke {ATTEMPTS} times ({reason}); "
+                    f"{shown}: the connection broke {ATTEMPTS} times ({_told(reason, url)}); "
                     f"run it again to continue from {part.path}, {by_hand}"
                 ) from None
             time.sleep(pause * 2**attempt)
         except OSError as error:
             raise UserError(f"{part.path}: cannot be written: {error.strerror or error}") from None
         except ValueError as error:  # an address that is none, of the card or of a redirect
-            raise UserError(f"{shown}: not a usable address: {error}; {by_hand}") from None
+            raise UserError(
+                f"{shown}: not a usable address: {_told(error, url)}; {by_hand}"
+            ) from None
     try:
         part.check()
     except UserError as error:
@@ -199,9 +203,18 @@ class _Part:
         self._note.unlink(missing_ok=True)
 
 
-def _shown(url: str) -> str:
+def without_password(url: str) -> str:
     """An address without the user name and password that it may hold."""
     return re.sub(r"//[^/?#]*@", "//", url)
+
+
+def _told(reason: object, url: str) -> str:
+    """What a library says of `url`, on one line, and without its user name and password."""
+    text = " ".join(str(reason).split())
+    user = re.search(r"//([^/?#]*)@", url)
+    for word in filter(None, user[1].split(":") if user else []):
+        text = text.replace(word, "***")
+    return text
 
 
 class _Punctual(http.client.HTTPConnection):
@@ -279,12 +292,14 @@ def _place(
     """
     length = response.headers.get("Content-Length")
     if length is not None and not length.isdecimal():
-        raise UserError(f"{_shown(response.url)}: answers Content-Length: {length[:40]!r}")
+        raise UserError(
+            f"{without_password(response.url)}: answers Content-Length: {length[:40]!r}"
+        )
     if response.status == 200:
         return 0, None if length is None else int(length)
     if response.status != 206:
         raise UserError(
-            f"{_shown(response.url)}: HTTP {response.status} {response.reason}: no file in it"
+            f"{without_password(response.url)}: HTTP {response.status} {response.reason}: no file in it"
         )
     found = re.fullmatch(
         r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip()
@@ -309,9 +324,9 @@ def _refuse_other_files(response: http.client.HTTPResponse, part: _Part, total: 
     Raises:
         UserError: says which.
     """
-    shown = _shown(part.url)
+    shown = without_password(part.url)
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-        to = "" if response.url == part.url else f", at {_shown(response.url)}"
+        to = "" if response.url == part.url else f", at {without_password(response.url)}"
         raise UserError(
             f"{shown}: the server answers with a web page{to}, not with the file: perhaps it wants you to "
             "log in or to agree to terms; open the address in a browser"
@@ -327,6 +342,8 @@ def _refuse_other_files(response: http.client.HTTPResponse, part: _Part, total: 
         raise UserError(
             f"{shown}: the server's file has {total:,} bytes, expected {part.size:,}: not the official file"
         )
+    if total == 0:
+        raise UserError(f"{shown}: the server's file is empty")
     there = part.path.stat().st_size if part.path.exists() else 0
     free = shutil.disk_usage(part.path.parent).free
     if total - there > free:
@@ -368,7 +385,7 @@ def _copy(
             size += len(chunk)
             if most is not None and size > most:
                 raise UserError(
-                    f"{_shown(part.url)}: sends more than the {most:,} bytes of the file"
+                    f"{without_password(part.url)}: sends more than the {most:,} bytes of the file"
                 )
             if most is None and shutil.disk_usage(part.path.parent).free < SPARE:
                 raise UserError(f"{part.path}: no room: the server sends without end")
@@ -404,7 +421,9 @@ def fetch(item: Download, root: Path) -> None:
             unpack(path, root, item.unpack)
         except Damaged as error:
             if not fetched:
-                raise UserError(f"{error}; get it again from {_shown(item.url)}") from None
+                raise UserError(
+                    f"{error}; get it again from {without_password(item.url)}"
+                ) from None
             path.unlink()
             raise UserError(f"{error}; removed: run it again to download it anew") from None
         if fetched:  # a file that someone put there stays

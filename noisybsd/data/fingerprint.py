@@ -34,9 +34,6 @@ class Hashes:
     before: str
 
 
-NOTHING = Hashes("", "")  # of no image
-
-
 def covered(images: torch.Tensor | ImageFiles) -> str:
     """What of images the hash covers, in words."""
     if isinstance(images, ImageFiles):

@@ -16,12 +16,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +38,11 @@ from noisybsd.data.names import as_text
 from noisybsd.errors import UserError
 
 MODES = {3: "RGB", 1: "L"}
-BLOCK = 512  # images that `decode_many` decodes ahead at most
+LARGE = 4096  # pixels a side from which a square is reduced before it is resized
+STRIP = 256  # rows that are converted at a time
+BLOCK = 512  # images that are decoded ahead at most
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Formats that the first bytes of a file tell from all else.
 _MARKED = (
@@ -73,6 +80,7 @@ _FORMATS = (
     ),
     *("CUR", "FLI", "IM", "IMT", "MCIDAS", "MSP", "PCD", "PIXAR", "SPIDER", "TGA", "XVTHUMB"),
 )
+_ARRAYS = ((), (1,), (3,), (4,))  # channels of pictures in arrays
 _METADATA = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}  # PNG chunks that pixels do not need
 
 
@@ -143,10 +151,18 @@ def decode_image(
     """
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # a name with NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(path, f"cannot be read: {reason}") from None
+    return decode_bytes(data, size, channels, path, least)
+
+
+def decode_bytes(
+    data: bytes, size: int, channels: int, name: str | Path, least: int | None = None
+) -> Tensor:
+    """The same of what an image file holds; `name` is for errors."""
     if not data:
-        raise ImageError(path, "is empty (zero bytes)")
+        raise ImageError(name, "is empty (zero bytes)")
     try:
         try:
             pixels = _decoded(data, MODES[channels], size)
@@ -156,10 +172,45 @@ def decode_image(
                 raise
             pixels = _decoded(bare, MODES[channels], size)
     except UnidentifiedImageError:
-        raise ImageError(path, f"is not an image of a known format: {data[:12]!r}…") from None
+        raise ImageError(name, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
-        raise ImageError(path, f"cannot be decoded: {str(error) or type(error).__name__}") from None
-    return _square(pixels, size, size if least is None else least)
+        raise ImageError(name, f"cannot be decoded: {str(error) or type(error).__name__}") from None
+    return _resized(pixels, size, size if least is None else least)
+
+
+def convert_picture(
+    picture: Image.Image | np.ndarray,
+    size: int,
+    channels: int,
+    name: str | Path,
+    least: int | None = None,
+) -> Tensor:
+    """The same of a picture in memory, which stays as it is.
+
+    Args:
+        picture: of Pillow; or (H,W), (H,W,1), (H,W,3) or, with transparency, (H,W,4) uint8.
+        name: for errors.
+
+    Raises:
+        ImageError: the array has another shape or type, or it is none of the pictures that
+            `decode_image` takes.
+    """
+    try:
+        if isinstance(picture, np.ndarray):
+            shape = picture.shape
+            fits = len(shape) in (2, 3) and shape[2:] in _ARRAYS and picture.size > 0
+            if picture.dtype != np.uint8 or not fits:
+                raise ValueError(
+                    f"is an array of {picture.dtype} of shape {shape}; valid: uint8, (H,W), (H,W,1), "
+                    "(H,W,3) or (H,W,4)"
+                )
+            picture = Image.fromarray(picture.reshape(shape[:2]) if shape[2:] == (1,) else picture)
+        else:
+            picture = picture.copy()
+        pixels = _pixels(picture, MODES[channels], size)
+        return _resized(pixels, size, size if least is None else least)
+    except Exception as error:  # a picture of Pillow may be a file that is not decoded yet
+        raise ImageError(name, str(error) or type(error).__name__) from None
 
 
 def without_metadata(data: bytes) -> bytes | None:
@@ -184,7 +235,11 @@ def _decoded(data: bytes, mode: str, size: int) -> np.ndarray:
 
 
 def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
-    """Decode to (H,W,C) uint8, read-only."""
+    """Decode the central square, (H,H,C) uint8.
+
+    It is converted in strips, for that takes several times the memory of the picture itself. A square of more
+    than LARGE pixels a side is reduced by a whole number at once, if twice `size` remains.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise ValueError(f"{image.width}×{image.height} pixels, more than the {limit} accepted")
@@ -192,6 +247,21 @@ def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
     image.load()
     with contextlib.suppress(Exception):  # EXIF too damaged to read: the pixels as they are stored
         ImageOps.exif_transpose(image, in_place=True)
+    side = min(image.size)
+    by = max(1, min(math.ceil(side / LARGE), side // (2 * size)))
+    side -= side % by
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    strip = by * max(1, STRIP // by)
+    rows = []
+    for start in range(top, top + side, strip):
+        part = image.crop((left, start, left + side, min(start + strip, top + side)))
+        rows.append(np.asarray(_converted(part, mode).reduce(by)))
+    pixels = np.concatenate(rows)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """RGB or grey of 8 bits, on white where it is transparent."""
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     elif image.mode == "F":
@@ -200,8 +270,7 @@ def _pixels(image: Image.Image, mode: str, size: int) -> np.ndarray:
         picture = image.convert("RGBA")
         image = Image.new("RGBA", picture.size, "white")
         image.alpha_composite(picture)
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels.reshape(*pixels.shape[:2], -1)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -212,18 +281,15 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _square(pixels: np.ndarray, size: int, least: int) -> Tensor:
-    """The central square of (H,W,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8.
+def _resized(square: np.ndarray, size: int, least: int) -> Tensor:
+    """A square (H,H,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8.
 
     One of less than S pixels a side is enlarged up to `least` only, and mirrored at its edges beyond.
     """
-    height, width, _ = pixels.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = pixels[top : top + side, left : left + side]
+    side = len(square)
     wanted = min(max(side, least), size)
     if side != wanted:
-        batch = torch.from_numpy(square.copy()).permute(2, 0, 1)[None]
+        batch = torch.from_numpy(square).permute(2, 0, 1)[None]
         resized = interpolate(batch, (wanted, wanted), mode="bilinear", antialias=True)
         square = resized[0].permute(1, 2, 0).numpy()
     if wanted < size:
@@ -242,6 +308,26 @@ def sample_of_file(file: int, size: int) -> bytes:
     if size <= 3 * PART:
         return os.pread(file, size, 0)
     return b"".join(os.pread(file, PART, at) for at in (0, (size - PART) // 2, size - PART))
+
+
+def ahead(work: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
+    """`work` of each item, in order, done by threads while the results before it are used.
+
+    Args:
+        items: of these, at most `BLOCK` are worked on or wait to be used.
+        threads: default: one for each core.
+    """
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == BLOCK:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class ImageFiles:
@@ -335,9 +421,7 @@ class ImageFiles:
             except ImageError as error:
                 return error
 
-        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            for first in range(0, len(indices), BLOCK):
-                yield from pool.map(attempt, indices[first : first + BLOCK])
+        yield from ahead(attempt, indices, threads)
 
     def load_all(self, on_error: str = "stop") -> tuple[Tensor, dict[int, ImageError]]:
         """Decode everything once, with a progress bar in a terminal.

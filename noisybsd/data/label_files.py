@@ -8,7 +8,9 @@ Dimensions: N samples, K classes.
 from __future__ import annotations
 
 import _codecs
+import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -37,15 +39,16 @@ from noisybsd.data.tables import (
     CLEAN,
     INDEX,
     KNOWN,
-    LABELS,
     WEAK_NAMES,
     Table,
     names_of,
     plain_key,
     read_table,
 )
-from noisybsd.errors import UserError, did_you_mean
+from noisybsd.data.votes import Votes, of_annotators, of_matrix
+from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
+from noisybsd.values import is_unicode
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -129,18 +132,20 @@ class LabelFile(NamedTuple):
         labels: (N,) int64.
         clean: (N,) int64, UNKNOWN where the file has none for an image; None: for no image.
         by: how rows were matched with images: name, index or position.
+        votes: (N,K) float32, see votes.py; None: every image has one label.
     """
 
     labels: IntArray
     clean: IntArray | None
     by: str
+    votes: Votes | None
 
 
 def read_labels(
     path: str | Path,
     num_classes: int,
     n: int,
-    key: str | None = None,
+    key: str | Sequence[str] | None = None,
     clean_key: str = "clean_label",
     *,
     class_names: Sequence[str] = (),
@@ -150,10 +155,10 @@ def read_labels(
 
     | suffix | content |
     |---|---|
-    | .npy | integers, or names of classes (N,) |
+    | .npy | integers, or names of classes (N,); or votes or probabilities (N,K) |
     | .npz, .pt | the same, or several by name; a .pt is read without running code from it |
     | .csv, .tsv, .parquet | a column `label`, or one column only; optional: `clean_label`, and `index` or a \
-column that names the images |
+column that names the images; in place of `label` also `label_1`, `label_2`, …, or a column for each class |
     | .csv without a header | `label`, `index,label` or `path,label` |
     | .txt | one label per line, or `path label` |
 
@@ -162,7 +167,8 @@ column that names the images |
     file, as `write_labels` makes it, must fit the labels.
 
     Args:
-        key: which array or column holds the labels, if there are several.
+        key: which array or column holds the labels, if there are several; or which ones, each with the
+            labels of one annotator. A cell may be empty in some of these.
         clean_key: the one that holds the clean labels, if any does.
         class_names: what labels may be called instead of 0..num_classes-1.
         images: the names of the n images; None: they have none.
@@ -175,21 +181,18 @@ column that names the images |
     numbered = read_description(path) is not None  # `write_labels` writes numbers
     names = () if numbered else class_names
     by, order = _order(table, n, images, class_names)
-    if len(order) != n:
-        raise UserError(f"{path}: got {len(order)} labels, valid: {n}, one for each image")
+    _check_count(path, "labels", len(order), n)
     clean_column = _clean_column(table, clean_key)
-    name = _label_column(table, key, {clean_column} - {None})
-    labels = _labels(table, name, num_classes, names)
-    if len(labels) != n:
-        raise UserError(f"{path}: got {len(labels)} labels, valid: {n}, one for each image")
+    keys = [key] if isinstance(key, str) else key or ()
+    columns = table.label_columns(keys, class_names) or [_only_column(table, {clean_column})]
+    labels, votes = _given(table, columns, num_classes, names, n)
     clean = None
     if clean_column is not None:
-        clean = _clean_labels(table, clean_column, num_classes, names)
-        if len(clean) != n:
-            raise UserError(f"{path}: {clean_column}: got {len(clean)} labels, valid: {n}")
+        clean = _labels_if_known(table, clean_column, num_classes, names)
+        _check_count(f"{path}: {clean_column}", "labels", len(clean), n)
     labels, clean = labels[order], None if clean is None else clean[order]
     _check_description(path, labels)
-    return LabelFile(labels, clean, by)
+    return LabelFile(labels, clean, by, None if votes is None else votes[order])
 
 
 def _order(
@@ -240,21 +243,41 @@ def _clean_column(table: Table, clean_key: str) -> str | None:
     return table.only(CLEAN, "the clean labels") if clean_key == "clean_label" else None
 
 
-def _label_column(table: Table, key: str | None, others: set[str | None]) -> str:
-    if key is not None:
-        if key not in table.columns:
-            raise UserError(f"{table.path}: {did_you_mean(key, table.columns)}")
-        return key
-    if "label" in table.columns or len(table.called(LABELS)) > 1:
-        return table.label_column()
+def _only_column(table: Table, others: set[str | None]) -> str:
+    """The column that is left when those of names, indices and `others` are taken away."""
     named = {*table.name_columns(), *table.called(INDEX), *others}
-    candidates = table.called(LABELS) or [name for name in table.columns if name not in named]
+    candidates = [name for name in table.columns if name not in named]
     if len(candidates) != 1:
         raise UserError(
             f"{table.path}: which labels to use is not clear: expected one named label, got "
             f"{', '.join(map(repr, table.columns))}"
         )
     return candidates[0]
+
+
+def _given(
+    table: Table, columns: Sequence[str], num_classes: int, class_names: Sequence[str], n: int
+) -> tuple[IntArray, Votes | None]:
+    """The labels (N,) of one column, or the majority's of several, and the votes behind them."""
+    first = table.columns[columns[0]]
+    if columns == list(class_names) or (len(columns) == 1 and getattr(first, "ndim", 1) == 2):
+        matrix = table.matrix(columns)
+        _check_count(table.path, "rows", len(matrix), n)
+        return of_matrix(matrix, num_classes, table.path, table.wrong)
+    if len(columns) == 1:
+        labels = _labels(table, columns[0], num_classes, class_names)
+        _check_count(table.path, "labels", len(labels), n)
+        return labels, None
+    given = []
+    for column in columns:
+        given.append(_labels_if_known(table, column, num_classes, class_names))
+        _check_count(f"{table.path}: {column}", "labels", len(given[-1]), n)
+    return of_annotators(np.stack(given, axis=1), num_classes, table.wrong)
+
+
+def _check_count(source: object, what: str, count: int, n: int) -> None:
+    if count != n:
+        raise UserError(f"{source}: got {count} {what}, valid: {n}, one for each image")
 
 
 def _labels(
@@ -303,23 +326,23 @@ def _valid(class_names: Sequence[str]) -> str:
     return "valid: a number from 0" + ", or the name of a class" * bool(class_names)
 
 
-def _clean_labels(
+def _labels_if_known(
     table: Table, column: str, num_classes: int, class_names: Sequence[str]
 ) -> IntArray:
-    """A column's clean labels (N,), UNKNOWN where its cell is empty."""
+    """A column's labels (N,), UNKNOWN where its cell is empty."""
     cells = table.columns[column]
     if not isinstance(cells, list):
         return _labels(table, column, num_classes, class_names, f": {column}")
     known = [i for i, cell in enumerate(cells) if not is_missing(cell) or cell in class_names]
-    clean = np.full(len(cells), UNKNOWN)
+    labels = np.full(len(cells), UNKNOWN)
     if known:
         part = Table(
             table.path,
             {column: [cells[i] for i in known]},
             [table.rows[i] for i in known],
         )
-        clean[known] = _labels(part, column, num_classes, class_names, f": {column}")
-    return clean
+        labels[known] = _labels(part, column, num_classes, class_names, f": {column}")
+    return labels
 
 
 def integers_below(
@@ -509,15 +532,19 @@ def write_labels(
     notes: Mapping[str, Any],
     *,
     clean: IntArray | None = None,
+    paths: Sequence[str] | None = None,
 ) -> None:
     """Write labels (N,) for others to use, and beside them `PATH.json`, which says what they are.
 
     Each of the two files is written whole or not at all.
 
     Args:
-        path: .csv (columns index, label and, if given, clean_label), .npy or .txt (labels only).
+        path: .csv (columns index, path if given, label, and clean_label if given), .npy or .txt (labels
+            only).
         notes: what the description says of them beside count, hash and version; JSON-able.
         clean: (N,) true classes, UNKNOWN where they are not known.
+        paths: (N,) the images; left out where one would not be found again, as it is no text in UTF-8, or
+            begins or ends with white space.
 
     Raises:
         UserError: another suffix, or a place that cannot be written.
@@ -538,31 +565,37 @@ def write_labels(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write = LABEL_WRITERS[path.suffix]
-        write_atomically(path, lambda file: write(file, labels, clean))
+        write_atomically(path, lambda file: write(file, labels, clean, paths))
         write_atomically(_description(path), lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _write_csv(file: BinaryIO, labels: IntArray, clean: IntArray | None) -> None:
-    rows = [f"{i},{label}" for i, label in enumerate(labels.tolist())]
-    header = "index,label"
+_Paths = Sequence[str] | None
+
+
+def _write_csv(file: BinaryIO, labels: IntArray, clean: IntArray | None, paths: _Paths) -> None:
+    columns: dict[str, Sequence[object]] = {"index": range(len(labels))}
+    if paths is not None and all(is_unicode(path) and path == path.strip() for path in paths):
+        columns["path"] = paths
+    columns["label"] = labels.tolist()
     if clean is not None:
-        header += ",clean_label"
-        known = ["" if label == UNKNOWN else str(label) for label in clean.tolist()]
-        rows = [f"{row},{label}" for row, label in zip(rows, known, strict=True)]
-    file.write("".join(f"{line}\n" for line in [header, *rows]).encode())
+        columns["clean_label"] = ["" if label == UNKNOWN else label for label in clean.tolist()]
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *zip(*columns.values(), strict=True)])
+    text.detach()
 
 
-def _write_npy(file: BinaryIO, labels: IntArray, clean: IntArray | None) -> None:
+def _write_npy(file: BinaryIO, labels: IntArray, clean: IntArray | None, paths: _Paths) -> None:
     np.save(file, labels, allow_pickle=False)
 
 
-def _write_text(file: BinaryIO, labels: IntArray, clean: IntArray | None) -> None:
+def _write_text(file: BinaryIO, labels: IntArray, clean: IntArray | None, paths: _Paths) -> None:
     np.savetxt(file, labels, "%d")
 
 
-LABEL_WRITERS: dict[str, Callable[[BinaryIO, IntArray, IntArray | None], None]] = {
+LABEL_WRITERS: dict[str, Callable[[BinaryIO, IntArray, IntArray | None, _Paths], None]] = {
     ".csv": _write_csv,
     ".npy": _write_npy,
     ".txt": _write_text,

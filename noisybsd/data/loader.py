@@ -100,11 +100,12 @@ def _first_of_each_class(order: np.ndarray, labels: np.ndarray, quota: int) -> n
 def candidates(order: Tensor, batch_size: int, step: int, slot: int) -> Iterator[int]:
     """The sample of a slot of a batch, and after it those to take its place if it is unreadable.
 
-    These are the same slot of the following batches, round to the preceding ones: deterministic,
-    of the same rank, and never a sample that is in the batch already.
+    These are the same slot of the following batches, round to the preceding ones, and then the other slots
+    of these batches: deterministic, of the same rank, and none that the batch begins with.
     """
     yield int(order[step * batch_size + slot])
-    yield from order[slot::batch_size].roll(-step)[1:].tolist()
+    for other in range(slot, slot + batch_size):
+        yield from order[other % batch_size :: batch_size].roll(-step)[1:].tolist()
 
 
 class Loader:
@@ -182,11 +183,13 @@ class ResidentLoader(Loader):
         readable = order.clone()
         bad = np.isin(order.numpy(), list(self.unreadable))
         for position in np.flatnonzero(bad[: self.steps_per_epoch * self.batch_size]).tolist():
-            column = list(candidates(order, self.batch_size, *divmod(position, self.batch_size)))
-            good = [i for i in column if i not in self.unreadable]
-            if not good:
-                raise _no_replacement(self.unreadable[column[0]])
-            readable[position] = good[0]
+            step, slot = divmod(position, self.batch_size)
+            batch = readable[step * self.batch_size : (step + 1) * self.batch_size]
+            others = candidates(order, self.batch_size, step, slot)
+            good = (i for i in others if i not in self.unreadable and i not in batch)
+            if (found := next(good, None)) is None:
+                raise _no_replacement(self.unreadable[int(order[position])])
+            readable[position] = found
         return readable
 
 
@@ -341,7 +344,9 @@ class _NumberedBatches(Dataset):
         images: list[Tensor] = []
         errors: list[ImageError] = []
         for slot in range(self.batch_size):
-            for i in candidates(order, self.batch_size, step, slot):
+            for k, i in enumerate(candidates(order, self.batch_size, step, slot)):
+                if k and i in index:
+                    continue
                 try:
                     images.append(self.images.decode(i))
                 except ImageError as error:
@@ -436,7 +441,10 @@ def _note_skipped(skipped: list[str], errors: Iterable[ImageError]) -> None:
 
 
 def _no_replacement(error: ImageError) -> UserError:
-    return UserError(f"data.on_error=skip: no readable image can take the place of {error}")
+    return UserError(
+        f"data.on_error=skip: no readable image can take the place of {error}; put it right, or lower "
+        "batch_size"
+    )
 
 
 def free_memory(device: torch.device) -> int:

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import check_fits_card, read_splits
+from noisybsd.data.dataset import check_fits_card, read_splits, with_labels
 from noisybsd.data.fingerprint import images_sha256
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.names import UNKNOWN, as_text, kinds
@@ -60,13 +60,19 @@ def pack(config: Config, out: Path | None) -> int:
     read, _ = read_splits(card, data)
     check_fits_card(read, card)
     train, test, test_labels = read.train, read.test, read.test_labels
+    train, _ = with_labels(card, data, train, read.class_names)
+    held_out = test is None
     if not isinstance(train.images, ImageFiles):
         raise UserError(f"pack: the images of {card.name} are in one array already")
     if test is None:
-        train, test, test_labels = hold_out(train, data.test_fraction)
+        train, test = hold_out(train, data)
     problems = list(read.problems)
     splits = {"train": train, "test": test}
-    about: dict[str, Any] = {"card": card.name, "classes": list(read.class_names)}
+    about: dict[str, Any] = {
+        "card": card.name,
+        "classes": list(read.class_names),
+        "labels": data.labels,
+    }
     try:
         _refuse_without_room(out, splits)
         with temporary_folder(out.parent, "pack") as temporary:
@@ -76,6 +82,7 @@ def pack(config: Config, out: Path | None) -> int:
                 "splits": list(splits),
                 "size": image_size(card, data)[0],
                 "test_labels": test_labels,
+                "held_out": held_out,
                 "problems": problems,
             }
             (temporary / PACK).write_text(json.dumps(about, indent=1), "utf-8")
@@ -138,6 +145,9 @@ def _pack_split(
     columns: dict[str, Any] = {"path": list(map(as_text, split.paths)), "label": split.labels}
     if (clean := split.clean_labels) is not None:
         columns["clean_label"] = pyarrow.array(clean, mask=clean == UNKNOWN)
+    if (votes := split.votes) is not None:
+        flat = pyarrow.array(votes.ravel())
+        columns["votes"] = pyarrow.FixedSizeListArray.from_arrays(flat, votes.shape[1])
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{name}.parquet")
     packed = torch.from_numpy(np.load(path, mmap_mode="c"))
     return {

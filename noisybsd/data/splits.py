@@ -5,6 +5,10 @@ Dimensions: N images, C channels, S side of a stored image, K classes.
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +22,9 @@ import torch
 from noisybsd.data.cards import Card
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.names import UNKNOWN
+from noisybsd.data.votes import Labels, Votes
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
-
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Split:
         skipped: files found unreadable when they were decoded, each with the reason.
         embeddings: float16 (N,A,F), features of A views of each image, the image itself first: what a
             network with a frozen backbone is given in the images' place.
+        votes: float32 (N,K), see data/votes.py; None: every image has one label. Only to train on.
     """
 
     images: torch.Tensor | ImageFiles
@@ -50,6 +54,8 @@ class Split:
     def inputs(self) -> torch.Tensor | ImageFiles:
         """What the network is given: the embeddings, or else the images."""
         return self.images if self.embeddings is None else self.embeddings
+
+    votes: Votes | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,6 +73,7 @@ class Split:
             None if self.clean_labels is None else self.clean_labels[index],
             None if self.paths is None else [self.paths[i] for i in index],
             embeddings=None if self.embeddings is None else self.embeddings[index],
+            votes=None if self.votes is None else self.votes[index],
         )
 
     def without_unknown(self) -> Split:
@@ -82,6 +89,8 @@ class Read:
 
     Args:
         test: None where the data have no test split; see hold_out.
+        held_out: the test split of a pack, where it was held out of the training images, with the labels
+            given to it; `test` is None then.
         test_labels: what is known of its labels: clean, partly verified, noisy or unverified.
         problems: entries that had to be left out, each with its reason.
         images_sha256: of the training and the test images, where the reader knows it.
@@ -99,6 +108,7 @@ class Read:
     size: int | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     notices: list[str] = field(default_factory=list)
+    held_out: Split | None = None
 
 
 def image_size(card: Card, data: DataConfig) -> tuple[int, int]:
@@ -175,23 +185,79 @@ def stratified_holdout(labels: Labels, fraction: float, seed: int = 0) -> npt.ND
     return chosen
 
 
-def hold_out(train: Split, fraction: float) -> tuple[Split, Split, str]:
-    """Split off a test split, the same in every run.
+def holdout_by_path(
+    paths: Sequence[str], until: float, start: float = 0.0
+) -> npt.NDArray[np.bool_]:
+    """Choose a share of the images by their paths alone, so that other labels leave the choice as it is.
+
+    The images of a folder are put in the order of their paths' hashes, and a part of that order is chosen.
+    The ends of the part are rounded by a hash of the folder, so that many small folders have their share
+    too. Shares that meet choose no image twice and leave none out.
+
+    Args:
+        paths: N, relative to data.root.
+        until, start: where in each folder's order the part ends and starts, in [0, 1].
 
     Returns:
-        what remains to train on; the test split, with clean labels where they are known; and what its
-        labels are: clean, partly verified or noisy.
+        (N,), True where chosen.
+    """
+    folders: dict[str, list[int]] = {}
+    for i in sorted(range(len(paths)), key=lambda i: _hash(paths[i])):
+        folders.setdefault(posixpath.dirname(paths[i]), []).append(i)
+    chosen = np.zeros(len(paths), dtype=bool)
+    for folder, members in folders.items():
+        rounding = int.from_bytes(_hash(folder)[:6]) / 2**48
+        first, last = (math.floor(at * len(members) + rounding) for at in (start, until))
+        chosen[members[first:last]] = True
+    return chosen
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(os.fsencode(name)).digest()
+
+
+def hold_out(train: Split, data: DataConfig) -> tuple[Split, Split]:
+    """Split off a test split, the same in every run and whatever the labels.
+
+    Returns:
+        what remains to train on; and what is held out, with the labels given to it.
 
     Raises:
-        UserError: no class has two images.
+        UserError: no image would be left on one side.
     """
-    chosen = stratified_holdout(train.labels, fraction)
-    if not chosen.any():
+    assert train.paths is not None
+    start, until, what = 0.0, data.test_fraction, f"data.test_fraction={data.test_fraction}"
+    if data.folds is not None:
+        start, until = data.fold / data.folds, (data.fold + 1) / data.folds
+        what = f"data.folds={data.folds}"
+    chosen = holdout_by_path(train.paths, until, start)
+    if chosen.all() or not chosen.any():
         raise UserError(
-            f"no test split, and none can be held out: {len(train)} images, one of each class at most"
+            f"no test split, and of {len(train)} images {what} holds out {int(chosen.sum())}: use another "
+            "share, or name the test images (docs/data.md says how)"
         )
-    test, what = verified(train.take(chosen), "noisy")
-    return train.take(~chosen), test, what
+    return train.take(~chosen), train.take(chosen)
+
+
+def labels_of_both(one: Split, other: Split | None) -> Split:
+    """The labels and paths of two splits in a row, without their images; or the one split as it is."""
+    if other is None:
+        return one
+    splits = (one, other)
+    clean = [
+        np.full(len(each), UNKNOWN) if each.clean_labels is None else each.clean_labels
+        for each in splits
+    ]
+    paths = [path for each in splits for path in each.paths or ()]
+    return Split(
+        torch.empty(0),
+        np.concatenate([each.labels for each in splits]),
+        np.concatenate(clean),
+        paths or None,
+        votes=None
+        if one.votes is None or other.votes is None
+        else np.concatenate([one.votes, other.votes]),
+    ).without_unknown()
 
 
 def verified(test: Split, otherwise: str) -> tuple[Split, str]:
@@ -200,7 +266,7 @@ def verified(test: Split, otherwise: str) -> tuple[Split, str]:
     Args:
         otherwise: what they are where no clean label is known.
     """
-    test = test.without_unknown()
+    test = replace(test.without_unknown(), votes=None)
     clean = test.clean_labels
     if clean is None:
         return test, otherwise

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import codecs
 import csv
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
 
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, did_you_mean
+
+log = logging.getLogger("noisybsd")
 
 SEPARATORS = ",;\t|"
 TEXT = (".csv", ".tsv")  # suffixes of tables in text
@@ -76,6 +81,60 @@ class Table:
             raise UserError(f"{self.path}: no column label: has {has}")
         return found[0]
 
+    def label_columns(
+        self, annotators: Sequence[str] = (), class_names: Sequence[str] = ()
+    ) -> list[str]:
+        """The columns of labels: the one of `label_column`; one for each annotator, `label_1`, `label_2`
+        and so on; or one for each class, of counts or probabilities. None, if none is called so.
+
+        Args:
+            annotators: the columns to use, whatever else there is.
+
+        Raises:
+            UserError: an annotator without a column, or several columns of one usual name.
+        """
+        for name in annotators:
+            if name not in self.columns:
+                raise UserError(f"{self.path}: columns: {did_you_mean(name, self.columns)}")
+        if annotators:
+            refuse_same(annotators, f"{self.path}: annotators")
+            return list(annotators)
+        numbers = {name: re.fullmatch(r"labels?([0-9]+)", plain_key(name)) for name in self.columns}
+        numbered = sorted((int(found[1]), name) for name, found in numbers.items() if found)
+        if "label" in self.columns or self.called(LABELS):
+            if len(numbered) > 1:
+                log.warning(
+                    "%s: its column label holds the labels; to use those of several annotators: "
+                    "data.annotators=[%s]",
+                    self.path,
+                    ",".join(name for _, name in numbered),
+                )
+            return [self.label_column()]
+        if len(numbered) > 1:
+            return [name for _, name in numbered]
+        if len(class_names) > 1 and set(class_names) <= set(self.columns):
+            return list(class_names)
+        return []
+
+    def matrix(self, columns: Sequence[str]) -> npt.NDArray[Any]:
+        """Columns of numbers side by side (N,K), or the array (N,K) that is a single column.
+
+        Raises:
+            UserError: names the row of a cell that is no number.
+        """
+        if len(columns) == 1:
+            return np.asarray(self.columns[columns[0]])
+        values = np.empty((len(self.columns[columns[0]]), len(columns)))
+        for k, column in enumerate(columns):
+            for i, cell in enumerate(self.columns[column]):
+                try:
+                    values[i, k] = float(cell)
+                except (TypeError, ValueError):
+                    raise self.wrong(
+                        i, f"{column} is {str(cell)!r}, valid: a number of votes, or a probability"
+                    ) from None
+        return values
+
     def only(self, keys: set[str], what: str) -> str | None:
         """The column called by one of `keys`; None: there is none.
 
@@ -120,7 +179,7 @@ def read_table(path: Path, names_image: Callable[[str], bool]) -> Table:
     """Read a table from CSV (also apart by `;`, tab or `|`), or from Parquet.
 
     A first line that holds the name of an image, or numbers alone, is no header: then the columns are
-    called path and label, as their cells say, or index and label.
+    called path and label, as their cells say, or path alone, or index and label.
 
     Args:
         names_image: whether a cell is the name of an image.
@@ -181,6 +240,8 @@ def _columns_without_header(
     numbers = all(re.fullmatch(r"[+-]?[0-9]+(\.0*)?", cell) for cell in first)
     if not named and not numbers:
         return None
+    if len(first) == len(named) == 1:
+        return ["path"]
     if len(first) == 2 and len(named) == 1:
         return ["path", "label"] if named == [0] else ["label", "path"]
     if numbers and len(first) <= 2:

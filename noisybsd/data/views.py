@@ -199,18 +199,12 @@ class Views(nn.Module):
 class EmbeddedViews(nn.Module):
     """The views of images that a frozen backbone has embedded: one of the embeddings of each, with dropout.
 
-    An embedding is that of the image, of its weak views, or of its strong ones, in this order.
-
-    Args:
-        weak, strong: how many there are of each; of none, the image's own stands for it.
+    The weak view is the embedding of the image itself, the strong one that of one of its strong views. An
+    image has A embeddings: its own, then those of its strong views, if there are any.
     """
 
-    # not tuned: the same two that a first table on CIFAR-10N had (docs/LOG.md, frozen features)
+    # not tuned: the two that a first table on frozen features had; docs/LOG.md, frozen features
     DROPOUT: ClassVar[dict[str, float]] = {"weak": 0.2, "strong": 0.5}
-
-    def __init__(self, weak: int, strong: int) -> None:
-        super().__init__()
-        self.rows = {"weak": range(1, 1 + weak), "strong": range(1 + weak, 1 + weak + strong)}
 
     def forward(
         self, embeddings: Tensor, names: Sequence[str], mirror: Tensor | None = None
@@ -219,15 +213,17 @@ class EmbeddedViews(nn.Module):
 
         Args:
             embeddings: (B,A,F) float16.
-            mirror: must be None: what is embedded cannot be mirrored any more.
+            mirror: must be None: an embedding cannot be mirrored.
         """
         assert mirror is None
-        batch, device = torch.arange(len(embeddings), device=embeddings.device), embeddings.device
+        count, device = embeddings.shape[1], embeddings.device
+        batch = torch.arange(len(embeddings), device=device)
         views = []
         for name in names:
-            rows = self.rows[name] or range(1)
-            chosen = torch.randint(rows.start, rows.stop, (len(batch),), device=device)
-            views.append(F.dropout(embeddings[batch, chosen].float(), self.DROPOUT[name]))
+            chosen = embeddings[:, 0]
+            if name == "strong" and count > 1:
+                chosen = embeddings[batch, torch.randint(1, count, (len(batch),), device=device)]
+            views.append(F.dropout(chosen.float(), self.DROPOUT[name]))
         return torch.stack(views)
 
     def plain(self, embeddings: Tensor) -> Tensor:

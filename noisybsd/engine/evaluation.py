@@ -98,9 +98,15 @@ def _whose_data(directory: Path, overrides: list[str]) -> tuple[list[str], DataC
             config.data.root,
         )
     given = {o.split("=", 1)[0] for o in of_data}
+    if "data.labels" in given:
+        raise UserError(
+            "data.labels: gives labels to training images; list the images to measure on, with their labels, "
+            "in data.manifest=FILE; where the run's own label file is now, run.data.labels=FILE says"
+        )
     other = config.data.model_copy(
         update={
             "labels": "default",
+            "annotators": (),
             "manifest": config.data.manifest if "data.manifest" in given else None,
             "embeddings": config.data.embeddings if "data.embeddings" in given else None,
         }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,11 +25,11 @@ from noisybsd.data.splits import Split
 from noisybsd.data.views import Views
 from noisybsd.errors import UserError
 from noisybsd.files import user_path
+from noisybsd.models.backbones import is_backbone
 from noisybsd.models.networks import build_encoder
+from noisybsd.runs.tracking import duration
 
-log = logging.getLogger("noisybsd")
-
-WEAK, STRONG = 1, 2  # views of each training image that are embedded beside the image itself
+STRONG = 1  # views of each training image that are embedded beside the image itself; docs/LOG.md
 CHUNK = 64  # images that are embedded, and then written, together
 SECONDS = 30.0  # between two lines on progress where no bar can be shown
 
@@ -47,18 +46,11 @@ class FrozenBackbone:
 
     def __init__(self, config: Config, dataset: Dataset, views: Views, device: torch.device):
         self.config, self.views, self.device = config, views, device
-        net = config.network
-        encoder, self.features = build_encoder(
-            net.name,
-            dataset.channels,
-            pretrained=net.pretrained,
-            weights=net.weights,
-            size=encoder_size(config),
-        )
-        self.encoder = encoder.eval().requires_grad_(False).to(device)
+        encoder, self.features, self.weights_sha256 = frozen_encoder(config, dataset.channels)
+        self.encoder = encoder.to(device)
         self.about = {
-            "network": net.name,
-            "weights_sha256": _weights_sha256(encoder),
+            "network": config.network.name,
+            "weights_sha256": self.weights_sha256,
             "images": list(dataset.mean + dataset.std),
             "size": [dataset.size, encoder_size(config)],
             "stored": list(dataset.train.images.shape[1:]),
@@ -72,7 +64,11 @@ class FrozenBackbone:
             UserError: an image cannot be read, with data.on_error=stop; the features cannot be written.
         """
         train = self.with_embeddings(dataset.train, "training images", views=True)
-        return replace(dataset, train=train, test=self.with_embeddings(dataset.test, "test images"))
+        test, held_out = self.with_embeddings(dataset.test, "test images"), dataset.held_out
+        if held_out is not None and len(test) < len(held_out):
+            assert held_out.paths is not None
+            held_out = held_out.take(np.isin(held_out.paths, test.paths or []))
+        return replace(dataset, train=train, test=test, held_out=held_out)
 
     def with_embeddings(self, split: Split, what: str, *, views: bool = False) -> Split:
         """A split with the features of its images; see `embedded`.
@@ -81,7 +77,7 @@ class FrozenBackbone:
             what: the split, in words, for the progress.
             views: embed the views to train on too; without them, A is 1.
         """
-        names = ["plain", *["weak"] * WEAK, *["strong"] * STRONG] if views else ["plain"]
+        names = ["plain", *["strong"] * STRONG] if views else ["plain"]
         about = json.dumps({**self.about, "embedded": names}, sort_keys=True)
         folder = user_path(self.config.network.cache or "~/.cache/noisybsd", "network.cache")
         folder /= hashlib.sha256(about.encode()).hexdigest()[:16]
@@ -156,13 +152,32 @@ def _progress(chunks: range, what: str) -> Iterator[int]:
         now = time.monotonic()
         if done and now - told >= SECONDS:
             left = (now - started) / done * (len(chunks) - done)
-            log.info("%s: %d %%, %.0f s left", what, 100 * done // len(chunks), left)
+            console.print(f"{what}: {100 * done // len(chunks)} %, about {duration(left)} left")
             told = now
         yield chunk
 
 
+def frozen_encoder(config: Config, channels: int) -> tuple[nn.Module, int, str]:
+    """The pretrained encoder of a run, the width of its features, and the hash of its weights.
+
+    Raises:
+        UserError: the weights cannot be had.
+    """
+    net = config.network
+    encoder, features = build_encoder(
+        net.name,
+        channels,
+        pretrained=net.pretrained,
+        weights=net.weights,
+        size=encoder_size(config),
+    )
+    return encoder.eval().requires_grad_(False), features, _weights_sha256(encoder)
+
+
 def encoder_size(config: Config) -> int | None:
-    return config.network.size or config.data.size
+    """Side of the images that the run's network works on; None: what it is given, or its own."""
+    net = config.network
+    return net.size or (config.data.size if is_backbone(net.name) else None)
 
 
 def _weights_sha256(encoder: nn.Module) -> str:

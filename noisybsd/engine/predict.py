@@ -8,6 +8,7 @@ from torch import Tensor
 from noisybsd.data.dataset import Split
 from noisybsd.data.loader import eval_batches
 from noisybsd.data.views import EmbeddedViews, Views
+from noisybsd.errors import UserError
 from noisybsd.models.networks import Network
 
 PIXELS = 500 * 224**2  # of the images that a GPU evaluates at once, at most
@@ -36,6 +37,9 @@ def predict(
 
     Returns:
         logits (M,K) float32, z (M,D) float32, labels (M,) int64, all on `device`.
+
+    Raises:
+        UserError: no image can be read.
     """
     training = network.training
     network.eval()
@@ -50,6 +54,10 @@ def predict(
         embeddings.append(z)
         labels.append(given)
     network.train(training)
+    if not any(map(len, labels)):
+        raise UserError(
+            f"not one of the images to test on can be read; the last: {split.skipped[-1]}"
+        )
     # the labels together: a copy to a GPU is a matter of its own each time
     return torch.cat(logits), torch.cat(embeddings), torch.cat(labels).to(device)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from noisybsd.config import Config, build_config, parse_overrides, present, read_record
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, user_path
-from noisybsd.runs.directory import MAY_DIFFER, differences, load_run_state
+from noisybsd.runs.directory import MAY_DIFFER, as_long_as, differences, load_run_state
 from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import check_config
 
@@ -54,14 +55,14 @@ def is_runs_data(directory: Path, config: Config) -> bool:
     return state is not None and dataset.is_of(state["data_sha256"])
 
 
-def load_trainer(directory: Path, config: Config) -> Trainer | None:
-    """The run in `directory` as its latest checkpoint has it; None if it has not written one.
+def load_state(directory: Path, config: Config) -> dict[str, Any] | None:
+    """The latest checkpoint of the run in `directory`; None if it has not written one.
 
     Args:
         config: the run's, from `load_run_config`.
 
     Raises:
-        UserError: no checkpoint can be used, or the data are not there, or not those of the run.
+        UserError: no checkpoint can be used, or it is another run's.
     """
     state = load_run_state(directory)
     if state is None:
@@ -71,12 +72,26 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
     free = [f"{key}: " for key in MAY_DIFFER]
     changed = [
         line
-        for line in differences(present(state["config"], str(checkpoint)), config)
+        for line in differences(
+            as_long_as(config, present(state["config"], str(checkpoint))), config
+        )
         if not line.startswith(tuple(free))
     ]
     if changed:
         lines = "\n".join(changed)
         raise UserError(f"{checkpoint}: is another run's; config.yaml has other settings\n{lines}")
+    return state
+
+
+def load_trainer(directory: Path, config: Config) -> Trainer | None:
+    """The same as a trainer.
+
+    Raises:
+        UserError: also if the data are not there, or not those of the run.
+    """
+    state = load_state(directory, config)
+    if state is None:
+        return None
     if config.neighbours.k > 0 and "bank" not in state["modules"]:
         raise UserError(
             f"neighbours.k={config.neighbours.k}: this run kept no embeddings to search among, "
@@ -84,5 +99,5 @@ def load_trainer(directory: Path, config: Config) -> Trainer | None:
         )
     dataset = run_dataset(config)
     trainer = Trainer(config, dataset, pick_device(config))
-    trainer.load_state(state, checkpoint)
+    trainer.load_state(state, directory / "checkpoint.pt")
     return trainer

@@ -26,7 +26,7 @@ from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset, Split
 from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_resident
 from noisybsd.data.views import EmbeddedViews, Views
-from noisybsd.engine.frozen import STRONG, WEAK, FrozenBackbone, encoder_size
+from noisybsd.engine.frozen import FrozenBackbone, encoder_size
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
 from noisybsd.engine.predict import channels_last, evaluation_batch, predict
@@ -34,7 +34,6 @@ from noisybsd.errors import UserError
 from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup, Task
 from noisybsd.methods.registry import LOSSES, build_loss, build_rule
-from noisybsd.models.backbones import is_backbone
 from noisybsd.models.bank import FeatureBank, knn_accuracy, vote
 from noisybsd.models.networks import (
     FastResNet,
@@ -80,15 +79,15 @@ class Trainer:
         self.views: Views | EmbeddedViews = self.image_views
         features = None  # their width, where they are what the network is given
         if train.embeddings is not None:
-            computed, features = train.embeddings.shape[1] > 1, train.embeddings.shape[2]
-            self.views = EmbeddedViews(WEAK * computed, STRONG * computed)
+            features = train.embeddings.shape[2]
+            self.views = EmbeddedViews()
         self.mirrored_first = None  # (N,) bool, with alternating flips: mirrored in the first epoch
         if config.augment.flip == "alternating":
             bits = np.random.Philox(key=config.seed).random_raw(len(train)) & 1
             self.mirrored_first = torch.as_tensor(bits == 1, device=device)
         torch.manual_seed(config.seed)
         with distributed.one_first("network"):  # pretrained weights are downloaded
-            network = build_run_network(config, dataset, features)
+            network = build_run_network(config, self.num_classes, dataset.channels, features)
         # as the images are; weights in another order are copied at every step
         self.network = uncounted(network.to(device).to(memory_format=torch.channels_last))
         distributed.joint_batch_norm(self.network)
@@ -101,7 +100,8 @@ class Trainer:
             self.draw_views = torch.compile(self.views, dynamic=False, options=options)
         self.forward = distributed.parallel(forward)
         self.ema = WeightEma(self.network, config.ema.decay) if config.ema.decay > 0 else None
-        task = build_task(config, self.labels, self.num_classes)
+        votes = None if train.votes is None else torch.as_tensor(train.votes, device=device)
+        task = build_task(config, self.labels, self.num_classes, votes)
         self.rule = build_rule(config.targets, task, config.options).to(device)
         self.loss = uncounted(build_loss(config.loss, task, config.options).to(device))
         self.parameters = [*self.network.parameters(), *self.loss.parameters()]
@@ -257,7 +257,7 @@ class Trainer:
         self.rule.start_epoch(self.epoch)
         self.loss.start_epoch(self.epoch)
         begin = time.perf_counter()
-        if self.step_number == 0:
+        if self.step_number == 0 and self.config.run.init is None:
             self.prepare()
         try:
             for index, images in self.loader.epoch(self.epoch, start=done):
@@ -396,6 +396,23 @@ class Trainer:
         }
         return {name: module for name, module in parts.items() if module is not None}
 
+    def input(self) -> dict[str, Any]:
+        """What the network takes and says, as `records.Input` has it: for its use without the data."""
+        mean, std = (
+            values.flatten().cpu().numpy()
+            for values in (self.image_views.mean, self.image_views.std)
+        )
+        return {
+            "class_names": list(self.dataset.class_names),
+            "channels": len(mean),
+            "size": self.image_views.size,
+            "stored_size": self.dataset.train.images.shape[-1],
+            # as decimal fractions, 0.485, and yet the same number in float32
+            "mean": [float(str(value)) for value in mean],
+            "std": [float(str(value)) for value in std],
+            "backbone_sha256": None if self.frozen is None else self.frozen.weights_sha256,
+        }
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it: the same on however many processes."""
         return {
@@ -403,6 +420,7 @@ class Trainer:
             "precision": self.precision,
             "config": self.config.model_dump(mode="json"),
             "data_sha256": self.dataset.sha256,
+            "input": self.input(),
             "modules": {name: module.state_dict() for name, module in self.modules().items()},
             "optimizer": self.optimizer.state_dict(),
             "step": self.step_number,
@@ -425,7 +443,7 @@ class Trainer:
         if not self.dataset.is_of(state["data_sha256"]):
             raise UserError(
                 f"data.root={self.config.data.root}: the images or labels are not those this run was "
-                f"started with (sha256 {self.dataset.sha256[:12]}… now, {state['data_sha256'][:12]}… then)"
+                f"started with ({self.dataset.other_than(state['data_sha256'])})"
             )
         name = ""
         try:
@@ -486,8 +504,10 @@ def step_seed(seed: int, rank: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
-    """What the configuration's target rule and loss are told, with the given labels (N,)."""
+def build_task(
+    config: Config, labels: Tensor, num_classes: int, votes: Tensor | None = None
+) -> Task:
+    """What the configuration's target rule and loss are told, with the given labels (N,), votes (N,K)."""
     return Task(
         labels,
         num_classes,
@@ -496,6 +516,7 @@ def build_task(config: Config, labels: Tensor, num_classes: int) -> Task:
         embedding_dim=config.network.embedding_dim,
         balanced=config.data.balanced,
         neighbours=config.neighbours,
+        votes=votes,
     )
 
 
@@ -511,30 +532,31 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[number].manual_seed(seed)
 
 
-def build_run_network(config: Config, dataset: Dataset, features: int | None = None) -> Network:
+def build_run_network(
+    config: Config, num_classes: int, channels: int, features: int | None = None
+) -> Network:
     """The run's network, with a projection head where something trains it.
 
     Args:
         features: width of the features of a frozen backbone, which stand in the images' place.
     """
-    net, num_classes = config.network, len(dataset.class_names)
+    net = config.network
     projects = config.contrastive.name != "none" or LOSSES[config.loss].uses_embedding
     projection = "mlp" if projects else "identity"
     if features is not None:
         encoder = FrozenFeatures(features, net.width)
-        return with_heads(
-            encoder, net.width or features, num_classes, net.embedding_dim, projection
-        )
+        width = net.width or features
+        return with_heads(encoder, width, num_classes, net.embedding_dim, projection)
     return build_network(
         net.name,
         num_classes,
-        dataset.channels,
+        channels,
         width=net.width,
         embedding_dim=net.embedding_dim,
         projection=projection,
         pretrained=net.pretrained,
         weights=net.weights,
-        size=encoder_size(config) if is_backbone(net.name) else net.size,
+        size=encoder_size(config),
     )
 
 

@@ -76,10 +76,8 @@ class LabelNoise(nn.Module):
 
     RANDOM = 0.1  # 0.3 was tried too: docs/LOG.md, on three parts evidence, one part prediction
 
-    LEAST = 1e-12  # keeps many votes from leaving a class no probability at all
-
     labels: Tensor
-    votes: Tensor | None
+    shares: Tensor | None
     histogram: Tensor
     joint: Tensor
 
@@ -87,33 +85,32 @@ class LabelNoise(nn.Module):
         super().__init__()
         self.window = window
         self.register_buffer("labels", labels, persistent=False)  # (N,)
-        self.register_buffer("votes", votes, persistent=False)  # (N,K)
+        shares = None if votes is None else votes / votes.sum(dim=1, keepdim=True)
+        self.register_buffer("shares", shares, persistent=False)  # (N,K), of several labels
         self.register_buffer("histogram", histogram, persistent=False)  # (K,)
         self.register_buffer("joint", histogram[:, None] * histogram)  # (K,K): g, k
 
     @torch.no_grad()
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """What the samples `index` (B,) seem to be, (B,K), becomes part of the mean."""
-        if self.votes is None:
-            given = one_hot(self.labels[index], len(self.joint))
-        else:  # each sample counts once, whatever the number of its votes
-            given = self.votes[index] / self.votes[index].sum(dim=1, keepdim=True)
+        given = one_hot(self.labels[index], len(self.joint))
+        if self.shares is not None:
+            given = self.shares[index]
         share = min(1.0, len(index) / self.window)
         self.joint.addmm_(given.T, probs, beta=1 - share, alpha=share / len(index))
 
     def likelihood(self, index: Tensor) -> Tensor:
         """P(g_i | k), (B,K): how likely the samples' given labels are if their class is k.
 
-        Several votes are independent, so their likelihoods are multiplied. The product is scaled to a largest
-        entry of 1.
+        Of several votes it is the geometric mean. Their product would take them as independent, but people
+        err on the same images (docs/LOG.md, votes count as one label).
         """
         of_class = self.joint.sum(dim=0).clamp_min(1e-30)  # (K,)
-        if self.votes is None:
+        if self.shares is None:
             given = self.labels[index]
             return (self.joint[given] / of_class).lerp(self.histogram[given, None], self.RANDOM)
         of_vote = (self.joint / of_class).lerp(self.histogram[:, None], self.RANDOM)  # (K,K): g, k
-        exponents = self.votes[index] @ of_vote.log()
-        return (exponents - exponents.amax(1, keepdim=True)).exp().clamp_min(self.LEAST)
+        return (self.shares[index] @ of_vote.log()).exp()
 
 
 class PosteriorTargets(TargetRule):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from noisybsd.errors import UserError, asks_for_help, command, shown
-from noisybsd.runs.directory import MAY_DIFFER
+from noisybsd.runs.directory import FOLDS, MAY_DIFFER
 
 USAGE = f"""\
 usage: python -m noisybsd.report run=DIR [top=2000] [key=value …]
@@ -46,13 +46,19 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     said, detection = metrics["estimates"], metrics["detection"]
     rate, console = said["noise_rate"], Console()
     print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
+    if said["held_out"]:
+        disputed = f"{said['held_out_disputed']:,} of {said['held_out']:,}"
+        print(f"{disputed} held-out ones are disputed by the network, which never saw them")
     truth = said.get("noise_rate_true")
     known = "" if truth is None else f"; in truth {truth:.2%}"
     if truth is not None and said["verified"] < said["samples_seen"]:
         known += f" among {said['verified']:,} verified ones"
-    _print_rate(rate, known)
     if doubt := caution(said):
-        print(doubt)
+        print(
+            f"estimated wrong: unknown ({rate['estimate']:.2%} by what the run believes){known}\n{doubt}"
+        )
+    else:
+        _print_rate(rate, known)
     if metrics["duplicates"] is not None and (doubled := told(metrics["duplicates"])):
         print(doubled)
     if detection:
@@ -68,6 +74,8 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
             )
             table.add_row(name, *cells)
         console.print(table)
+    if metrics["out_of_fold"]:
+        print(f"{metrics['out_of_fold']} Their table is in {shown(directory / FOLDS)}.")
     print(
         f"written to {shown(directory)}: report.html, labels.csv, labels.parquet, pred_probs.npz,"
     )

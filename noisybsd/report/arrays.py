@@ -30,9 +30,8 @@ from noisybsd.methods.beliefs import as_tensor
 from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
 from noisybsd.report.estimates import estimates, mislabelled, noise_and_transition
-from noisybsd.report.findings import Bools, Findings, Floats, Ints
+from noisybsd.report.findings import Bools, Findings, Floats, Ints, Pictures
 from noisybsd.report.page import PICTURE, Run, build_page
-from noisybsd.report.sprites import Pictures
 
 SLACK = 0.01  # how far from 1 the probabilities of a sample may sum: float16 rounds
 BLOCK = 2**22  # numbers that are looked at together
@@ -269,7 +268,7 @@ def _pictures(images: Any, table: pyarrow.Table) -> Pictures | None:
                 f"images: got the folder {images}, but the table has no paths; valid: pictures, or a table "
                 "made with paths"
             )
-        return ImageFiles(paths, images, PICTURE)
+        return Pictures([ImageFiles(paths, images, PICTURE)])
     pixels = as_tensor(images, "images").cpu()
     if pixels.ndim == 3:
         pixels = pixels[:, None]
@@ -284,7 +283,7 @@ def _pictures(images: Any, table: pyarrow.Table) -> Pictures | None:
         raise UserError(f"images: got {len(pixels)}; valid: {len(table)}, one for each row")
     height, width = pixels.shape[2:]
     side = max(height, width)
-    return F.pad(pixels, (0, side - width, 0, side - height))
+    return Pictures([F.pad(pixels, (0, side - width, 0, side - height))])
 
 
 # --- what callers give --------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What labels.parquet and pred_probs.npz must be for a report: checked once, when they are read.
 
-Dimensions: N training samples, K classes, M test images.
+Dimensions: N samples, K classes, M test images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow
 from pyarrow import types
 from pydantic import Field
 
+from noisybsd.data.duplicates import SIDE
 from noisybsd.errors import brief
 from noisybsd.runs.records import Record, mistakes
 
@@ -23,7 +24,10 @@ _PROBABILITIES = (
 )
 _NUMBERS = ("entropy", "strength", "area_under_margin")
 _NAMES = ("path", "given_name", "suggested_name", "clean_name")
-_OPTIONAL = ("clean", "clean_name", "given_right", "suggested_right")  # of benchmarks
+_OPTIONAL = (
+    *("clean", "clean_name", "given_right", "suggested_right"),  # where the right label is known
+    "held_out",  # not in tables of older versions
+)
 _NULLABLE = (
     *("path", "identical_to", "strength", "left_epoch", "neighbour_agreement", "area_under_margin"),
     *("network_prob", "final_prob", *_OPTIONAL),
@@ -34,7 +38,7 @@ _COLUMNS: dict[str, Any] = {
     ),
     **dict.fromkeys((*_PROBABILITIES, *_NUMBERS), types.is_floating),
     **dict.fromkeys(_NAMES, lambda kind: types.is_string(kind) or types.is_null(kind)),
-    **dict.fromkeys(("given_right", "suggested_right", "in_test"), types.is_boolean),
+    **dict.fromkeys(("given_right", "suggested_right", "in_test", "held_out"), types.is_boolean),
     "neighbours": lambda kind: types.is_list(kind) and types.is_integer(kind.value_type),
 }
 
@@ -105,10 +109,14 @@ def array_mistakes(
 ) -> Iterator[str]:
     """What is wrong with pred_probs.npz, beside a table that is right; nothing if all is as it should be."""
     samples, classes = len(table), len(about["class_names"])
+    arrays = {
+        name: np.asarray(a) for name, a in arrays.items()
+    }  # numpy reads other entries as bytes
     tests = len(arrays["test"]) if "test" in arrays and arrays["test"].ndim else 0
     shapes = {
         **dict.fromkeys(("belief", "network", "neighbours"), ("f", (samples, classes))),
         "test": ("f", (tests, classes)),
+        "thumbnails": ("f", (samples, SIDE**2)),
         "labels": ("i", (samples,)),
         "test_labels": ("i", (tests,)),
     }
@@ -121,9 +129,18 @@ def array_mistakes(
             told = {"f": "numbers", "i": "whole numbers"}[kind]
             yield f"{name} holds {values.dtype} of shape {values.shape}, expected {told} of shape {shape}"
         elif kind == "f":
-            known = values if name != "network" else values[~np.isnan(values)]
-            if not ((known >= -SLACK) & (known <= 1 + SLACK)).all():
-                yield f"{name} holds numbers that are no probabilities"
+            unread = name in ("network", "thumbnails")  # of an image that could not be read: NaN
+            known = values[~np.isnan(values)] if unread else values
+            most, what = (255, "pixels") if name == "thumbnails" else (1, "probabilities")
+            if not ((known >= -SLACK) & (known <= most + SLACK)).all():
+                yield f"{name} holds numbers that are no {what}"
+    if (votes := arrays.get("votes")) is not None and (
+        votes.dtype.kind != "f"
+        or votes.shape != (samples, classes)
+        or not (np.isfinite(votes) & (votes >= 0)).all()
+    ):
+        told = f"votes holds {votes.dtype} of shape {votes.shape}"
+        yield f"{told}, expected numbers from 0 of shape {samples, classes}"
     if not tests:
         yield "test holds no images"
     labels = arrays["test_labels"]

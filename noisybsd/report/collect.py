@@ -5,12 +5,13 @@ Dimensions: N training samples, K classes, M test images.
 
 from __future__ import annotations
 
-import itertools
 import logging
+import math
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -25,10 +26,10 @@ from noisybsd import __version__, distributed
 from noisybsd.data.duplicates import LookedAtFiles, Looks, looks_of
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.loader import ResidentLoader
-from noisybsd.data.splits import Split
+from noisybsd.data.splits import Split, labels_of_both
 from noisybsd.engine.trainer import Trainer
 from noisybsd.models.bank import FeatureBank, vote
-from noisybsd.report.findings import Findings, Floats, label_table, pictures
+from noisybsd.report.findings import Findings, Floats, Ints, Pictures, label_table
 
 log = logging.getLogger("noisybsd")
 
@@ -45,7 +46,7 @@ def record(trainer: Trainer, directory: Path | None) -> None:
         if directory is None:
             return
         findings.write(directory)
-        log_to_wandb(findings, trainer.dataset.train)
+        log_to_wandb(findings, Pictures.of(trainer.dataset))
     except Exception as error:
         log.warning(
             "labels.parquet is not written: %s\nto do it later: python -m noisybsd.report run=%s",
@@ -59,56 +60,46 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     """Ask a trainer for its findings: one pass over training and test images, one search.
 
     For a method without a belief, its network's predictions take that place. A sample never visited is
-    believed to be of its given class.
+    believed to be of its given class. For an image that was held out, the predictions of the network,
+    which never saw its label, are the belief too.
 
     Args:
         directory: the run's, for the record.
     """
-    config, dataset, monitor = trainer.config, trainer.dataset, trainer.monitor
-    train, classes = dataset.train, len(dataset.class_names)
-    one_hot = F.one_hot(trainer.labels, classes).float()  # (N,K)
+    config, dataset = trainer.config, trainer.dataset
+    train, held_out = labels_of_both(dataset.train, dataset.held_out), dataset.held_out
 
     network, bank, looks = _look_at_training_images(trainer)
-    held = trainer.rule.belief()
-    belief = network if held is None else held.float().cpu().numpy()
-    visits = monitor.visits.cpu().numpy()
-    known = (visits > 0) & np.isfinite(belief).all(axis=1)
-    belief = np.where(known[:, None], belief, one_hot.cpu().numpy())
+    tested, logits, z, test_looks = _look_at_test_images(trainer)
+    test = logits.softmax(dim=1).cpu().numpy()
+    scores, thumbnails = _of_training(trainer, network, bank), looks.thumbnails
+    if held_out is not None:
+        also = _of_held_out(trainer, len(held_out), tested, test, z, bank)
+        scores = _Scores(*map(_followed_by, scores, also))
+        thumbnails = np.concatenate([thumbnails, test_looks.thumbnails])
+    identical_to, in_test = _identical(looks.hashes, test_looks.hashes, held_out is not None)
+    known = np.isfinite(scores.belief).all(axis=1, keepdims=True)
+    given = np.eye(trainer.num_classes, dtype=np.float32)[train.labels]
+    belief = np.where(known, scores.belief, given)
     belief /= belief.sum(axis=1, keepdims=True)
-
-    k = min(config.neighbours.k or NEIGHBOURS, len(train) - 1)
-    found = bank.search(k, engine=config.neighbours.engine)
-    near = [[j for j in row if j >= 0] for row in found.index.tolist()]
-    votes = vote(one_hot, found, float("inf")).cpu().numpy()
-
-    strength = trainer.rule.strength()
-    logits, _, test_labels, test_hashes = _look_at_test_images(trainer)
-    identical_to, in_test = _identical(looks.hashes, test_hashes)
-    margin = np.where(known, monitor.margin_sum.cpu().numpy() / np.maximum(visits, 1), np.nan)
     return Findings(
         label_table(
             train,
             dataset.class_names,
-            belief,
-            network,
-            votes,
-            near,
-            network_prob=monitor.given_prob.cpu().numpy(),
-            margin=margin,
-            visits=np.where(known, visits, 0),
-            left_epoch=monitor.left_epoch.cpu().numpy(),
-            strength=None if strength is None else strength.cpu().numpy(),
+            **{**scores._asdict(), "belief": belief},
             identical_to=identical_to,
             in_test=in_test,
+            held_out=np.arange(len(train)) >= len(dataset.train),
         ),
         {
             "belief": belief,
-            "network": network,
-            "neighbours": votes,
-            "thumbnails": looks.thumbnails,
+            "network": scores.network,
+            "neighbours": scores.votes,
+            "thumbnails": thumbnails,
             "labels": train.labels,
-            "test": logits.softmax(dim=1).cpu().numpy(),
-            "test_labels": test_labels.cpu().numpy(),
+            "test": test,
+            "test_labels": dataset.test.labels[tested],
+            **({} if train.votes is None else {"votes": train.votes}),
         },
         {
             "run": str(directory),
@@ -117,11 +108,85 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             "data_sha256": dataset.sha256,
             "epoch": trainer.epoch,
             "method": config.method,
-            "holds_belief": held is not None,
+            "holds_belief": trainer.rule.belief() is not None,
             "test_labels": dataset.notes["test_labels"],
             "noisybsd": __version__,
         },
     )
+
+
+class _Scores(NamedTuple):
+    """What `label_table` is told of some samples, a row each. A belief that is not known is NaN."""
+
+    belief: Floats
+    network: Floats
+    votes: Floats
+    neighbours: list[list[int]]
+    network_prob: Floats
+    margin: Floats
+    visits: Floats
+    left_epoch: Ints
+    strength: Floats
+
+
+def _followed_by(one: Any, other: Any) -> Any:
+    return one + other if isinstance(one, list) else np.concatenate([one, other])
+
+
+def _of_training(trainer: Trainer, network: Floats, bank: FeatureBank) -> _Scores:
+    """Of the training images (N), with the predictions of the network (N,K)."""
+    monitor, belief, strength = trainer.monitor, trainer.rule.belief(), trainer.rule.strength()
+    believed = network if belief is None else belief.float().cpu().numpy()
+    visits = monitor.visits.cpu().numpy()
+    known = (visits > 0) & np.isfinite(believed).all(axis=1)
+    votes, neighbours = _nearest(trainer, bank)
+    return _Scores(
+        np.where(known[:, None], believed, np.nan),
+        network,
+        votes,
+        neighbours,
+        monitor.given_prob.cpu().numpy(),
+        np.where(known, monitor.margin_sum.cpu().numpy() / np.maximum(visits, 1), np.nan),
+        np.where(known, visits, 0),
+        monitor.left_epoch.cpu().numpy(),
+        np.full(len(visits), np.nan) if strength is None else strength.cpu().numpy(),
+    )
+
+
+def _of_held_out(
+    trainer: Trainer, count: int, rows: Ints, predicted: Floats, z: Tensor, bank: FeatureBank
+) -> _Scores:
+    """Of the held-out images (H): what the network says that never saw them or their labels.
+
+    Args:
+        count: H.
+        rows: (M,), those that could be read.
+        predicted, z: (M,K) and (M,D), theirs.
+    """
+    network = np.full((count, trainer.num_classes), np.nan, np.float32)
+    votes, neighbours = np.zeros_like(network), [list[int]() for _ in range(count)]
+    network[rows] = predicted
+    votes[rows], found = _nearest(trainer, bank, z)
+    for row, near in zip(rows, found, strict=True):
+        neighbours[row] = near
+    unseen = np.full(count, np.nan, np.float32)  # what training alone could know
+    never = np.full(count, -1)
+    return _Scores(
+        network, network, votes, neighbours, unseen, unseen, np.zeros(count), never, unseen
+    )
+
+
+def _nearest(
+    trainer: Trainer, bank: FeatureBank, queries: Tensor | None = None
+) -> tuple[Floats, list[list[int]]]:
+    """Shares of the given labels among the training images nearest to each of Q queries (Q,K), and which
+    these are; without queries, of the training images themselves."""
+    near = trainer.config.neighbours
+    k = min(near.k or NEIGHBOURS, len(trainer.labels) - 1)
+    found = bank.search(k, queries=queries, engine=near.engine)
+    given = F.one_hot(trainer.labels, trainer.num_classes).float()  # (N,K)
+    index = [[j for j in row if j >= 0] for row in found.index.tolist()]
+    return vote(given, found, math.inf).cpu().numpy(), index
 
 
 Hashes = list[bytes | None]  # of the pixels of images; None where one is unreadable
@@ -168,15 +233,28 @@ def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Loo
     return probabilities, bank, looks
 
 
-def _look_at_test_images(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor, Hashes]:
-    """What `Trainer.predict_test` gives, and the hashes of the test images."""
-    images = trainer.test.images
+def _look_at_test_images(trainer: Trainer) -> tuple[Ints, Tensor, Tensor, Looks]:
+    """Which test images can be read (M,), by their place in the test split; logits (M,K) and embeddings
+    (M,D) of these; and what all of the split look like."""
+    whole, test = trainer.dataset.test, trainer.test
+    rows = np.arange(len(whole))[distributed.share(len(whole))]
+    if len(test) < len(rows):  # the unreadable ones were left out when it was decoded
+        assert whole.paths is not None and test.paths is not None
+        place = {path: i for i, path in enumerate(whole.paths)}
+        rows = np.array([place[path] for path in test.paths], np.int64)
+    images = test.images
     if isinstance(images, ImageFiles):  # decoded in every pass: in this one they are looked at too
         images = LookedAtFiles(images)
-        trainer.test = replace(trainer.test, images=images)
-    outputs = trainer.predict_test(trainer.network)
-    _look(trainer.test)
-    return *outputs, list(itertools.chain(*distributed.each(looks_of(images).hashes)))
+    split = replace(test, images=images, labels=rows)
+    outputs = trainer.predict(trainer.network, split)
+    _look(split)
+    logits, z, kept = map(distributed.gather_rows, outputs)
+    looks = Looks.unknown(len(whole))
+    for share, part in distributed.each((rows, looks_of(images))):
+        looks.thumbnails[share] = part.thumbnails
+        for i, digest in zip(share.tolist(), part.hashes, strict=True):
+            looks.hashes[i] = digest
+    return kept.cpu().numpy(), logits, z, looks
 
 
 def _look(split: Split) -> None:
@@ -186,20 +264,29 @@ def _look(split: Split) -> None:
             pass
 
 
-def _identical(hashes: Hashes, test_hashes: Hashes) -> tuple[list[int | None], list[bool]]:
-    """For each training image the first of the same pixels, if there are several, and whether a test
-    image has them too."""
+def _identical(
+    hashes: Hashes, test_hashes: Hashes, held_out: bool
+) -> tuple[list[int | None], list[bool]]:
+    """For each image the first of the same pixels, if there are several; and which training images are
+    test images too.
+
+    Args:
+        held_out: whether the test images are among the samples.
+    """
+    samples = hashes + test_hashes * held_out
     first: dict[bytes, int] = {}
-    count = Counter(hashes)
+    count = Counter(samples)
     identical_to: list[int | None] = []
-    for i, digest in enumerate(hashes):
+    for i, digest in enumerate(samples):
         several = digest is not None and count[digest] > 1
         identical_to.append(first.setdefault(digest, i) if digest and several else None)
     tested = {*test_hashes} - {None}
-    return identical_to, [digest in tested for digest in hashes]
+    return identical_to, [digest in tested for digest in hashes] + [False] * (
+        len(samples) - len(hashes)
+    )
 
 
-def log_to_wandb(findings: Findings, train: Split, top: int = 200) -> None:
+def log_to_wandb(findings: Findings, images: Pictures, top: int = 200) -> None:
     """Log a table of the most suspicious samples, with images, to the W&B run of this process."""
     wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
@@ -216,7 +303,7 @@ def log_to_wandb(findings: Findings, train: Split, top: int = 200) -> None:
     order = np.argsort(findings.column("rank"), kind="stable")[:top]
     rows = findings.table.select(columns).take(pyarrow.array(order)).to_pylist()
     table = wandb.Table(columns=["image", *columns])
-    for row, image in zip(rows, pictures(train.images, order), strict=True):
+    for row, image in zip(rows, images.look_at(order), strict=True):
         picture = None if image is None else wandb.Image(image.permute(1, 2, 0).numpy())
         table.add_data(picture, *row.values())
     wandb.run.log({"suspicious_labels": table})

@@ -1,10 +1,10 @@
-"""Training images that are there more than once: identical ones, and ones that differ by little.
+"""Images that are there more than once: identical ones, and ones that differ by little.
 
 Identical images are known by a hash of their pixels, which collect.py notes. Of images that differ by
 little, such as a photograph saved twice, the thumbnails are neighbours: a bank of these is searched, and
 the nearest pairs are compared pixel by pixel.
 
-Dimensions: N training images, C channels, S side of a stored image.
+Dimensions: N images of the label table, C channels, S side of a stored image.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from noisybsd.models.bank import FeatureBank
-from noisybsd.report.findings import Bools, Findings, Floats, Ints, pictures
-from noisybsd.report.sprites import Pictures
+from noisybsd.report.findings import Bools, Findings, Floats, Ints, Pictures
 
 CANDIDATES = 2000  # pairs of neighbours whose pixels are compared, those of the largest cosine
 NEAREST = 3  # neighbours of a thumbnail that are candidates
@@ -28,7 +27,7 @@ SIDE = 16  # pixels to which images are reduced to be compared
 ALIKE = 0.99  # correlation of these pixels from which two images nearly are the same
 FLAT = 2.0  # standard deviation, of 0 to 255, below which an image shows nothing to compare
 
-Pair = tuple[int, int, float]  # two training images, the lower index first, and their cosine
+Pair = tuple[int, int, float]  # two images, the lower index first, and their cosine
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class Duplicates:
     """Images that are there more than once.
 
     Args:
-        identical: groups of training images of the same pixels, each from two.
+        identical: groups of images of the same pixels, each from two.
         in_test: (N,) bool, training images that are test images too.
-        near: pairs of training images that nearly are the same, with the cosine of their thumbnails.
+        near: pairs of images that nearly are the same, with the cosine of their thumbnails.
         looked_at: how many pairs were compared to find these.
     """
 
@@ -52,7 +51,7 @@ def find_duplicates(findings: Findings, images: Pictures | None) -> Duplicates |
     """What there is more than once; None where the findings are of a version that did not note it.
 
     Args:
-        images: of the N training samples; None: nearly identical ones are not looked for.
+        images: of the N samples; None: nearly identical ones are not looked for.
     """
     if "identical_to" not in findings.table.column_names:
         return None
@@ -94,7 +93,7 @@ def _alike(images: Pictures | None, pairs: list[Pair]) -> list[Pair]:
     reduced: dict[int, Floats | None] = {}
     for start in range(0, len(index), 256):
         part = index[start : start + 256]
-        for i, picture in zip(part.tolist(), pictures(images, part), strict=True):
+        for i, picture in zip(part.tolist(), images.look_at(part), strict=True):
             reduced[i] = None if picture is None else _reduced(picture)
 
     def alike(i: int, j: int) -> bool:
@@ -149,5 +148,6 @@ def told(counts: dict[str, Any]) -> str | None:
     if same["in_test"]:
         parts.append(f"{same['in_test']:,} training images are test images too")
     if near:
-        parts.append(f"{near:,} pairs of images differ by little")
+        pairs = "1 pair of images differs" if near == 1 else f"{near:,} pairs of images differ"
+        parts.append(f"{pairs} by little")
     return "; ".join(parts) or None

@@ -3,7 +3,7 @@
 The estimates need no clean labels. Where a benchmark has clean ones, the truth stands beside them, and
 every way to rank labels by suspicion is measured against it.
 
-Dimensions: N training samples, K classes, M test images.
+Dimensions: N samples (the training ones, unless held-out ones are mentioned), K classes, M test images.
 """
 
 from __future__ import annotations
@@ -32,13 +32,20 @@ def estimates(findings: Findings) -> dict[str, Any]:
         noise_rate: {estimate, low, high, source}, see `noise_and_transition`;
         suggestions_wrong: the share of its own suggestions that the belief expects to be wrong;
         disputed: how many labels the belief contradicts;
+        held_out: how many samples training did not see, and held_out_disputed: how many of these the
+        network contradicts; all else is of the training samples;
         transition (K,K), see `transition`; test, None without a test set: accuracy on it as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
-        labels) or on_clean_labels {estimate, low, high} (others). Where clean labels are known also
-        verified, how many, and of these noise_rate_true, transition_true, and suggested_right, the
-        share of suggestions that are. Samples never visited do not count.
+        labels) or on_clean_labels {estimate, low, high} (others). Of data with several labels for an image
+        also agreement, see there. Where clean labels are known also verified, how many, and of these
+        noise_rate_true, transition_true, and suggested_right, the share of suggestions that are. Samples
+        never visited do not count.
     """
-    seen = findings.column("visits") > 0
+    disputed = findings.column("given") != findings.column("suggested")
+    apart = findings.held_out & (not findings.held_out.all())
+    held_out, held_out_disputed = int(apart.sum()), int(disputed[apart].sum())
+    findings = findings.trained
+    seen = findings.seen
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
     rate, matrix = noise_and_transition(belief, labels, holds_belief(findings))
     found: dict[str, Any] = {
@@ -47,9 +54,13 @@ def estimates(findings: Findings) -> dict[str, Any]:
         "noise_rate": rate,
         "suggestions_wrong": float(1 - belief.max(axis=1).mean()) if len(belief) else None,
         "disputed": int((belief.argmax(axis=1) != labels).sum()),
+        "held_out": held_out,
+        "held_out_disputed": held_out_disputed,
         "transition": matrix,
         "test": _test_estimates(findings, matrix) if len(findings.arrays["test_labels"]) else None,
     }
+    if (votes := findings.arrays.get("votes")) is not None:
+        found["agreement"] = agreement(votes)
     if findings.clean is not None:
         known = findings.clean[seen] != UNKNOWN
         clean, given = findings.clean[seen][known], labels[known]
@@ -163,6 +174,37 @@ def transition(belief: Floats, labels: Ints) -> Floats:
     joint = np.zeros((classes, classes))
     np.add.at(joint.T, labels, belief.astype(np.float64))
     return _row_shares(joint)
+
+
+def agreement(votes: Floats) -> dict[str, Any] | None:
+    """How far the annotators of an image agree; None where no image has several whole votes.
+
+    Fleiss' kappa is (pairs - chance) / (1 - chance): 1 for annotators who always agree, 0 for those who
+    agree as by chance. Source: Fleiss 1971, "Measuring nominal scale agreement among many raters"; pairs
+    are averaged over images, so that these may have different numbers of votes.
+
+    Args:
+        votes: (N,K).
+
+    Returns:
+        images, those with at least two votes; and of these votes, their mean number; pairs, the share of
+        pairs of votes on an image that agree, the mean over images; unanimous, the share of images whose
+        votes all agree; kappa, None where all votes are of one class.
+    """
+    votes = votes.astype(np.float64)
+    total = votes.sum(axis=1)
+    votes, total = votes[total > 1], total[total > 1]
+    if not len(votes) or (votes != np.rint(votes)).any():
+        return None
+    pairs = float(((votes * (votes - 1)).sum(axis=1) / (total * (total - 1))).mean())
+    chance = float(np.square(votes.sum(axis=0) / total.sum()).sum())
+    return {
+        "images": len(votes),
+        "votes": float(total.mean()),
+        "pairs": pairs,
+        "unanimous": float((votes.max(axis=1) == total).mean()),
+        "kappa": (pairs - chance) / (1 - chance) if chance < 1 else None,
+    }
 
 
 def confident_joint(probabilities: Floats, labels: Ints) -> Floats:
@@ -323,15 +365,16 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
     - `loss`: little probability of the given label at the network's last visit.
     - `network`: little probability of the given label by the final network, without augmentation.
     - `k-NN disagreement`: neighbours with another given label.
+    - `annotators' disagreement`: votes for another class; only of data with several labels for an image.
     """
     labels, network = findings.arrays["labels"], _readable(findings)
-    rows = np.arange(len(labels))
+    rows, votes = np.arange(len(labels)), findings.arrays.get("votes")
 
     def quiet(values: Floats) -> Floats:
         """Samples without a value are the least suspicious."""
         return np.where(np.isnan(values), -np.inf, values)
 
-    return {
+    found: dict[str, Floats | str] = {
         "belief × network": -findings.column("rank"),
         "belief": -findings.column("given_prob"),
         "confident learning": confident_learning(labels, network),
@@ -340,6 +383,9 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
         "network": -network[rows, labels],
         "k-NN disagreement": quiet(-findings.column("neighbour_agreement")),
     }
+    if votes is not None:
+        found["annotators' disagreement"] = -votes[rows, labels] / votes.sum(axis=1)
+    return found
 
 
 def _readable(findings: Findings) -> Floats:
@@ -368,12 +414,13 @@ def confident_learning(labels: Ints, probabilities: Floats) -> Floats | str:
 def detection_metrics(findings: Findings) -> dict[str, dict[str, float | str]] | None:
     """For every ranking: auroc, average_precision, precision (among as many as are wrong).
 
-    Samples whose clean labels are not known do not count.
+    Samples that were held out, or whose clean labels are not known, do not count.
 
     Returns:
         {ranking: metrics, or {unavailable: reason}}; None without clean labels, or if all labels
         are right or all are wrong.
     """
+    findings = findings.trained
     if findings.clean is None:
         return None
     known = findings.clean != UNKNOWN
@@ -385,6 +432,9 @@ def detection_metrics(findings: Findings) -> dict[str, dict[str, float | str]] |
     for name, score in suspicions(findings).items():
         if isinstance(score, str):
             found[name] = {"unavailable": score}
+            continue
+        if np.isneginf(score).all():
+            found[name] = {"unavailable": "of held-out samples it is not known"}
             continue
         finite = np.maximum(score[known], np.finfo(np.float32).min)
         auroc, precision = detection(wrong, finite)

@@ -4,12 +4,13 @@ collect.py asks a trainer what it believes of each label, and what its network a
 neighbours say. The `Findings` go with the run as labels.parquet, labels.csv and pred_probs.npz, and
 all else follows from them (estimates.py, write.py) without the network.
 
-Dimensions: N training samples, K classes, M test images.
+Dimensions: N samples, the training ones and those held out of them; K classes, M test images.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 
+from noisybsd.data.dataset import Dataset
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.names import UNKNOWN, as_text
 from noisybsd.data.splits import Split
@@ -45,7 +47,8 @@ class Findings:
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
             share, zeros where there are none; `test` (M,K), the predictions on the test set. The given
             labels, `labels` (N,) and `test_labels` (M,) int64. And `thumbnails` (N,64) float16, the grey
-            values of 8x8 pixels, NaN where an image is unreadable; not in findings of older versions.
+            values of 8x8 pixels, NaN where an image is unreadable; not in findings of older versions. And
+            `votes` (N,K), of data with several labels for an image.
         about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, holds_belief (false:
             `belief` is what the network predicts), test_labels.
     """
@@ -57,6 +60,30 @@ class Findings:
     def column(self, name: str) -> npt.NDArray[Any]:
         """A column as an array; missing numbers are NaN."""
         return self.table[name].to_numpy(zero_copy_only=False)
+
+    @property
+    def held_out(self) -> Bools:
+        """(N,), which samples training did not see, but held out for testing."""
+        if "held_out" not in self.table.column_names:
+            return np.zeros(len(self.table), bool)
+        return self.table["held_out"].to_numpy()
+
+    @property
+    def seen(self) -> Bools:
+        """(N,), of which samples the run can say something: trained on, or held out and readable."""
+        readable = np.isfinite(self.column("final_prob"))
+        return (self.column("visits") > 0) | (self.held_out & readable)
+
+    @property
+    def trained(self) -> Findings:
+        """The same without what was held out; all where every sample was, by one of several runs."""
+        if not self.held_out.any() or self.held_out.all():
+            return self
+        arrays = {
+            name: values if name in ("test", "test_labels") else values[~self.held_out]
+            for name, values in self.arrays.items()
+        }
+        return Findings(self.table.filter(~self.held_out), arrays, self.about)
 
     @property
     def classes(self) -> int:
@@ -138,12 +165,14 @@ def label_table(
     strength: Floats | None,
     identical_to: list[int | None] | None = None,
     in_test: list[bool] | None = None,
+    held_out: Bools | None = None,
 ) -> pyarrow.Table:
-    """One row for each training sample, in the dataset's order; unknown values are null.
+    """One row for each sample, in the dataset's order, the held-out ones last; unknown values are null.
 
     | column | meaning |
     |---|---|
-    | index, path | position in the training set; image file, relative to data.root |
+    | index, path | position in this table; image file, relative to data.root |
+    | held_out | whether training did not see the sample: its belief is what the network predicts |
     | given, given_name | the given label |
     | suggested, suggested_name | the most probable class by belief |
     | given_prob, suggested_prob | belief in either |
@@ -157,8 +186,9 @@ def label_table(
     | visits | how often training saw the sample; 0: the row says nothing |
     | neighbours | indices of the nearest neighbours, nearest first |
     | identical_to | the first sample with the same pixels; null without a duplicate |
-    | in_test | whether a test image has the same pixels |
-    | rank | 1 is the most suspicious: the least given_prob * final_prob |
+    | in_test | of a training image: whether a test image has the same pixels |
+    | rank | 1 is the most suspicious: the least given_prob * final_prob. Held-out samples, whose belief leans
+      on no label, are ranked among themselves, and the two rankings are merged by their shares |
     | clean, clean_name, given_right, suggested_right | where the right label is known |
 
     Args:
@@ -167,13 +197,19 @@ def label_table(
         votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
         network_prob, margin, visits, left_epoch, strength: (N,) each; left_epoch from 0, -1: never.
-        identical_to, in_test: (N,) each.
+        identical_to, in_test, held_out: (N,) each; default: none, no, no.
     """
     labels, rows = train.labels, np.arange(len(train))
     suggested = belief.argmax(axis=1)
     given_prob, final_prob = belief[rows, labels], network[rows, labels]
     # ties, such as samples never visited, are broken by the last prediction during training
-    order = np.lexsort((network_prob, trust(given_prob, final_prob), visits == 0))
+    held_out = np.zeros(len(train), bool) if held_out is None else held_out
+    unknown = (visits == 0) & ~(held_out & np.isfinite(final_prob))
+    order = np.lexsort((network_prob, trust(given_prob, final_prob), unknown))
+    place = np.empty(len(train))
+    for part in (held_out, ~held_out):
+        place[order[part[order]]] = (np.arange(part.sum()) + 0.5) / part.sum()
+    order = np.lexsort((place, unknown))
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
     positive = np.where(belief > 0, belief, 1).astype(np.float64)
@@ -190,6 +226,7 @@ def label_table(
     columns: dict[str, Any] = {
         "index": rows,
         "path": pyarrow.nulls(len(train), pyarrow.string()) if paths is None else paths,
+        "held_out": held_out,
         "given": labels,
         "given_name": names(labels),
         "suggested": suggested,
@@ -233,9 +270,52 @@ def trust(given_prob: Floats, final_prob: Floats) -> Floats:
     return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
 
 
-def pictures(images: torch.Tensor | ImageFiles, index: Ints) -> list[torch.Tensor | None]:
-    """Some training images, (C,S,S) uint8 each; None where the file cannot be read."""
+@dataclass(frozen=True)
+class Pictures:
+    """The images of the N samples of a label table.
+
+    Args:
+        parts: (n,C,S,S) uint8, or as many files, of the training samples and of the held-out ones.
+    """
+
+    parts: Sequence[torch.Tensor | ImageFiles]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Pictures:
+        held_out = [] if dataset.held_out is None else [dataset.held_out.images]
+        return cls([dataset.train.images, *held_out])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C,S,S)."""
+        channels, height, width = self.parts[0].shape[1:]
+        return channels, height, width
+
+    def look_at(self, index: Ints, largest: int | None = None) -> list[torch.Tensor | None]:
+        """Some images, (C,S,S) uint8 each; None where a file cannot be read.
+
+        Args:
+            index: (n,), of the samples.
+            largest: pixels of a side that files are decoded to at most.
+        """
+        found: list[torch.Tensor | None] = [None] * len(index)
+        start = 0
+        for part in self.parts:
+            inside = np.flatnonzero((index >= start) & (index < start + len(part)))
+            for i, picture in zip(
+                inside, _look_at(part, index[inside] - start, largest), strict=True
+            ):
+                found[i] = picture
+            start += len(part)
+        return found
+
+
+def _look_at(
+    images: torch.Tensor | ImageFiles, index: Ints, largest: int | None
+) -> list[torch.Tensor | None]:
     if isinstance(images, torch.Tensor):
         return list(images[torch.from_numpy(index)].cpu())
-    decoded = images.decode_many(index.tolist())
+    files, side = images, min(images.size, largest or images.size)
+    files = ImageFiles([files.path(i) for i in index], files.root, side, files.channels)
+    decoded = files.decode_many(range(len(files)))
     return [image if isinstance(image, torch.Tensor) else None for image in decoded]

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from noisybsd.data.names import UNKNOWN
 from noisybsd.report.duplicates import Duplicates, differ, summary, told
 from noisybsd.report.estimates import caution, condition
-from noisybsd.report.findings import Findings, Ints, pictures
+from noisybsd.report.findings import Findings, Ints, Pictures
 from noisybsd.report.plots import (
     GIVEN,
     MUTED,
@@ -31,7 +31,7 @@ from noisybsd.report.plots import (
     reliability_plot,
     transition_plot,
 )
-from noisybsd.report.sprites import Pictures, sprite_sheets, thumbnail
+from noisybsd.report.sprites import sprite_sheets, thumbnail
 
 PICTURE = 96  # pixels of a sample's side at most
 NEIGHBOUR = 48  # pixels of a neighbour's side at most
@@ -45,14 +45,16 @@ class Run:
 
     Args:
         history: one entry of metrics.jsonl for each epoch.
-        images: of the N training samples; None if they are gone.
+        images: of the N samples; None if they are gone.
         notices: sentences for the top of the page.
+        files: the address of data.root as seen from the page, where the images are files.
     """
 
     findings: Findings
     history: list[dict[str, Any]]
     images: Pictures | None
     notices: list[str]
+    files: str | None = None
 
 
 def build_page(
@@ -93,6 +95,7 @@ def build_page(
         data={
             "classes": about["class_names"],
             "sha256": about["data_sha256"],
+            "files": run.files,
             "rows": samples,
             "sheets": {kind: each.layout() for kind, each in sheets.items()},
         },
@@ -111,6 +114,7 @@ def _asset(name: str) -> Markup:
 
 
 def _wrong(findings: Findings) -> int:
+    findings = findings.trained
     assert findings.clean is not None
     known = findings.clean != UNKNOWN
     return int((findings.clean != findings.arrays["labels"])[known].sum())
@@ -125,7 +129,7 @@ def _doubled(run: Run, found: Duplicates) -> dict[str, Any] | None:
     names, paths = findings.about["class_names"], findings.table["path"].to_pylist()
 
     def row(index: list[int], kind: str) -> dict[str, Any]:
-        shown = pictures(run.images, np.array(index[:2])) if run.images is not None else []
+        shown = [] if run.images is None else run.images.look_at(np.array(index[:2]))
         kind += ", different labels" * differ(index, labels)
         kind += ", also a test image" * bool(found.in_test[index].any())
         return {
@@ -160,6 +164,7 @@ def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
     columns = {
         "index": "index",
         "path": "path",
+        "held_out": "held_out",
         "given": "given",
         "suggested": "suggested",
         "given_prob": "given_prob",
@@ -183,7 +188,7 @@ def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
 
 def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
     """The gallery's heading and the sentence below it."""
-    samples = said["samples"]
+    samples = said["samples"] + said["held_out"]
     heading = f"The {shown:,} most suspicious labels"
     text = (
         "Ordered by the run's belief in the given label, times the final network's probability of it, "
@@ -193,12 +198,14 @@ def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
         text = "Ordered by the probability of the given label, the smallest first."
     if shown == samples:
         heading = f"All {samples:,} labels, the most suspicious first"
-    if said["disputed"] == 0:
+    if said["disputed"] + said["held_out_disputed"] == 0:
         heading = "No label is disputed"
         text = (
             f"For all {said['samples_seen']:,} samples that it saw, the run believes the given label more "
             "than any other. The least certain come first."
         )
+    if said["held_out"]:
+        text += " A held-out image is judged by the network alone, which never saw its label."
     if shown < samples:
         text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
     return {"heading": heading, "explanation": text}
@@ -226,19 +233,25 @@ def _tiles(
     findings: Findings, said: dict[str, Any], history: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """The summary: name, value and lines of small print."""
-    rate, test = said["noise_rate"], said["test"]
+    rate, test, doubt = said["noise_rate"], said["test"], caution(said) is not None
     unseen = said["samples"] - said["samples_seen"]
     yield {
         "name": "Training samples",
         "value": f"{said['samples']:,}",
-        "lines": [f"{findings.classes} classes", *([f"{unseen:,} never seen"] if unseen else [])],
+        "lines": [
+            f"{findings.classes} classes",
+            *([f"{said['held_out']:,} more held out for testing"] if said["held_out"] else []),
+            *([f"{unseen:,} never seen"] if unseen else []),
+        ],
     }
     truth = said.get("noise_rate_true")
     yield {
         "name": "Labels estimated wrong",
-        "value": _percent(rate["estimate"]),
+        "value": "unknown" if doubt else _percent(rate["estimate"]),
         "lines": [
-            f"{_range(rate)}, if {condition(rate)}",
+            f"{_percent(rate['estimate'])} by what the run believes, which is no measurement"
+            if doubt
+            else f"{_range(rate)}, if {condition(rate)}",
             *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
         ],
     }
@@ -249,12 +262,28 @@ def _tiles(
         "lines": [
             f"{_percent(said['disputed'] / max(said['samples_seen'], 1))} of all",
             *(
+                [f"and {said['held_out_disputed']:,} held-out ones, by the network"]
+                if said["held_out"]
+                else []
+            ),
+            *(
                 []
                 if right is None
                 else [f"{_percent(right)} of the suggestions are right{_verified(said)}"]
             ),
         ],
     }
+    if (agreement := said.get("agreement")) is not None:
+        kappa = "unknown" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
+        yield {
+            "name": "Annotators agree",
+            "value": _percent(agreement["pairs"]),
+            "lines": [
+                f"of pairs of votes on an image, Fleiss' kappa {kappa}",
+                f"{_percent(agreement['unanimous'])} of {agreement['images']:,} images unanimous, "
+                f"{agreement['votes']:.1f} votes each",
+            ],
+        }
     if test is None:
         return
     if test["labels"] == "clean":
@@ -263,7 +292,23 @@ def _tiles(
             "value": _percent(test["accuracy"]),
             "lines": [
                 f"{test['samples']:,} images, clean labels",
-                f"{_percent(test['expected_on_noisy_labels'])} expected on labels as noisy as training's",
+                *(
+                    []
+                    if doubt
+                    else [
+                        f"{_percent(test['expected_on_noisy_labels'])} expected on labels as noisy as "
+                        "training's"
+                    ]
+                ),
+            ],
+        }
+    elif doubt or test["on_clean_labels"]["estimate"] is None:
+        yield {
+            "name": f"Test accuracy on {test['labels']} labels",
+            "value": _percent(test["accuracy"]),
+            "lines": [
+                f"{test['samples']:,} images, whose labels are not known to be right",
+                "no estimate for clean labels is possible",
             ],
         }
     else:
@@ -301,6 +346,8 @@ def _plots(
         known = gaps[np.isfinite(gaps)]
         if len(known):
             text += f" Mean distance of an entry from the true matrix: {known.mean():.4f}."
+    if caution(said) is not None:
+        text += " The belief is no measurement yet, and this is none."
     yield {
         "title": "Who is mistaken for whom",
         "text": text,
@@ -326,11 +373,12 @@ def _curves(
         values = [row.get(key) for row in history]
         return [] if all(v is None for v in values) else [(label, values, colour, style)]
 
-    rate = said["noise_rate"]["estimate"]
+    rate = None if caution(said) is not None else said["noise_rate"]["estimate"]
     yield {
         "title": "Learning",
-        "text": "Training accuracy counts given labels. Above the dotted line, the share of labels estimated "
-        "right, the network memorises wrong ones.",
+        "text": "Training accuracy counts given labels."
+        + " Above the dotted line, the share of labels estimated right, the network memorises wrong ones."
+        * (rate is not None),
         "svg": Markup(
             curves_plot(
                 epochs,
@@ -344,8 +392,8 @@ def _curves(
             )
         ),
     }
-    left = findings.column("left_epoch")
-    share = [float((left <= epoch).mean()) for epoch in epochs]
+    left = findings.trained.column("left_epoch")
+    share = [None if findings.held_out.all() else float((left <= e).mean()) for e in epochs]
     yield {
         "title": "Memorising and correcting",
         "text": "The share of labels that the belief has left at some time. If clean labels are known: the "

@@ -37,7 +37,7 @@ INK, MUTED, LINE, GIVEN, SUGGESTED, THIRD = _VARIABLES
 
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
-    "font.size": 11,
+    "font.size": 12,  # of a figure that is WIDTH wide, which the page shows a little larger or smaller
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -54,9 +54,12 @@ _STYLE: Any = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "legend.labelcolor": INK,
-    "legend.fontsize": 10.5,
+    "legend.fontsize": 11.5,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
 }
 
+WIDTH = 5.6  # of every figure, so that the letters of all are of one size
 CLICKABLE = 30  # classes up to which every cell of the heat map is an element of its own
 NUMBERED = 12  # classes up to which it also shows its number
 NAME = 16  # characters of a class name on an axis
@@ -67,9 +70,8 @@ Matrix = npt.NDArray[np.float64]
 def transition_plot(matrix: Matrix, class_names: Sequence[str]) -> str:
     """The transition matrix (K,K) as a heat map; cell (a, b) has the id `cell-a-b` up to CLICKABLE."""
     classes = len(class_names)
-    side = 5.2 if classes <= NUMBERED else 6.4
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(side, side), layout="constrained")
+        figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(False)
         # small probabilities are the interesting ones: the square root tells them apart
@@ -87,7 +89,7 @@ def transition_plot(matrix: Matrix, class_names: Sequence[str]) -> str:
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         shown = np.arange(0, classes, max(1, -(-classes // 40)))
-        size = 9 if classes <= NUMBERED else 7 if classes <= CLICKABLE else 5.5
+        size = 11 if classes <= NUMBERED else 8 if classes <= CLICKABLE else 6
         short = [_short(class_names[k]) for k in shown.tolist()]
         upright = max(map(len, short)) * classes <= 24
         axes.set_xticks(shown, short, rotation=0 if upright else 90, fontsize=size)
@@ -102,7 +104,7 @@ def _cell(axes: Axes, a: int, b: int, value: float, shade: float, number: bool) 
     axes.add_patch(cell)
     if number and np.isfinite(value):
         text = f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
-        axes.text(b, a, text, ha="center", va="center", fontsize=8, color=INK)
+        axes.text(b, a, text, ha="center", va="center", fontsize=10, color=INK)
 
 
 def curves_plot(
@@ -118,7 +120,7 @@ def curves_plot(
         level: label and height of a horizontal line.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.7), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
         axes = figure.add_subplot()
         marker = "o" if len(epochs) < 2 else None
         for label, values, colour, style in lines:
@@ -141,14 +143,14 @@ def reliability_plot(diagram: dict[str, list[Any]]) -> str:
     accuracy = np.array([np.nan if v is None else v for v in diagram["accuracy"]], float)
     count = np.array(diagram["count"], float)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.7), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         bars = {"width": 0.9 * width, "lw": 0}
         axes.bar(centres, accuracy, color=SUGGESTED, alpha=0.75, label="accuracy", **bars)
         axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (2, 2)), label="confidence")
         axes.set(ylim=(0, 1.02))
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
         below.bar(centres, count / max(count.sum(), 1), color=MUTED, alpha=0.6, **bars)
         below.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
         below.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")

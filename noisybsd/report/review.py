@@ -1,6 +1,6 @@
-"""Decisions on labels from a report's page, and the label file that follows from them.
+"""Decisions on labels from a report's page, and the label file or folder that follows from them.
 
-Dimensions: N training samples, R reviewed ones, L images of the dataset as it is read.
+Dimensions: N samples of the label table, R reviewed ones, L images of the dataset as it is read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import csv
 import io
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,16 @@ from noisybsd.data.dataset import (
     with_noise,
 )
 from noisybsd.data.label_files import write_labels
-from noisybsd.data.splits import Split
+from noisybsd.data.splits import Split, labels_of_both
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config
 from noisybsd.errors import UserError, shown
 from noisybsd.files import read_text, user_path
 from noisybsd.report.findings import Ints
+from noisybsd.report.links import link_classes
 
 DECISIONS = ("wrong", "right", "unsure")
+NAMED = 20  # rows that a message names
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Review:
     Args:
         index: (R,) reviewed samples, each once.
         given: (R,) their given labels.
-        label: (R,) the labels they should have; those given where the decision is not `wrong`.
+        label: (R,) the labels they should have: another where the decision is `wrong`, else the given one.
         decision: R of DECISIONS.
     """
 
@@ -68,11 +70,13 @@ def read_review(path: Path) -> Review:
     if missing:
         raise UserError(f"review={path}: has no column {missing[0]}; valid: {', '.join(needed)}")
     rows: dict[int, tuple[int, int, str]] = {}
-    hashes = set()
+    hashes, without = set(), []
     for number, row in lines:
         place = f"review={path}: line {number}"
+        wrong = row["decision"] == "wrong"
         try:
-            index, given, label = (int(row[name]) for name in needed[:3])
+            index, given = int(row["index"]), int(row["given"])
+            label = int(row["label"] or given) if wrong else given
         except (TypeError, ValueError):
             raise UserError(f"{place}: index, given and label must be integers") from None
         if row["decision"] not in DECISIONS:
@@ -81,8 +85,17 @@ def read_review(path: Path) -> Review:
             )
         if index in rows:
             raise UserError(f"{place}: index {index} is in an earlier line already")
-        rows[index] = given, label if row["decision"] == "wrong" else given, row["decision"]
+        if wrong and label == given:
+            without.append(f"line {number} ({row.get('path') or f'index {index}'})")
+        rows[index] = given, label, row["decision"]
         hashes.add(row["data_sha256"])
+    if without:
+        raise UserError(
+            f"review={path}: {len(without):,} labels are marked as wrong, and no other class is given: "
+            f"{', '.join(without[:NAMED])}{' …' * (len(without) > NAMED)}. Write the right class into the "
+            "column label (a number, in the order of the page), or mark them unsure. Pages of earlier "
+            "versions did not ask for the class where the run suggested none"
+        )
     if not rows:
         raise UserError(f"review={path}: holds no decisions")
     if len(hashes) > 1:
@@ -97,8 +110,10 @@ def read_review(path: Path) -> Review:
     )
 
 
-def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
-    """Write the labels that the run `config` was trained on, corrected by a review, to `out`.
+def apply_review(
+    config: Config, path: Path, out: Path | None, links: Path | None = None
+) -> dict[str, int]:
+    """Write the labels that the run `config` was trained on, corrected by a review.
 
     The file has a label for every training image in the order in which the dataset is read, those
     held out for testing included, so that `data.labels=OUT` with `noise.name=none` trains on it.
@@ -106,6 +121,7 @@ def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
     Args:
         path: the CSV downloaded from the run's report.
         out: .csv, .npy or .txt.
+        links: a new folder, with a folder of each class that holds links to its images.
 
     Returns:
         how many decisions of each kind, and `changed` labels.
@@ -115,52 +131,65 @@ def apply_review(config: Config, path: Path, out: Path) -> dict[str, int]:
     """
     review = read_review(path)
     dataset = run_dataset(config)
-    train, classes = dataset.train, len(dataset.class_names)
+    samples, classes = labels_of_both(dataset.train, dataset.held_out), len(dataset.class_names)
     if not dataset.is_of(review.data_sha256):
         raise UserError(
-            f"review={path}: belongs to another dataset: it is about images and labels of sha256 "
-            f"{review.data_sha256[:12]}…, those of data.name={config.data.name} in "
-            f"data.root={config.data.root} have {dataset.sha256[:12]}…"
+            f"review={path}: belongs to another dataset than that of data.name={config.data.name} in "
+            f"data.root={config.data.root}: {dataset.other_than(review.data_sha256)}"
         )
-    if not ((review.index >= 0) & (review.index < len(train))).all():
-        raise UserError(f"review={path}: index: valid: 0 to {len(train) - 1}")
-    if not ((review.label >= 0) & (review.label < classes)).all():
-        raise UserError(f"review={path}: label: valid: 0 to {classes - 1}")
-    if (train.labels[review.index] != review.given).any():
-        raise UserError(f"review={path}: its given labels are not the run's")
-    labels, rows, clean = _in_reading_order(config, train, classes)
-    labels[rows[review.index]] = review.label
+    for name, values, count in (
+        ("index", review.index, len(samples)),
+        ("label", review.label, classes),
+    ):
+        outside = values[(values < 0) | (values >= count)]
+        if len(outside):
+            raise UserError(f"review={path}: {name}: got {outside[0]}, valid: 0 to {count - 1}")
+    other = np.flatnonzero(samples.labels[review.index] != review.given)
+    if len(other):
+        i = other[0]
+        raise UserError(
+            f"review={path}: given: got {review.given[i]} for index {review.index[i]}, whose given label is "
+            f"{samples.labels[review.index[i]]} in the run"
+        )
+    whole, test, rows = _in_reading_order(config, samples, classes)
+    whole.labels[rows[review.index]] = review.label
     counts = Counter(review.decision)
     changed = int((review.label != review.given).sum())
+    if links is not None:
+        splits = {"": whole} if test is None else {"train": whole, "test": test}
+        link_classes(links, Path(config.data.root), splits, dataset.class_names)
     notes = {
         "dataset": dataset.name,
         "classes": list(dataset.class_names),
         "review": {"data_sha256": review.data_sha256, "changed": changed, **counts},
         "name": "review",
         "rate": None,
-        "real_rate": real_rate(labels, clean),
+        "real_rate": real_rate(whole.labels, whole.clean_labels),
         "seed": config.seed,
         "transition": None,
     }
-    write_labels(out, labels, notes, clean=clean)
+    if out is not None:
+        write_labels(out, whole.labels, notes, clean=whole.clean_labels, paths=whole.paths)
     return {**{name: counts[name] for name in DECISIONS}, "changed": changed}
 
 
 def _in_reading_order(
-    config: Config, train: Split, num_classes: int
-) -> tuple[Ints, Ints, Ints | None]:
-    """The labels of all training images as the dataset is read, before any is held out or left out.
+    config: Config, samples: Split, num_classes: int
+) -> tuple[Split, Split | None, Ints]:
+    """All training images as the dataset is read, before any is held out or left out, with the labels that
+    the run was trained on.
 
     Returns:
-        labels (L,); rows (N,), where the images of `train` are among them; clean labels (L,) or None.
+        these (L), the test images that the dataset comes with, and rows (N,), where `samples` are among L.
     """
     card = load_card(config.data.name)
     read, _ = read_splits(card, config.data)
-    whole, _ = with_labels(card, config.data, read.train, read.class_names)
-    if train.paths is None:  # only data.limit leaves out any, and noise is drawn for all
+    both = labels_of_both(read.train, read.held_out)
+    whole, _ = with_labels(card, config.data, both, read.class_names)
+    if samples.paths is None:  # only data.limit leaves out any, and noise is drawn for all
         whole, _ = with_noise(card, config.noise, config.seed, whole, num_classes)
-        rows = np.arange(len(train))
-        if (whole.labels[rows] != train.labels).any():
+        rows = np.arange(len(samples))
+        if (whole.labels[rows] != samples.labels).any():
             raise UserError(
                 f"data.limit={config.data.limit}: took images from all over the dataset; a review "
                 "can be applied to a run on all of it"
@@ -168,10 +197,10 @@ def _in_reading_order(
     else:
         assert whole.paths is not None
         places = {path: i for i, path in enumerate(whole.paths)}
-        rows = np.array([places[path] for path in train.paths], np.int64)
+        rows = np.array([places[path] for path in samples.paths], np.int64)
     labels = whole.labels.copy()
-    labels[rows] = train.labels
-    return labels, rows, whole.clean_labels
+    labels[rows] = samples.labels
+    return replace(whole, labels=labels), read.test, rows
 
 
 def run(arguments: list[str]) -> int:
@@ -180,18 +209,31 @@ def run(arguments: list[str]) -> int:
     overrides = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key in ("run", "review", "out"):
+        if key in ("run", "review", "out", "links"):
             own[key] = value
         else:
             overrides.append(argument)
-    for key in ("run", "review", "out"):
+    for key in ("run", "review"):
         if not own.get(key):
             raise UserError(f"apply-review: {key}= is missing; --help says more")
-    directory, review, out = (user_path(own[key], key) for key in ("run", "review", "out"))
+    if not own.keys() & {"out", "links"}:
+        raise UserError("apply-review: give out=FILE, links=FOLDER or both; --help says more")
+    paths = {key: user_path(value, key) for key, value in own.items()}
+    directory, out, links = paths["run"], paths.get("out"), paths.get("links")
     config = load_run_config(directory, overrides)
-    counts = apply_review(config, review, out)
+    counts = apply_review(config, paths["review"], out, links)
     told = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)
-    print(f"{told}; {counts['changed']} labels changed\n{shown(out)}: to train on these labels:")
-    again = [f"recipe={directory / 'config.yaml'}", f"data.labels={out}", "noise.name=none"]
-    print("  " + shown(shlex.join(["python", "-m", "noisybsd.train", *again, "noise.rate=0"])))
+    print(f"{told}; {counts['changed']} labels changed")
+    again = f"recipe={directory / 'config.yaml'}"
+    if out is not None:
+        _say_how_to_train(out, [again, f"data.labels={out}"])
+    if links is not None and load_card(config.data.name).layout == "own":
+        labels = [f"data.root={links}", "data.manifest=null", "data.labels=default"]
+        _say_how_to_train(links, [again, *labels])
     return 0
+
+
+def _say_how_to_train(place: Path, settings: list[str]) -> None:
+    print(f"{shown(place)}: to train on these labels:")
+    command = ["python", "-m", "noisybsd.train", *settings, "noise.name=none", "noise.rate=0"]
+    print("  " + shown(shlex.join(command)))

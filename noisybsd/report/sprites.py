@@ -16,12 +16,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from noisybsd.data.images import ImageFiles
-from noisybsd.report.findings import Ints, pictures
+from noisybsd.report.findings import Ints, Pictures
 
 SHEET = 16  # columns and rows
-
-Pictures = torch.Tensor | ImageFiles  # (N,C,S,S) uint8
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,12 @@ def sprite_sheets(images: Pictures | None, index: Ints, largest: int) -> Sheets:
     side = min(images.shape[-1], largest)
     exact = side <= 16
     pitch = side if exact else 8 * math.ceil(side / 8)
-    if isinstance(images, ImageFiles):
-        images = ImageFiles([images.path(i) for i in index], images.root, side, images.channels)
-        index = np.arange(len(index))
     missing: list[int] = []
     contents = []
     for first in range(0, len(index), SHEET * SHEET):
-        found = pictures(images, index[first : first + SHEET * SHEET])
+        found = images.look_at(index[first : first + SHEET * SHEET], side)
         missing += [first + i for i, picture in enumerate(found) if picture is None]
-        blank = torch.zeros(images.shape[1], side, side, dtype=torch.uint8)
+        blank = torch.zeros(images.shape[0], side, side, dtype=torch.uint8)
         cells = _resized(torch.stack([blank if p is None else p for p in found]), side)
         contents.append(_encoded(_tiled(cells, pitch), exact))
     return Sheets(side, pitch, "image/png" if exact else "image/jpeg", missing, contents)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -19,8 +22,10 @@ from noisybsd.files import kind_of, write_atomically, write_json
 from noisybsd.report.collect import collect
 from noisybsd.report.duplicates import find_duplicates, summary
 from noisybsd.report.estimates import detection_metrics, estimates
-from noisybsd.report.findings import Findings
+from noisybsd.report.findings import Findings, Pictures
+from noisybsd.report.folds import out_of_fold
 from noisybsd.report.page import Run, build_page
+from noisybsd.runs.directory import FOLDS
 from noisybsd.runs.records import read_history
 
 
@@ -56,7 +61,8 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
         except UserError as error:
             problem = error
     if dataset is not None and dataset.is_of(findings.about["data_sha256"]):
-        return Run(findings, history, dataset.train.images, notices)
+        pictures = Pictures.of(dataset)
+        return Run(findings, history, pictures, notices, _address(pictures, directory))
     reason = (
         str(problem).splitlines()[0]
         if problem
@@ -64,29 +70,46 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
     )
     images = _files(findings, config)
     shown = "no pictures are shown" if images is None else "pictures are shown if their files exist"
-    return Run(findings, history, images, [*notices, f"The images: {reason}; {shown}."])
+    notices.append(f"The images: {reason}; {shown}.")
+    return Run(findings, history, images, notices, _address(images, directory))
+
+
+def _address(images: Pictures | None, directory: Path) -> str | None:
+    """Where the folder of the image files is, as seen from a page in `directory`; None: there are none."""
+    files = None if images is None else images.parts[0]
+    if not isinstance(files, ImageFiles):
+        return None
+    return quote(os.fsencode(os.path.relpath(files.root, directory)))
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
     return [] if kind_of(path, str(path)) is None else read_history(path)
 
 
-def _files(findings: Findings, config: Config) -> ImageFiles | None:
+def _files(findings: Findings, config: Config) -> Pictures | None:
     """The image files that the table names, whether or not they are there."""
     paths = findings.table["path"].to_pylist()
     if None in paths:
         return None
     card = load_card(config.data.name)
-    return ImageFiles(paths, config.data.root, image_size(card, config.data)[1], card.channels)
+    size = image_size(card, config.data)[1]
+    return Pictures([ImageFiles(paths, config.data.root, size, card.channels)])
 
 
 def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, Any]:
     """Write the label table, the page and labels_metrics.json of the run in `directory`.
 
     Returns:
-        what labels_metrics.json holds: about, estimates, detection, duplicates.
+        what labels_metrics.json holds: about, estimates, detection, out_of_fold (a sentence, where
+        data.folds is set), duplicates.
     """
-    run = load_run(directory, overrides)
+    run, folds = load_run(directory, overrides), None
+    config = load_run_config(directory, overrides)
+    if config.data.folds is not None:
+        findings, folds = out_of_fold(run.findings, directory, config)
+        run = replace(run, findings=findings, notices=[*run.notices, folds])
+        (directory / FOLDS).mkdir(exist_ok=True)
+        findings.write(directory / FOLDS)
     said, detection = estimates(run.findings), detection_metrics(run.findings)
     duplicates = find_duplicates(run.findings, run.images)
     page = build_page(run, said, detection, top, duplicates)
@@ -97,6 +120,7 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": as_json(said),
         "detection": detection,
+        "out_of_fold": folds,
         "duplicates": None
         if duplicates is None
         else summary(duplicates, run.findings.arrays["labels"]),

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noisybsd.errors import UserError
 from noisybsd.files import kind_of, open_file, write_atomically
-from noisybsd.runs.records import Epoch, Record, Seconds, Text, mistakes
+from noisybsd.runs.records import Epoch, Input, Record, Seconds, Text, mistakes
 
 SCHEMA = 1
 _MARK = "noisybsd-checkpoint"
@@ -52,8 +52,10 @@ class State(Record):
     skipped: list[Text]
     history: list[_TrainedEpoch]
     wandb_id: str = Field(pattern=r"^[\w-]+$")
-    world_size: int = Field(1, ge=1)  # these two came later
+    world_size: int = Field(1, ge=1)  # these three came later
     precision: Literal["fp32", "bf16"] | None = None
+    input: Input | None = None
+    extended_after: list[Annotated[int, Field(ge=0)]] = Field([])
 
     @model_validator(mode="after")
     def _consistent(self) -> State:

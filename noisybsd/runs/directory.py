@@ -25,11 +25,14 @@ from noisybsd.runs.records import check_config
 
 log = logging.getLogger("noisybsd")
 
-# settings that may differ between the parts of one run: where things are, not what is computed
+# settings that may differ between the parts of one run: where things are, not what is computed; run.init
+# may not
 _PLACE = (
     *("run", "tracking", "device", "data.root", "data.download", "data.workers", "data.storage"),
     "network.cache",
 )
+
+FOLDS = "out_of_fold"  # folder in a run directory: the label table with what sibling runs held out
 
 # settings that a command on a run may be given otherwise than training was
 MAY_DIFFER = (
@@ -44,7 +47,8 @@ _FILES = (
     *(".lock", "log.txt", "console.txt", "failed.txt", "slurm_job.txt", "config.yaml"),
     *("checkpoint.pt", "checkpoint.previous.pt", "checkpoint.aside.pt", "metrics.jsonl"),
     *("results.json", "labels.parquet", "labels.csv", "pred_probs.npz", "labels_metrics.json"),
-    *("report.html", "evaluation.json", "wandb"),
+    *("report.html", "evaluation.json", "wandb", FOLDS),
+    *("model.onnx", "model.pt2", "model.safetensors"),
 )
 
 
@@ -57,6 +61,7 @@ class RunDirectory:
     lock: BinaryIO
     identity: tuple[int, int]
     source: Path | None = None  # the checkpoint's file
+    grows: bool = False  # the run is to have more epochs than it was made for
 
     @property
     def checkpoint(self) -> Path:
@@ -69,6 +74,15 @@ class RunDirectory:
     @property
     def results(self) -> Path:
         return self.path / "results.json"
+
+    def record(self, config: Config) -> None:
+        """Write config.yaml. A run that grows is from here on the longer run, and not finished."""
+        if self.grows:
+            self.results.unlink(missing_ok=True)
+            self.grows = False
+        record = self.path / "config.yaml"
+        header = f"rerun: python -m noisybsd.train recipe={shown(record)}"
+        write_atomically(record, lambda file: save_config(config, Path(file.name), header))
 
     def check_place(self) -> None:
         """Refuse to write where this run does not live any more.
@@ -127,6 +141,24 @@ class InUse(UserError):
     pass
 
 
+def load_initial(path: Path) -> tuple[str, dict[str, Any]]:
+    """The checkpoint that `run.init=path` names, itself or by its run directory: its file and its content.
+
+    Raises:
+        UserError: there is no usable checkpoint.
+    """
+    kind = kind_of(path, f"run.init={path}")
+    if kind is None:
+        raise UserError(
+            f"run.init={path}: no such file or directory; valid: a run directory or a checkpoint"
+        )
+    found = _latest(path / "checkpoint.pt", None if kind == "folder" else path)
+    if found is None:
+        raise UserError(f"run.init={path}: has no checkpoint")
+    check_config(found[1]["config"], f"{found[0]}: config")
+    return str(found[0]), found[1]
+
+
 def load_run_state(directory: Path) -> dict[str, Any] | None:
     """The latest usable checkpoint of the run in `directory`, None if it has not written one.
 
@@ -155,40 +187,58 @@ def _latest(checkpoint: Path, source: Path | None = None) -> tuple[Path, dict[st
     return found
 
 
-def _claim(path: Path, config: Config, source: Path | None = None) -> RunDirectory:
+def _claim(
+    path: Path, config: Config, source: Path | None = None, *, may_grow: bool = False
+) -> RunDirectory:
     """Lock `path`, check that it is this run's (or new), and load its checkpoint if it has one.
 
     Args:
         source: the checkpoint to load; default: the latest usable one.
+        may_grow: accept a run of fewer epochs.
     """
     refuse_foreign(path, f"run.dir={path}")
     lock = lock_run(path)
     with naming(f"run.dir={path}: cannot be a run directory"):
         run = RunDirectory(path, None, lock, _identity(path))
     record = path / "config.yaml"
-    if _is_there(record):
-        _check_same(f"run.dir={path}", read_record(record), config)
+    recorded = read_record(record) if _is_there(record) else None
+    if recorded is not None:
+        grown = as_long_as(config, recorded)
+        run.grows = may_grow and grown != recorded
+        if has_begun(path):
+            _check_same(f"run.dir={path}", grown if may_grow else recorded, config)
     remove_temporaries(path)
-    if _is_there(run.results):
+    if _is_there(run.results) and not run.grows:
         return run
     found = _latest(run.checkpoint, source)
     if found is not None:
         source, run.state = found
         run.source = source
         check_config(run.state["config"], f"{source}: config")
-        _check_same(str(source), present(run.state["config"], str(source)), config)
+        there = present(run.state["config"], str(source))
+        _check_same(str(source), as_long_as(config, there), config)
         if run.checkpoint.exists() and not source.samefile(run.checkpoint):
             # or else the next checkpoint would keep it in the place of the good one before it
             run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))
-    if not _is_there(record):
-        header = f"rerun: python -m noisybsd.train recipe={shown(record)}"
-        write_atomically(record, lambda file: save_config(config, Path(file.name), header))
+    if run.grows and run.state is None:
+        raise UserError(f"run.resume={path}: has no checkpoint to go on from")
+    if recorded is None or (not run.grows and list(differences(recorded, config))):
+        run.record(config)
     return run
 
 
 def _is_there(path: Path) -> bool:
     """Whether a file of a run directory is there."""
     return kind_of(path, str(path)) is not None
+
+
+def has_begun(path: Path) -> bool:
+    """Whether the run in `path` got as far as its first epoch, and not only to an error in its settings."""
+    return any(
+        _is_there(path / name)
+        for name in _FILES
+        if name.startswith(("checkpoint", "metrics", "results"))
+    )
 
 
 def refuse_foreign(path: Path, what: str) -> None:
@@ -259,7 +309,7 @@ def _continue_from(path: Path, config: Config) -> RunDirectory:
         raise UserError(f"run.dir={config.run.dir}: run.resume={path} continues in {directory}")
     if not _is_there(directory / "config.yaml"):
         raise UserError(f"run.resume={path}: {directory} is not a run directory, no config.yaml")
-    return _claim(directory, config, None if kind == "folder" else path)
+    return _claim(directory, config, None if kind == "folder" else path, may_grow=True)
 
 
 def _unfinished(config: Config) -> Iterator[Path]:
@@ -286,9 +336,17 @@ def differences(record: dict[str, Any], config: Config) -> Iterator[str]:
             yield f"{key}: {there.get(key)} there, {here.get(key)} here"
 
 
+def as_long_as(config: Config, record: dict[str, Any]) -> dict[str, Any]:
+    """A run's record with the epochs of `config`, if these are more: the run was made longer since."""
+    epochs = record["epochs"]
+    longer = isinstance(epochs, int) and epochs < config.epochs
+    return {**record, "epochs": config.epochs} if longer else record
+
+
 def is_place(key: str) -> bool:
     """Whether the setting `key` says where things are, and not what is computed."""
-    return any(key == part or key.startswith(f"{part}.") for part in _PLACE)
+    inside = any(key == part or key.startswith(f"{part}.") for part in _PLACE)
+    return inside and key != "run.init"
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
@@ -89,6 +89,35 @@ class Epoch(Record):
     test_accuracy: Fraction
 
 
+class Input(Record):
+    """What a network takes and says.
+
+    Args:
+        class_names: K, in the order of the network's outputs.
+        channels: C, 3 (RGB) or 1 (grey).
+        stored_size: the central square of an image is resized to so many pixels a side, or, if it is
+            smaller, enlarged to `size` at most;
+        size: and the middle of that goes to the network, so many pixels a side.
+        mean, std: (C,) of the channels, for pixels in [0, 1].
+        backbone_sha256: of the weights of a frozen backbone, which are not in the checkpoint.
+    """
+
+    class_names: list[Text] = Field(min_length=1)
+    channels: Literal[1, 3]
+    stored_size: int
+    size: int = Field(ge=1)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+    backbone_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Input:
+        fits = self.stored_size >= self.size and len(self.mean) == len(self.std) == self.channels
+        if not fits:
+            raise ValueError("its sizes, or its channels, do not go together")
+        return self
+
+
 def mistakes(model: type[BaseModel], content: Any) -> Iterator[str]:
     """One line for each field of `content` that is not as `model` has it; none if all are."""
     try:
@@ -125,6 +154,27 @@ def _parsed(text: str, where: str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a results.json.
+
+    Raises:
+        UserError: names the file and the field: not there, damaged, or of another schema version.
+    """
+    remedy = "Delete it and train in that directory again: it is written anew from the checkpoint"
+    try:
+        results = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}. {remedy}") from None
+    if results.get("schema") != RESULTS_SCHEMA:
+        raise UserError(
+            f"{path}: of schema version {results.get('schema')}; this noisybsd reads version "
+            f"{RESULTS_SCHEMA}: use the noisybsd that made it"
+        )
+    for mistake in mistakes(Results, results):
+        raise UserError(f"{path}: damaged: {mistake}. {remedy}")
+    return results
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -17,12 +17,15 @@ from noisybsd.runs.records import RESULTS_SCHEMA
 
 
 class RunRecord:
-    """The run's id at W&B, and the training images that it could not read; part of the checkpoint."""
+    """The run's id at W&B, the training images that it could not read, and when it was made longer; part of
+    the checkpoint."""
 
     def __init__(self, state: Mapping[str, Any] | None = None):
         """Args: state: the checkpoint that the run goes on from; None: it begins."""
         self.wandb_id: str = secrets.token_hex(4) if state is None else state["wandb_id"]
         self._skipped_before: list[str] = [] if state is None else state["skipped"]
+        # the epochs after which the run was made longer
+        self.extended_after: list[int] = [] if state is None else state.get("extended_after", [])
 
     def skipped(self, now: Iterable[str]) -> list[str]:
         """The images that any process could not read, each with the reason. All processes take part.
@@ -35,7 +38,11 @@ class RunRecord:
 
     def state(self, skipped_now: Iterable[str]) -> dict[str, Any]:
         """What a checkpoint holds of it. All processes take part."""
-        return {"skipped": self.skipped(skipped_now), "wandb_id": self.wandb_id}
+        return {
+            "skipped": self.skipped(skipped_now),
+            "wandb_id": self.wandb_id,
+            "extended_after": self.extended_after,
+        }
 
 
 def data_notes(notes: Mapping[str, Any], skipped: Sequence[str]) -> dict[str, Any]:
@@ -64,7 +71,8 @@ def run_results(
     Args:
         history: the rows of metrics.jsonl.
         diagrams: reliability diagrams, of the network under "", of the weight average under "_ema".
-        about: what ran: precision, dataset, sizes of the splits, data_sha256, data (`data_notes`).
+        about: what ran: precision, dataset, sizes of the splits, data_sha256, data (`data_notes`),
+            extended_after.
         images_seen: image views apart, over all epochs.
         network_passes: of single images; an image forward counts 1, backward 2.
         train_seconds: of the steps alone, for images_per_second.

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -31,6 +31,7 @@ log = logging.getLogger("noisybsd")
 
 _INIT_SECONDS = 30  # how long the start of a run waits for W&B
 _FINISH_SECONDS = 60  # and its end
+LONG = 1800.0  # seconds of a run that is foretold how long it takes
 _SILENT_SECONDS = 60  # after which plain progress says how far an epoch is
 
 # what an epoch's line shows: metric, label, format
@@ -66,12 +67,46 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+class Earlier(logging.Handler):
+    """Prints what is logged before a run's log is open, and keeps it for that log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        if logging.lastResort is not None:
+            logging.lastResort.handle(record)
+
+    def __enter__(self) -> Earlier:
+        log.addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        log.removeHandler(self)
+
+
 class Tracker:
     """Console, log file and W&B of one run. Use as a context manager."""
 
     def __init__(
-        self, config: Config, directory: Path, *, wandb_id: str, total_steps: int, first_step: int
+        self,
+        config: Config,
+        directory: Path,
+        *,
+        wandb_id: str,
+        total_steps: int,
+        first_step: int,
+        quicker: str = "",
     ):
+        """Get ready to tell of a run.
+
+        Args:
+            quicker: what to say of a long run, if there is a quicker way.
+        """
+        self._quicker = quicker
+        self._foretells_at = first_step + 3  # the first steps are not at the pace of the others
         self._epochs, self._steps, self._done = config.epochs, total_steps, first_step
         self._begun: tuple[float, int] | None = (
             None  # when the present epoch's first step ended, and which
@@ -129,6 +164,11 @@ class Tracker:
             with contextlib.suppress(OSError):
                 self._progress.console.show_cursor(True)
 
+    def note(self, records: Iterable[logging.LogRecord]) -> None:
+        """Write to log.txt alone what the console has shown already."""
+        for record in records:
+            self._file.handle(record)
+
     def start_wandb(self, history: list[dict[str, Any]]) -> None:
         """Start the W&B run; `history` holds the metrics of the epochs done before."""
         self._wandb.start(history)
@@ -138,17 +178,26 @@ class Tracker:
         now = time.monotonic()
         if self._begun is None:
             self._begun = now, self._done
+        elif self._done == self._foretells_at:
+            left = self._pace(now) * (self._steps - self._done)
+            if left > LONG:
+                log.info("this run takes about %s here%s", duration(left), self._quicker)
         if self._progress:
             self._progress.advance(self._task)
         elif now - self._said >= _SILENT_SECONDS and self._done > self._begun[1]:
             self._said = now
-            log.info(self._time_left(now, *self._begun))
+            log.info(self._time_left(self._pace(now)))
 
-    def _time_left(self, now: float, begin: float, first: int) -> str:
-        """How far the present epoch is, and how long it and the run still take at its pace."""
+    def _pace(self, now: float) -> float:
+        """Seconds of a step, in the present epoch so far."""
+        assert self._begun is not None
+        begin, first = self._begun
+        return (now - begin) / (self._done - first)
+
+    def _time_left(self, pace: float) -> str:
+        """How far the present epoch is, and how long it and the run still take at this pace."""
         in_epoch = self._steps // self._epochs
         epoch, step = divmod(self._done - 1, in_epoch)
-        pace = (now - begin) / (self._done - first)
         left = duration(pace * (in_epoch - step - 1)), duration(pace * (self._steps - self._done))
         return (
             f"epoch {epoch + 1}/{self._epochs}  step {step + 1:,}/{in_epoch:,}  "
@@ -188,6 +237,9 @@ class NoTracker(Tracker):
         pass
 
     def stopping(self, signal_name: str) -> None:
+        pass
+
+    def note(self, records: Iterable[logging.LogRecord]) -> None:
         pass
 
     def start_wandb(self, history: list[dict[str, Any]]) -> None:

@@ -142,7 +142,10 @@ def test_every_bad_file_is_named_at_once(runs: Path) -> None:
     assert "seconds is None" in lines["runs/bsd-s3/results.json"]
     assert "NaN is not JSON" in lines["runs/ce-s0/results.json"]
     version = lines["runs/ce-s1/results.json"]
-    assert "of schema version 2; this noisybsd reads version 1: compare such runs with" in version
+    assert (
+        "of schema version 2; this noisybsd reads version 1: use the noisybsd that made it"
+        in version
+    )
     assert "data_sha256 is None" in lines["runs/ce-s2/results.json"]
     assert "not readable as YAML" in lines["runs/x/config.yaml"]
     assert "no recipe" in lines["runs/y/config.yaml"] or "no method" in lines["runs/y/config.yaml"]
@@ -418,6 +421,16 @@ def test_official_and_other_pixels_are_not_mixed(tmp_path: Path) -> None:
     (section,) = load(tmp_path, mix=True)
     (note,) = section.notes
     assert note.startswith("MIXED: cifar10_sym50: data.pixels_verified differs")
+
+
+def test_runs_that_were_made_longer_are_not_mixed_with_others(tmp_path: Path) -> None:
+    """Their learning rate rose again."""
+    make_run(tmp_path / "s0", "seed=0", results={"extended_after": [6]})
+    make_run(tmp_path / "s1", "seed=1", results={"extended_after": []})
+    make_run(tmp_path / "s2", "seed=2")  # of a version that could not
+    text = r"digits_sym40: extended_after differs: \[6\] in .*s0; \[\] in .*s1 and 1 more"
+    with pytest.raises(UserError, match=text):
+        load(tmp_path)
 
 
 # the baseline

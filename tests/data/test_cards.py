@@ -40,6 +40,7 @@ def test_published_noise_rates() -> None:
         "random1": 0.1723,
         "random2": 0.1812,
         "random3": 0.1764,
+        "random123": None,
         "worst": 0.4021,
     }
     assert load_card("cifar100n").labels["noisy"].noise_rate == 0.402
@@ -72,7 +73,12 @@ def test_variants_of_a_dataset_agree() -> None:
         ({"size": "big"}, "size: Input should be a valid integer.* got 'big'"),
         ({"mean": [0.5]}, "mean has 1 numbers, channels=3"),
         ({"mean": [0.5, float("nan"), 0.5]}, "mean.1: Input should be a .* number"),
-        ({"std": [0.5, 0.0, 0.5]}, "std.1: Input should be greater than 0, got 0.0"),
+        (
+            {"std": [0.5, 0.0, 0.5]},
+            "std.1: Input should be greater than or equal to 0.001, got 0.0",
+        ),
+        ({"mean": [0.5, 1e300, 0.5]}, "mean.1: Input should be less than or equal to 1, got 1e"),
+        ({"stored_size": 16}, "stored_size=16 is less than size=32"),
         ({"classes": ["a", "b", "a"], "asymmetric": {}}, "classes: a is listed twice"),
         ({"asymmetric": {"trukc": "dog"}}, "asymmetric: got 'trukc', did you mean truck"),
         ({"superclasses": {"x": ["dog", "cat"]}}, "superclasses: must hold every class once"),

@@ -42,6 +42,9 @@ def test_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         (["noise", "digits", "out=x.npy"], "noise.name is missing"),
         (["noise", "digits", "noise.name=symmetric"], "out=FILE is missing"),
         (["pack", "own"], "out=FOLDER is missing"),
+        (["pack", "own", "limit=5", "out=x"], "data.limit: has no effect on pack; leave it out"),
+        (["check", "own", "noise.seed=4"], "noise.seed: has no effect on check; leave it out"),
+        (["noise", "own", "epochs=3"], "epochs: has no effect on noise; leave it out"),
     ):
         assert main(arguments) == 2, arguments
         assert f"error: {message}" in capsys.readouterr().err.replace(
@@ -128,6 +131,17 @@ def test_check_of_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path
     assert "ask the authors" in text and "https://github.com/Cysu/noisy_label" in text
     code, text = check(capsys, "cifar10c", f"root={tmp_path}")
     assert code == 1 and "CIFAR-10-C: not there" in text and "prepare cifar10c" in text
+
+
+def test_a_root_that_is_no_folder_is_named_with_its_key(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for root, reason in ((tmp_path / "file", "is no folder"), ("x" * 300, "File name too long")):
+        code, text = check(capsys, "own", f"root={root}")
+        assert code == 1 and f"WRONG  data.root={root}: {reason}" in text
+        with pytest.raises(UserError, match=f"^data.root={root}: {reason}"):
+            load("own", Path(root))
 
 
 def test_check_counts_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -256,6 +270,14 @@ def test_prepare_downloads_unpacks_and_resumes(
             load(card, by_hand, download=True)
 
 
+def test_prepare_shows_no_password(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    download = {"file": "x", "url": "http://me:secret@nowhere.invalid/x"}
+    card = trees.card(tmp_path, "own", downloads=[download])
+    assert main(["prepare", str(card), f"root={tmp_path / 'root'}"]) == 2
+    told = "".join(capsys.readouterr())
+    assert "http://nowhere.invalid/x" in told and "secret" not in told
+
+
 def test_prepare_of_what_is_not_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     assert main(["prepare", "cifar10", f"root={tmp_path}"]) == 1
@@ -340,6 +362,25 @@ def test_pack_leaves_nothing_behind_when_it_fails(
     assert "ok     left out when packed: " in capsys.readouterr().out
 
 
+def test_pack_with_labels_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees.folders(tmp_path / "photos")
+    files = sorted((tmp_path / "photos").glob("*/*.*"))
+    names = [str(file.relative_to(tmp_path / "photos")) for file in files]
+    given = {name: ["dog", "cat"][i % 3 == 0] for i, name in enumerate(names)}
+    lines = [f"{name},{given[name]}\n" for name in reversed(names)]
+    (tmp_path / "l.csv").write_text("path,label\n" + "".join(lines))
+    labels = f"labels={tmp_path / 'l.csv'}"
+    arguments = ["own", f"root={tmp_path / 'photos'}", labels, f"out={tmp_path / 'packed'}"]
+    assert main(["pack", *arguments, "size=8"]) == 0
+    dataset = load("own", tmp_path / "packed")
+    assert dataset.train.paths is not None
+    names = [dataset.class_names[label] for label in dataset.train.labels]
+    assert names == [given[path] for path in dataset.train.paths]
+    assert dataset.notes["notices"] == [
+        f"the training labels are those of data.{labels}, packed with the images"
+    ]
+
+
 def test_pack_with_clean_labels(tmp_path: Path) -> None:
     trees.folders(tmp_path / "photos", n=4)
     rows = [f"{'cat' if i < 4 else 'dog'}/00{i % 4}.{'jpg' if i % 2 else 'png'}" for i in range(8)]
@@ -419,6 +460,14 @@ def test_of_a_large_pack_some_images_are_looked_at(
         load("own", out)
 
 
+def test_a_fifo_in_a_pack_is_not_waited_for(tmp_path: Path) -> None:
+    out = packed_photos(tmp_path)
+    (out / "train_images.npy").unlink()
+    os.mkfifo(out / "train_images.npy")
+    with pytest.raises(UserError, match=r"damaged: train_images\.npy is no file"):
+        load("own", out)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
@@ -427,6 +476,7 @@ def test_of_a_large_pack_some_images_are_looked_at(
         ("clean_label", -2, r"train\.parquet: clean_label: label -2 of image 0 is out of range"),
         ("label", 0.5, r"pack\.json: damaged: train\.parquet: label holds double"),
         ("label", None, r"train\.parquet: label: label -1 of image 0 is out of range"),
+        ("path", 7, r"pack\.json: damaged: train\.parquet: path holds int64, expected text"),
     ],
 )
 def test_labels_of_a_pack_are_looked_at(

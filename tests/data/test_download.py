@@ -239,6 +239,19 @@ def test_a_password_in_an_address_is_not_repeated(server: Server, tmp_path: Path
     assert "secret" not in str(error.value) and "127.0.0.1" in str(error.value)
 
 
+def test_an_empty_answer_is_no_file(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda to: to.say(200, b"", Content_Length=0)
+    with pytest.raises(UserError, match="/file: the server's file is empty; or put the file at"):
+        download(server.url + "/file", tmp_path / "file", pause=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_redirects_in_a_circle_are_told_on_one_line(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda to: to.say(302, b"", Location="/file")
+    with pytest.raises(UserError, match=r"^http://127.*/file: HTTP 302 .*; or put the file at"):
+        download(server.url + "/file", tmp_path / "file", pause=0)
+
+
 def test_a_damaged_archive_is_not_kept_to_fail_again(server: Server, tmp_path: Path) -> None:
     """Of an archive without a checksum, unpacking alone tells that it is not whole."""
     whole = tar_bytes(("top/one.txt", b"1" * 5000), ("top/two.txt", b"2" * 5000))

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from noisybsd.config import build_config
+from noisybsd.data import images
 from noisybsd.data.cards import load_card
 from noisybsd.data.images import ImageError, ImageFiles, decode_image, is_image
 from noisybsd.data.splits import file_split
@@ -49,6 +50,30 @@ def test_jpeg_is_close_and_its_suffix_does_not_matter(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png", format="JPEG", quality=95)
     difference = decode_image(tmp_path / "a.png", 48).int() - pixels(picture()).int()
     assert difference.abs().float().mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "LA", "I;16", "1"])
+def test_a_large_picture_is_converted_in_strips_and_reduced(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted = images._converted
+    rows = []
+    monkeypatch.setattr(images, "STRIP", 50)
+    monkeypatch.setattr(
+        images, "_converted", lambda part, m: (rows.append(part.height), converted(part, m))[1]
+    )
+    image = picture(430, 601)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "a.png")
+    whole = decode_image(tmp_path / "a.png", 64)
+    assert max(rows) == 50 and sum(rows) == 430
+    monkeypatch.setattr(images, "LARGE", 100)
+    reduced = decode_image(tmp_path / "a.png", 64)  # by 3 at most, that twice the size remains
+    assert reduced.shape == whole.shape
+    assert (reduced.int() - whole.int()).abs().float().mean() < (8 if mode == "1" else 2)
 
 
 @pytest.mark.parametrize("quality", [90, 40])
@@ -327,6 +352,11 @@ def test_unusable_files_are_named(tmp_path: Path, kind: str, reason: str) -> Non
         decode_image(path, 32)
     assert str(caught.value).startswith(f"{path}: ")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="cannot be read: embedded null byte"):
+        decode_image(tmp_path / "a\0.png", 32)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

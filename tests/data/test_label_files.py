@@ -93,7 +93,7 @@ def test_written_labels_come_back(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "new" / f"labels{suffix}"
     notes = {"dataset": "cifar10", "class_names": CIFAR10, **noisy.notes}
     write_labels(path, noisy.labels, notes, clean=clean)
-    labels, clean_again, _ = read_labels(path, 10, 500)
+    labels, clean_again, *_ = read_labels(path, 10, 500)
     np.testing.assert_array_equal(labels, noisy.labels)
     if suffix == ".csv":
         np.testing.assert_array_equal(clean_again, clean)
@@ -171,7 +171,7 @@ def test_write_labels_names_a_wrong_suffix(tmp_path: Path) -> None:
 def test_csv_forms(tmp_path: Path, text: str, expected: list[int], clean: list[int] | None) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(text, "utf-8", newline="")
-    labels, clean_labels, _ = read_labels(path, 3, 3)
+    labels, clean_labels, *_ = read_labels(path, 3, 3)
     assert labels.tolist() == expected
     assert (None if clean_labels is None else clean_labels.tolist()) == clean
 
@@ -298,7 +298,7 @@ def write_several(path: Path) -> None:
 def test_several_arrays_need_a_key(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"l{suffix}"
     write_several(path)
-    labels, clean, _ = read_labels(path, 3, 3, key="a")
+    labels, clean, *_ = read_labels(path, 3, 3, key="a")
     assert labels.tolist() == [2, 0, 1]
     assert clean is not None and clean.tolist() == [0, 1, 2]
     assert read_labels(path, 3, 3, key="a", clean_key="b")[1].tolist() == [1, 1, 1]
@@ -391,7 +391,7 @@ TEST_DATA = Path(os.environ.get("NOISYBSD_TEST_DATA", "nowhere"))
     ],
 )
 def test_cifar_n_rates(file: str, key: str, num_classes: int, rate: float) -> None:
-    labels, clean, _ = read_labels(TEST_DATA / file, num_classes, 50_000, key=key)
+    labels, clean, *_ = read_labels(TEST_DATA / file, num_classes, 50_000, key=key)
     assert clean is not None
     assert round(float((labels != clean).mean()), 4) == rate
     np.testing.assert_array_equal(np.bincount(clean), 50_000 // num_classes)

@@ -137,9 +137,12 @@ def test_balanced_epochs_mix_classes_from_begin_to_end() -> None:
 def test_candidates_never_repeat_a_sample_of_the_batch() -> None:
     order = epoch_order(23, 0, 0)
     for step in range(5):
-        columns = [list(candidates(order, 4, step, slot)) for slot in range(4)]
-        assert [c[0] for c in columns] == order[step * 4 : step * 4 + 4].tolist()
-        assert sorted(i for c in columns for i in c) == list(range(23))
+        batch = order[step * 4 : step * 4 + 4].tolist()
+        for slot in range(4):
+            own, *others = candidates(order, 4, step, slot)
+            assert own == batch[slot] and sorted([*batch, *others]) == list(range(23))
+            column = order[slot::4].tolist()
+            assert sorted([own, *others[: len(column) - 1]]) == sorted(column)  # these come first
 
 
 # both loaders
@@ -327,6 +330,19 @@ def test_nothing_readable_is_an_error_even_when_skipping(
         list(loader.epoch(0))
 
 
+@pytest.mark.parametrize("storage", ["resident", "stream"])
+def test_one_batch_is_filled_as_long_as_enough_images_can_be_read(
+    split: Split, tmp_path: Path, storage: str
+) -> None:
+    bad = [int(i) for i in epoch_order(50, 0, 0)[:15]]
+    for i in bad:
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    loader = build_loader(split, 32, 0, "cpu", storage=storage, workers=0, on_error="skip")
+    for epoch in range(3):
+        ((index, images),) = loader.epoch(epoch)
+        assert len({*index.tolist()} - {*bad}) == 32 and indices_shown(images) == index.tolist()
+
+
 def test_more_workers_than_cores_are_logged_without_a_warning(
     split: Split, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,7 +437,7 @@ def test_workers_end_when_the_main_process_is_killed(split: Split, tmp_path: Pat
 def test_ctrl_c_stops_the_workers_without_a_word_from_them(split: Split, tmp_path: Path) -> None:
     program, workers = start_program(tmp_path)
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    _, errors = program.communicate(timeout=60)
+    _, errors = program.communicate(timeout=300)
     assert len(workers) == 2 and not alive(workers)
     assert errors.count("Traceback") == 1 and errors.rstrip().endswith("KeyboardInterrupt")
 

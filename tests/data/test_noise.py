@@ -436,6 +436,6 @@ TEST_DATA = Path(os.environ.get("NOISYBSD_TEST_DATA", "nowhere"))
 )
 def test_cifar100_superclasses_are_the_real_ones() -> None:
     path = TEST_DATA / "CIFAR-100_human.pt"
-    fine, _ = read_labels(path, 100, 50_000, key="clean_label")
-    coarse, _ = read_labels(path, 20, 50_000, key="clean_coarse_label", clean_key="")
+    fine, *_ = read_labels(path, 100, 50_000, key="clean_label")
+    coarse, *_ = read_labels(path, 20, 50_000, key="clean_coarse_label", clean_key="")
     np.testing.assert_array_equal(np.array(CIFAR100_COARSE)[fine], coarse)

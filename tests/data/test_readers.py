@@ -19,7 +19,7 @@ from noisybsd.data.cards import load_card
 from noisybsd.data.dataset import load_evaluation
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.readers.arrays import load_pickle
-from noisybsd.data.splits import Split, stratified_holdout
+from noisybsd.data.splits import Split, holdout_by_path, stratified_holdout
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
 
@@ -369,10 +369,48 @@ def test_an_empty_test_folder_is_named(tmp_path: Path) -> None:
         load("own", tmp_path)
 
 
-def test_one_image_of_each_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "count"), [(0.001, 0), (0.999, 2)])
+def test_a_share_that_leaves_one_side_empty_is_refused(
+    tmp_path: Path, share: float, count: int
+) -> None:
     trees.folders(tmp_path, n=1)
-    with pytest.raises(UserError, match="none can be held out: 2 images, one of each class"):
-        load("own", tmp_path)
+    with pytest.raises(
+        UserError, match=rf"of 2 images data.test_fraction={share} holds out {count}"
+    ):
+        load("own", tmp_path, test_fraction=share)
+
+
+def test_what_is_held_out_depends_on_paths_alone(tmp_path: Path) -> None:
+    trees.folders(tmp_path, n=25)
+    first = load("own", tmp_path)
+    assert first.test.paths is not None and np.bincount(first.test.labels).tolist() == [5, 5]
+    # other labels
+    paths = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*"))
+    rows = [f"{path},{('dog', 'cat')[i % 3 > 0]}" for i, path in enumerate(paths)]
+    labels = trees.lines(tmp_path / "labels.csv", ["path,label", *rows])
+    other = load("own", tmp_path, labels=str(labels))
+    assert other.test.paths == first.test.paths and other.sha256 != first.sha256
+    assert (other.test.labels != first.test.labels).any()
+    # a list instead of folders, in another order
+    listed = load(
+        "own", tmp_path, manifest=str(trees.lines(tmp_path / "m.csv", ["path,label", *rows[::-1]]))
+    )
+    assert set(listed.test.paths or ()) == set(first.test.paths)
+    # images that are gone, and new ones in another folder, hardly change the rest
+    for path in paths[::10]:
+        (tmp_path / path).unlink()
+    trees.folders(tmp_path, ["fish"], n=10)
+    fewer = load("own", tmp_path)
+    now = {path for path in fewer.test.paths or () if not path.startswith("fish")}
+    before = {path for path in first.test.paths if (tmp_path / path).exists()}
+    assert len(now ^ before) <= 2 and len(before) >= 7
+
+
+def test_many_small_folders_have_their_share_of_what_is_held_out() -> None:
+    paths = [f"{i // 2}/{i % 2}.jpg" for i in range(2000)]
+    chosen = holdout_by_path(paths, 0.2)
+    assert 360 < chosen.sum() < 440
+    assert np.flatnonzero(chosen)[:5].tolist() == [4, 11, 13, 31, 33]  # on every machine
 
 
 def test_a_test_class_without_training_images_is_named(tmp_path: Path) -> None:
@@ -477,7 +515,7 @@ def test_clean_labels_are_for_metrics_and_for_the_test_split(photos: Path) -> No
         "own",
         photos,
         manifest=str(manifest(photos, rows, "path,label,clean_label")),
-        test_fraction=0.9,
+        test_fraction=0.8,
     )
     assert data.test.paths is not None
     wrong = data.test.paths.index("1.jpg")

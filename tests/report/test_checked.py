@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def test_what_is_whole_is_read(found: Findings, tmp_path: Path) -> None:
 
 
 OPTIONAL = (
+    "held_out",
     "clean",
     "clean_name",
     "given_right",
@@ -127,6 +129,12 @@ def test_a_table_of_another_program(found: Findings, tmp_path: Path) -> None:
 
 
 ARRAYS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "thumbnails of fewer pixels": ("thumbnails", lambda a: a[:, :5], "thumbnails holds"),
+    "thumbnails beyond 255": (
+        "thumbnails",
+        lambda a: np.full_like(a, 300),
+        "thumbnails holds numbers that",
+    ),
     "another shape": ("belief", lambda a: a[:, :2], r"belief holds .* of shape \(4, 2\), expected"),
     "fewer rows": ("network", lambda a: a[:3], "network holds"),
     "text": ("neighbours", lambda a: a.astype(str), "neighbours holds <U"),
@@ -135,6 +143,7 @@ ARRAYS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "nan": ("test", lambda a: a * np.nan, "test holds numbers that are no probabilities"),
     "no test images": ("test", lambda a: a[:0], "test_labels holds|test holds no images"),
     "another label": ("test_labels", lambda a: a + 9, "test_labels holds labels outside of 0 to 2"),
+    "votes that are none": ("belief", lambda a: a, "votes holds float32 of shape .*from 0"),
     "other labels": ("labels", lambda a: a[::-1] * 0, "labels are not those of labels.parquet"),
 }
 
@@ -143,8 +152,18 @@ ARRAYS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 def test_arrays_that_cannot_be_are_named(change: str, found: Findings, tmp_path: Path) -> None:
     name, make, says = ARRAYS[change]
     arrays = {**found.arrays, name: make(found.arrays[name])}
+    if change == "votes that are none":
+        arrays["votes"] = -np.ones((N, K), np.float32)
     with pytest.raises(UserError, match=rf"pred_probs\.npz: damaged: ({says})"):
         Findings(found.table, arrays, found.about).write(tmp_path)
+        Findings.read(tmp_path)
+
+
+def test_an_entry_that_is_no_array(found: Findings, tmp_path: Path) -> None:
+    found.write(tmp_path)
+    with zipfile.ZipFile(tmp_path / "pred_probs.npz", "w") as arrays:
+        arrays.writestr("belief.npy", b"no array")
+    with pytest.raises(UserError, match=r"pred_probs\.npz: damaged: belief holds"):
         Findings.read(tmp_path)
 
 

@@ -14,6 +14,7 @@ from noisybsd.data.noise import inject
 from noisybsd.report.estimates import (
     accuracy_on_clean_labels,
     accuracy_on_noisy_labels,
+    agreement,
     caution,
     confident_joint,
     confident_learning,
@@ -339,6 +340,42 @@ def test_the_ranking_measured_is_the_reports() -> None:
     score = suspicions(found)["belief × network"]
     assert not isinstance(score, str)
     assert np.argsort(-score).tolist() == np.argsort(found.column("rank")).tolist() == [2, 1, 0]
+
+
+def test_agreement_counts_pairs_of_votes() -> None:
+    votes = np.array([[3, 0, 0], [1, 2, 0], [0, 1, 1], [0, 1, 0], [1, 1, 2]])
+    agree, pairs = [], [(i, j) for i in range(4) for j in range(i)]
+    for row in votes:
+        labels = np.repeat(np.arange(3), row)
+        if len(labels) > 1:
+            same = [labels[i] == labels[j] for i, j in pairs if i < len(labels)]
+            agree.append(np.mean(same))
+    shares = votes[[0, 1, 2, 4]].sum(axis=0) / 12
+    chance = (shares**2).sum()
+    assert agreement(votes) == {
+        "images": 4,  # one vote agrees with none
+        "votes": 3,
+        "pairs": pytest.approx(np.mean(agree)),
+        "unanimous": 0.25,
+        "kappa": pytest.approx((np.mean(agree) - chance) / (1 - chance)),
+    }
+
+
+def test_what_agreement_is_not_known() -> None:
+    assert agreement(np.eye(3)) is None
+    assert agreement(np.full((4, 2), 0.5)) is None
+    one_class = agreement(np.array([[2, 0], [3, 0]]))
+    assert one_class is not None and one_class["kappa"] is None and one_class["pairs"] == 1
+
+
+def test_annotators_who_disagree_are_a_ranking() -> None:
+    belief = [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]
+    found = findings(belief, [0, 0, 0], clean=[0, 1, 0])
+    assert "annotators' disagreement" not in suspicions(found)
+    found.arrays["votes"] = np.array([[3, 0], [2, 1], [2, 0]], np.float32)
+    measured = detection_metrics(found)
+    assert measured is not None and measured["annotators' disagreement"]["auroc"] == 1
+    assert estimates(found)["agreement"]["images"] == 3
 
 
 @pytest.mark.parametrize("clean", [None, [0, 1], [1, 0]])

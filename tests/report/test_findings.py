@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose
 
 from noisybsd.engine.trainer import Trainer
 from noisybsd.report.collect import collect, log_to_wandb, record
-from noisybsd.report.findings import Findings, pictures
+from noisybsd.report.findings import Findings, Pictures
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_wandb_gets_the_most_suspicious_with_images(
 ) -> None:
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    log_to_wandb(found, trainer.dataset.train)
+    log_to_wandb(found, Pictures.of(trainer.dataset))
     table = wandb.logged["suspicious_labels"]
     assert len(table.rows) == 200
     assert [row[1] for row in table.rows] == list(range(1, 201))
@@ -293,7 +293,7 @@ def test_without_a_wandb_run_nothing_is_logged(
     wandb = FakeWandb()
     wandb.run = None  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    log_to_wandb(found, trainer.dataset.train)
+    log_to_wandb(found, Pictures.of(trainer.dataset))
     assert not wandb.logged
 
 
@@ -304,6 +304,6 @@ def test_pictures_of_files_that_are_gone_are_none(tmp_path: Path) -> None:
 
     picture(tmp_path / "a.png", 9)
     files = ImageFiles(["a.png", "b.png"], tmp_path, 4)
-    found = pictures(files, np.array([1, 0]))
+    found = Pictures([files]).look_at(np.array([1, 0]))
     assert found[0] is None
     assert found[1] is not None and (found[1] == 9).all() and found[1].shape == (3, 4, 4)

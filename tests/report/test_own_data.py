@@ -191,3 +191,29 @@ def test_a_page_without_copies_says_nothing_of_them(run: Path) -> None:
     found = find_duplicates(loaded.findings, None)
     assert found is not None and found.near == [] and found.looked_at == 0
     assert summary(found, loaded.findings.arrays["labels"])["near"] == []
+
+
+@pytest.mark.parametrize("storage", ["resident", "stream"])
+def test_test_images_of_which_none_can_be_read(
+    storage: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images(tmp_path / "data")
+    for path in (tmp_path / "data/test").rglob("*.png"):
+        path.write_bytes(b"no image")
+    places = (f"data.root={tmp_path / 'data'}", f"run.dir={tmp_path / 'run'}")
+    assert train([*SETTINGS, *places, f"data.storage={storage}", "epochs=1"]) == 2
+    told = capfd.readouterr().err
+    assert "error: not one of the images to test on can be read; the last: " in told
+
+
+def test_the_log_begins_with_how_the_data_were_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images(tmp_path / "data")
+    (tmp_path / "data/test").rename(tmp_path / "data/Valid")
+    places = (f"data.root={tmp_path / 'data'}", f"run.dir={tmp_path / 'run'}")
+    assert train([*SETTINGS, *places, "epochs=1"]) == 0
+    notice = "the test images are those in Valid/"
+    assert capfd.readouterr().err.count(notice) == 1
+    log = (tmp_path / "run/log.txt").read_text().splitlines()
+    assert log[0].endswith(f" WARNING {notice}") and sum(notice in line for line in log) == 1

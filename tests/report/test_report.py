@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+import urllib.parse
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from noisybsd.data.__main__ import main as data
 from noisybsd.data.images import ImageFiles
 from noisybsd.report.__main__ import main
 from noisybsd.report.estimates import detection_metrics, estimates
-from noisybsd.report.findings import Findings
+from noisybsd.report.findings import Findings, Pictures
 from noisybsd.report.page import Run, build_page
 from noisybsd.report.plots import curves_plot, reliability_plot, transition_plot
 from noisybsd.report.sprites import SHEET, Sheets, sprite_sheets
@@ -169,13 +170,29 @@ def test_page_says_what_was_estimated(digits: Path) -> None:
     metrics = json.loads((digits / "labels_metrics.json").read_text("utf-8"))
     said = parsed(digits).said
     rate = metrics["estimates"]["noise_rate"]
-    assert f"{rate['estimate']:.1%}" in said
-    assert f"{rate['low']:.1%} to {rate['high']:.1%}" in said
+    # a belief that is undecided measures nothing, and its numbers are not shown as if it did
+    assert (
+        f"Labels estimated wrong unknown {rate['estimate']:.1%} by what the run believes, which is no"
+        in said
+    )
+    assert f"{rate['low']:.1%} to {rate['high']:.1%}" not in said
+    assert "The belief is no measurement yet, and this is none." in said
     assert f"in truth {metrics['estimates']['noise_rate_true']:.1%}" in said
     for name, row in metrics["detection"].items():
         assert name in said
         told = f"{row['auroc']:.4f}" if "auroc" in row else row["unavailable"]
         assert told in said
+
+
+def test_an_estimate_that_is_one_is_shown_with_its_interval() -> None:
+    belief = np.eye(2)[[0, 1] * 20] * 0.98 + 0.01
+    found = findings(belief, [0, 1] * 15 + [1, 0] * 5)
+    rate = estimates(found)["noise_rate"]
+    said = page_of(found).said
+    assert (
+        f"Labels estimated wrong {rate['estimate']:.1%} 95% interval {rate['low']:.1%} to" in said
+    )
+    assert "no measurement" not in said
 
 
 def test_every_plot_is_well_formed_and_every_id_unique(digits: Path, nasty: Path) -> None:
@@ -245,7 +262,7 @@ def cells(sheets: Sheets, count: int) -> list[np.ndarray]:
 def test_small_pictures_are_kept_exactly() -> None:
     images = torch.randint(0, 256, (400, 1, 8, 8), dtype=torch.uint8)
     index = np.random.default_rng(0).permutation(400)[:300]
-    sheets = sprite_sheets(images, index, 96)
+    sheets = sprite_sheets(Pictures([images]), index, 96)
     assert sheets.side == 8 and sheets.type == "image/png" and len(sheets.contents) == 2
     for cell, i in zip(cells(sheets, 300), index, strict=True):
         np.testing.assert_array_equal(cell, images[i, 0])
@@ -254,7 +271,9 @@ def test_small_pictures_are_kept_exactly() -> None:
 def test_pictures_do_not_colour_their_neighbours() -> None:
     images = torch.zeros(SHEET + 3, 3, 30, 30, dtype=torch.uint8)
     images[::2] = 255
-    for i, cell in enumerate(cells(sprite_sheets(images, np.arange(SHEET + 3), 96), SHEET + 3)):
+    for i, cell in enumerate(
+        cells(sprite_sheets(Pictures([images]), np.arange(SHEET + 3), 96), SHEET + 3)
+    ):
         assert cell.shape == (30, 30, 3)
         assert abs(cell.astype(int) - int(images[i, 0, 0, 0])).max() <= 2
 
@@ -262,7 +281,7 @@ def test_pictures_do_not_colour_their_neighbours() -> None:
 def test_large_pictures_are_made_smaller() -> None:
     images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     images[1, 0] = 200
-    sheets = sprite_sheets(images, np.array([1, 0]), 48)
+    sheets = sprite_sheets(Pictures([images]), np.array([1, 0]), 48)
     assert sheets.side == 48
     assert abs(cells(sheets, 1)[0].astype(int) - [200, 0, 0]).max() <= 3
 
@@ -271,17 +290,28 @@ def test_files_that_are_gone_are_listed_as_missing(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 40)
     picture(tmp_path / "c.png", 90)
     files = ImageFiles(["a.png", "b.png", "c.png"], tmp_path, 64)
-    sheets = sprite_sheets(files, np.array([2, 1, 0]), 24)
+    sheets = sprite_sheets(Pictures([files]), np.array([2, 1, 0]), 24)
     assert sheets.missing == [1]
     assert [int(cell.mean().round()) for cell in cells(sheets, 3)] == [90, 0, 40]
     (tmp_path / "c.png").unlink()
     many = ImageFiles(["a.png"] * 270 + ["c.png"], tmp_path, 64)
-    assert sprite_sheets(many, np.arange(271), 8).missing == [270]  # in the second sheet
+    assert sprite_sheets(Pictures([many]), np.arange(271), 8).missing == [
+        270
+    ]  # in the second sheet
     nothing = sprite_sheets(None, np.array([2, 1, 0]), 24)
     assert nothing.missing == [0, 1, 2] and nothing.contents == []
 
 
 # --- what a run may look like ---------------------------------------------------------------------
+
+
+def test_the_page_says_how_far_annotators_agree() -> None:
+    found = findings([[0.9, 0.1], [0.2, 0.8]], [0, 1])
+    assert "Annotators agree" not in page_of(found).said
+    found.arrays["votes"] = np.array([[3, 0], [1, 2]], np.float32)
+    said = page_of(found).said
+    assert "Annotators agree 66.7% of pairs of votes on an image, Fleiss' kappa 0.25" in said
+    assert "50.0% of 2 images unanimous, 3.0 votes each" in said
 
 
 def test_no_disputed_label() -> None:
@@ -310,12 +340,15 @@ def test_one_class_only() -> None:
 
 def test_noisy_test_labels_are_said_to_be() -> None:
     test = np.array([[0.9, 0.1]] * 8 + [[0.1, 0.9]] * 2)
-    found = findings(
-        [[0.8, 0.2], [0.2, 0.8]] * 9, [0, 1] * 9, test=test, test_labels=[0] * 10, test_kind="noisy"
-    )
+    given, kind = [0, 1] * 7 + [1, 0] * 2, {"test_labels": [0] * 10, "test_kind": "noisy"}
+    found = findings([[0.99, 0.01], [0.01, 0.99]] * 9, given, test=test, **kind)  # type: ignore[arg-type]
     said = page_of(found).said
     assert "Test accuracy on clean labels, estimated" in said
     assert "measured 80.0% on noisy labels" in said
+    undecided = findings([[0.8, 0.2], [0.2, 0.8]] * 9, given, test=test, **kind)  # type: ignore[arg-type]
+    said = page_of(undecided).said
+    assert "Test accuracy on noisy labels 80.0% 10 images, whose labels are not known" in said
+    assert "clean labels, estimated" not in said
 
 
 def test_images_that_are_gone_leave_the_rest(nasty: Path, tmp_path: Path) -> None:
@@ -419,9 +452,8 @@ def test_command_writes_all_files(
     assert len(parsed(directory).data["rows"]["index"]) == 12
     assert (directory / "labels.csv").exists() and (directory / "pred_probs.npz").exists()
     told = capsys.readouterr().out
-    assert "of 300 labels are disputed" in told and "if the belief is honest" in " ".join(
-        told.split()
-    )
+    assert "of 300 labels are disputed" in told
+    assert "estimated wrong: unknown (" in told and "are no measurement" in " ".join(told.split())
 
 
 @pytest.mark.parametrize(
@@ -444,6 +476,11 @@ def test_mistakes_are_answered(
 
 # --- in a browser ---------------------------------------------------------------------------------
 
+QUIET = (  # nothing but the page is loaded
+    *("disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
+    *("disable-component-update", "disable-sync"),
+)
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -461,8 +498,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     downloads = tmp_path_factory.mktemp("downloads")
     options = Options()
     options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", *QUIET):
+        options.add_argument(f"--{argument}")
     options.add_argument("--window-size=1280,900")
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
@@ -493,7 +530,18 @@ class Shown:
 
     def cards(self) -> list[Any]:
         """The cards in the document, in reading order."""
-        return sorted(self.all(".card"), key=lambda c: int(c.get_attribute("aria-posinset")))
+        places = "[...document.querySelectorAll('.card')].sort((a, b) => a.ariaPosInSet - b.ariaPosInSet)"
+        return self.script(f"return {places}")  # type: ignore[no-any-return]
+
+    def set_class(self, label: int) -> None:
+        """Choose a class in the list that has the focus."""
+        select = self.script("return document.activeElement")
+        assert select.tag_name == "select"
+        self.script(
+            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))",
+            select,
+            str(label),
+        )
 
     def choose(self, control: str, value: object) -> None:
         self.script(
@@ -544,18 +592,12 @@ def test_filter_mark_download_apply(browser: Any, digits: Path, tmp_path: Path) 
     # one with the mouse, two with the keys; the second gets a label of its own
     shown.cards()[0].find_element("css selector", ".marks .right").click()
     shown.cards()[1].click()
-    shown.press("w")
+    shown.press("r")
     third = shown.script("return document.activeElement.getAttribute('aria-posinset')")
     assert third == "3"  # marking goes on to the next
     shown.press("u", Keys.ARROW_LEFT, Keys.ARROW_LEFT, "l")
     other = (given + 5) % 10
-    select = shown.script("return document.activeElement")
-    assert select.tag_name == "select"
-    shown.script(
-        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))",
-        select,
-        str(other),
-    )
+    shown.set_class(other)
     first, second, third = expected[:3]
     marks = {
         str(first): ["right", given],
@@ -626,7 +668,8 @@ def test_only_cards_in_view_exist_and_pictures_are_right(browser: Any, digits: P
     config = load_run_config(digits, [])
     images = load_dataset(config.data, config.noise, config.seed).train.images
     assert isinstance(images, torch.Tensor)
-    shown.wait(lambda: int(shown.cards()[-1].get_attribute("aria-posinset")) > 30)
+    last = "return Math.max(...[...document.querySelectorAll('.card')].map((c) => c.ariaPosInSet))"
+    shown.wait(lambda: shown.script(last) > 30)
     assert len(shown.cards()) < 60
     for card in shown.cards()[-4:]:
         rank = int(re.match(r"rank (\d+):", card.get_attribute("aria-label"))[1])  # type: ignore[index]
@@ -644,15 +687,20 @@ def test_hostile_names_are_only_read(browser: Any, nasty: Path) -> None:
         element.get_property("textContent") for element in shown.all(".labels b:first-of-type")
     }
     assert names and names <= set(classes)
-    for card in shown.cards()[:8]:
+    chosen = []
+    for row, card in enumerate(shown.cards()[:8]):
         card.find_element("css selector", ".marks .wrong").click()
+        chosen.append(shown.data["rows"]["suggested"][row])
+        if chosen[-1] == shown.data["rows"]["given"][row]:  # then the class is asked for
+            chosen[-1] = (chosen[-1] + 1) % 3
+            shown.set_class(chosen[-1])
     lines = list(csv.DictReader(io.StringIO(shown.download().read_text("utf-8"), newline="")))
     rows = shown.data["rows"]
     assert len(lines) == 8
     for row, line in enumerate(lines):
         assert line["path"] == rows["path"][row] and NASTY_FILE in line["path"]
         assert line["given_name"] == classes[rows["given"][row]]
-        assert line["label_name"] == classes[rows["suggested"][row]]
+        assert line["label_name"] == classes[chosen[row]]
     quoted = NASTY_CLASSES[0]
     assert any(quoted in (line["given_name"], line["label_name"]) for line in lines)
 
@@ -666,3 +714,108 @@ def test_a_cell_of_the_heat_map_shows_its_samples(browser: Any, digits: Path) ->
     cell = shown.all(f"#cell-{believed}-{given}.link")[0]
     shown.script("arguments[0].dispatchEvent(new Event('click'))", cell)
     assert f"{count} of 300" in browser.find_element("id", "count").text
+
+
+def row_of(shown: Shown, disputed: bool) -> Any:
+    """A card in view whose label the run disputes, or does not."""
+    rows = shown.data["rows"]
+    for card in shown.cards():
+        rank = int(re.match(r"rank (\d+):", card.get_attribute("aria-label"))[1])  # type: ignore[index]
+        row = rows["rank"].index(rank)
+        if (rows["given"][row] != rows["suggested"][row]) == disputed:
+            return row, card
+    raise AssertionError("no such card in view")
+
+
+@pytest.mark.slow
+def test_a_wrong_label_without_a_suggestion_asks_for_its_class(
+    browser: Any, digits: Path, tmp_path: Path
+) -> None:
+    shown = Shown(browser, digits)
+    rows = shown.data["rows"]
+    shown.choose("sort", "agreement")  # most agree last
+    shown.script("scrollTo(0, document.body.scrollHeight)")
+    time.sleep(0.3)
+    row, card = row_of(shown, disputed=False)
+    index, given = rows["index"][row], rows["given"][row]
+    shown.script("arguments[0].scrollIntoView({block: 'center'})", card)
+    card.find_element("css selector", ".marks .wrong").click()
+    assert shown.marks() == {str(index): ["wrong", None]}
+    assert browser.find_element("id", "marked").text == "1 decided, 1 without a class"
+    # it is asked for at once, and the given class is none of the choices
+    select = shown.script("return document.activeElement")
+    assert select.tag_name == "select" and select.get_property("value") == ""
+    values = [option.get_property("value") for option in shown.all(f"#label-{row} option")]
+    assert sorted(values) == sorted({"", *map(str, range(10))} - {str(given)})
+    # and before anything is downloaded
+    for path in browser.downloads.iterdir():
+        path.unlink()
+    browser.find_element("id", "download").click()
+    assert browser.find_element("id", "asked").is_displayed()
+    assert "1 of 300" in browser.find_element("id", "count").text
+    assert not list(browser.downloads.glob("*.csv"))
+    shown.set_class((given + 2) % 10)
+    assert shown.marks() == {str(index): ["wrong", (given + 2) % 10]}
+    line = next(csv.DictReader(io.StringIO(shown.download().read_text("utf-8"), newline="")))
+    assert (int(line["index"]), int(line["label"])) == (index, (given + 2) % 10)
+
+
+@pytest.mark.slow
+def test_decisions_of_earlier_pages_that_lack_a_class_are_asked_for(
+    browser: Any, digits: Path
+) -> None:
+    shown = Shown(browser, digits)
+    index, given = (shown.data["rows"][name][3] for name in ("index", "given"))
+    store = f"noisybsd-review-{shown.data['sha256']}"
+    marks = json.dumps({str(index): ["wrong", given]})
+    shown.script("localStorage.setItem(arguments[0], arguments[1])", store, marks)
+    browser.refresh()
+    assert browser.find_element("id", "marked").text == "1 decided, 1 without a class"
+    shown.choose("decision", "open")
+    assert len(shown.cards()) == 1 and "its class is to be chosen" in shown.cards()[
+        0
+    ].get_attribute("aria-label")
+
+
+@pytest.mark.slow
+def test_a_picture_is_enlarged_from_its_file_which_is_linked(browser: Any, nasty: Path) -> None:
+    shown = Shown(browser, nasty)
+    card = shown.cards()[0]
+    row = shown.data["rows"]["rank"].index(1)
+    card.find_element("css selector", ".picture").click()
+    image = shown.wait(lambda: next(iter(shown.all("#large img")), None))
+    config = (nasty / "config.yaml").read_text("utf-8")
+    root = Path(re.search(r"root: (.*)", config)[1])  # type: ignore[index]
+    file = root / shown.data["rows"]["path"][row]
+    assert (
+        shown.script("return arguments[0].naturalWidth", image) == 24
+    )  # the file's, not the page's
+    for link in shown.all("#large a"):
+        address = urllib.parse.unquote(link.get_property("href"))
+        assert Path(address.removeprefix("file://")) == file and file.exists()
+    shown.press("\ue00c")  # Escape
+    assert not shown.script("return document.getElementById('large').open")
+    # by the keyboard
+    shown.press("\ue007")
+    assert shown.script("return document.getElementById('large').open")
+    shown.press("\ue00c")
+
+
+@pytest.mark.slow
+def test_a_picture_without_a_file_is_enlarged_too(browser: Any, digits: Path) -> None:
+    shown = Shown(browser, digits)
+    shown.cards()[0].find_element("css selector", ".picture").click()
+    canvas = shown.all("#large canvas")[0]
+    assert canvas.size["width"] > 400 and not shown.all("#large a") and not shown.all("#large img")
+
+
+@pytest.mark.slow
+def test_held_out_images_can_be_looked_at_alone(browser: Any, nasty: Path) -> None:
+    shown = Shown(browser, nasty)
+    held = sum(shown.data["rows"]["held_out"])
+    assert 0 < held < 90 and browser.find_element("id", "part").is_displayed()
+    shown.choose("part", "held")
+    assert f"{held} of 90" in browser.find_element("id", "count").text
+    assert all(
+        "held out" in card.find_element("css selector", ".facts").text for card in shown.cards()
+    )

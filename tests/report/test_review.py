@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import trees
 from helpers.reported import NASTY_CLASSES, NASTY_FILE, own_images, run
 
 from noisybsd.config import Config
 from noisybsd.data.__main__ import main as data
 from noisybsd.data.dataset import load_dataset
+from noisybsd.data.images import ImageFiles
+from noisybsd.data.splits import Split
 from noisybsd.engine.saved import load_run_config
+from noisybsd.errors import UserError
+from noisybsd.report.links import link_classes
 from noisybsd.report.review import apply_review, read_review
 
 COLUMNS = ("index", "path", "given", "given_name", "decision", "label", "label_name", "data_sha256")
@@ -85,6 +90,99 @@ def test_only_what_is_wrong_changes_and_the_next_run_trains_on_it(
     )
 
 
+@pytest.mark.parametrize("label", ["given", ""])
+def test_a_wrong_label_without_another_class_is_refused_by_row(
+    config: Config, tmp_path: Path, label: str
+) -> None:
+    """As pages of earlier versions stored them where the run suggested the given class."""
+    given = dataset_of(config).train.labels
+    decisions: dict[int, tuple[str, Any]] = {i: ("wrong", int(given[i])) for i in (5, 17)}
+    if not label:
+        decisions = dict.fromkeys((5, 17), ("wrong", ""))
+    decisions |= {6: ("wrong", (int(given[6]) + 1) % 10), 7: ("right", int(given[7]))}
+    path = review(tmp_path / "r.csv", config, decisions)
+    with pytest.raises(
+        ValueError, match=r"r.csv: 2 labels are marked as wrong, .*: line 2 \(.*, line 3"
+    ):
+        apply_review(config, path, tmp_path / "corrected.csv")
+    assert not (tmp_path / "corrected.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on folders of images, two of which are called alike; a fifth is held out."""
+    root = tmp_path_factory.mktemp("own")
+    for k, name in enumerate(("a", "b", "c")):
+        for i in range(10):
+            trees.picture(root / "photos" / name / f"{i:02d}.png", 80 * k + i)
+    settings = [each for each in own_images(root / "list") if not each.startswith("data.")]
+    place = ["data.name=own", f"data.root={root / 'photos'}", "data.size=8", "batch_size=8"]
+    return run(root / "run", *settings, *place, "epochs=1", "neighbours.k=2")
+
+
+def test_decisions_on_held_out_images_count_and_paths_put_labels_in_place(
+    own: Path, tmp_path: Path
+) -> None:
+    config = load_run_config(own, [])
+    data = dataset_of(config)
+    assert data.held_out is not None and len(data.held_out) == 6
+    first, held = 3, len(data.train) + 2
+    samples = [*data.train.labels, *data.held_out.labels]
+    wrong = {i: ("wrong", (int(samples[i]) + 1) % 3) for i in (first, held)}
+    path = review(tmp_path / "r.csv", config, {first: wrong[first]})
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{held},,{samples[held]},,wrong,{wrong[held][1]},,{data.sha256}\n")
+    out = tmp_path / "corrected.csv"
+    assert apply_review(config, path, out)["changed"] == 2
+    lines = out.read_text("utf-8").splitlines()
+    assert lines[0] == "index,path,label" and len(lines) == 31
+    # the file of paths is what counts, in whatever order
+    out.write_text("\n".join([lines[0], *lines[:0:-1]]), "utf-8")
+    section = config.data.model_copy(update={"labels": str(out)})
+    again = load_dataset(section, config.noise, config.seed)
+    assert again.held_out is not None and again.notes["labels_matched_by"] == "name"
+    assert again.test.paths == data.test.paths and again.train.paths == data.train.paths
+    now = [*again.train.labels, *again.held_out.labels]
+    assert [i for i in range(30) if now[i] != samples[i]] == [first, held]
+    assert (now[first], now[held]) == (wrong[first][1], wrong[held][1])
+
+
+def test_corrected_labels_as_a_folder_of_links(own: Path, tmp_path: Path) -> None:
+    config = load_run_config(own, [])
+    data = dataset_of(config)
+    assert data.train.paths is not None
+    index = data.train.labels.tolist().index(1)
+    path = review(tmp_path / "r.csv", config, {index: ("wrong", 0)})
+    links = tmp_path / "new" / "links"
+    apply_review(config, path, None, links)
+    moved = Path(data.train.paths[index]).name
+    assert sorted(p.name for p in links.iterdir()) == ["a", "b", "c"]
+    names = [f"{i:02d}.png" for i in range(10)]
+    assert sorted(p.name for p in (links / "b").iterdir()) == sorted({*names} - {moved})
+    # another image of the class it came to is called alike
+    assert sorted(p.name for p in (links / "a").iterdir()) == sorted([*names, f"{moved[:2]}-2.png"])
+    target = (links / "a" / f"{moved[:2]}-2.png").resolve()
+    assert target == (own.parent / "photos/b" / moved).resolve()
+    section = config.data.model_copy(update={"root": str(links)})
+    again = load_dataset(section, config.noise, config.seed)
+    assert len(again.train) + len(again.test) == 30 and again.class_names == ("a", "b", "c")
+    # whole or not at all, and nothing is written over
+    with pytest.raises(UserError, match="links: is there already; name a new folder"):
+        apply_review(config, path, None, links)
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["links"]
+
+
+def test_what_cannot_be_links_is_said(config: Config, tmp_path: Path) -> None:
+    path = review(tmp_path / "r.csv", config, {5: ("unsure", 0)})
+    with pytest.raises(UserError, match="links: the images of this dataset are in no files"):
+        apply_review(config, path, None, tmp_path / "links")
+    split = Split(ImageFiles(["a.png"], tmp_path, 8), np.zeros(1, np.int64), None, ["a.png"])
+    for name in ("a/b", "..", ".hidden", "__pycache__"):
+        with pytest.raises(UserError, match=r"class .* can be no folder's name; use out=FILE"):
+            link_classes(tmp_path / "links", tmp_path, {"": split}, [name])
+    assert [p.name for p in tmp_path.iterdir()] == ["r.csv"]
+
+
 @pytest.mark.parametrize("noise", [(), ("noise.name=symmetric", "noise.rate=0.5")])
 def test_labels_of_held_out_images_stay_in_place(tmp_path: Path, noise: tuple[str, ...]) -> None:
     settings = [*own_images(tmp_path / "data"), *noise]
@@ -113,7 +211,7 @@ def test_a_review_of_another_dataset_is_refused_by_its_hash(config: Config, tmp_
     other = config.model_copy(update={"seed": 1})  # other noise, so other labels
     path = review(tmp_path / "r.csv", other, {5: ("unsure", 0)})
     out = tmp_path / "corrected.csv"
-    with pytest.raises(ValueError, match=r"belongs to another dataset: .* sha256 "):
+    with pytest.raises(ValueError, match=r"belongs to another dataset than .* sha256 "):
         apply_review(config, path, out)
     assert not out.exists()
 
@@ -123,10 +221,10 @@ def test_a_review_of_another_dataset_is_refused_by_its_hash(config: Config, tmp_
     [
         ({"decision": "maybe"}, r"line 2: decision: got 'maybe', valid: wrong, right, unsure"),
         ({"index": "x"}, r"line 2: index, given and label must be integers"),
-        ({"label": 10}, r"label: valid: 0 to 9"),
-        ({"index": 300}, r"index: valid: 0 to 299"),
-        ({"index": -1}, r"index: valid: 0 to 299"),
-        ({"given": 11}, r"its given labels are not the run's"),
+        ({"label": 10}, r"label: got 10, valid: 0 to 9"),
+        ({"index": 300}, r"index: got -?\d+, valid: 0 to 299"),
+        ({"index": -1}, r"index: got -?\d+, valid: 0 to 299"),
+        ({"given": 11}, r"given: got 11 for index \d+, whose given label is \d in the run"),
     ],
 )
 def test_damage_is_answered_with_its_place(
@@ -151,7 +249,8 @@ def test_damage_is_answered_with_its_place(
             "index,given,label,decision,data_sha256\n1,2,3,wrong,a\n2,2,3,right,b\n",
             "2 different datasets",
         ),
-        ("index,given,label,decision,data_sha256\n1,2\n", "must be integers"),
+        ("index,given,label,decision,data_sha256\n1,2\n", "line 2: decision: got None"),
+        ("index,given,label,decision,data_sha256\n1,2,x,wrong,a\n", "must be integers"),
     ],
 )
 def test_files_that_are_no_review(tmp_path: Path, text: str, message: str) -> None:
@@ -190,8 +289,17 @@ def test_the_command_is_one_of_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean apply-review?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing", ["run", "review", "out"])
-def test_the_command_says_what_is_missing(missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("run", "run= is missing"),
+        ("review", "review= is missing"),
+        ("out", "give out=FILE, links=FOLDER or both"),
+    ],
+)
+def test_the_command_says_what_is_missing(
+    missing: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = [f"{key}=x" for key in ("run", "review", "out") if key != missing]
     assert data(["apply-review", *given]) == 2
-    assert f"apply-review: {missing}= is missing" in capsys.readouterr().err
+    assert f"apply-review: {told}" in capsys.readouterr().err

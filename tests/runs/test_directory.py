@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from helpers import states
 
-from noisybsd.config import Config, load_config
+from noisybsd.config import Config, load_config, read_record
 from noisybsd.errors import UserError
 from noisybsd.files import append_jsonl, write_json, write_jsonl
 from noisybsd.runs.checkpoint import load_checkpoint, previous, save_checkpoint
-from noisybsd.runs.directory import RunDirectory, load_run_state, open_run
+from noisybsd.runs.directory import RunDirectory, differences, load_run_state, open_run
 
 Tiny = Callable[..., list[str]]
 
@@ -225,6 +225,14 @@ def test_another_configuration_is_refused_with_its_keys(
     assert lines[0].startswith(f"run.dir={path} holds a run of another configuration")
     assert lines[1:] == ["optimizer.lr: 0.05 there, 0.125 here", "seed: 0 there, 1 here"]
     assert content(path) == before
+
+
+def test_settings_of_a_run_that_did_not_begin_may_be_put_right(make: Callable[..., Config]) -> None:
+    open_run(make("run.dir=mine", "seed=1")).lock.close()  # and then its data were not there
+    open_run(config := make("run.dir=mine")).lock.close()
+    assert not list(differences(read_record(Path("mine/config.yaml")), config))
+    write_jsonl(Path("mine/metrics.jsonl"), [])  # training begins
+    assert "seed: 0 there, 1 here" in refusal(make("run.dir=mine", "seed=1"))
 
 
 def test_a_checkpoint_of_another_run_is_refused(make: Callable[..., Config]) -> None:

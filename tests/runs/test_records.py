@@ -25,7 +25,18 @@ FITS: dict[str, tuple[Any, ...]] = {
 }
 
 
+INPUT = {
+    "class_names": ["a", "caf\udce9"],
+    "channels": 1,
+    "stored_size": 9,
+    "size": 8,
+    "mean": [0.5],
+    "std": [0.5],
+}
+
+
 def test_a_whole_state_is_whole() -> None:
+    assert list(mistakes(State, states.state(input=INPUT))) == []
     assert list(mistakes(State, states.state())) == []
     history = [states.epoch(1), states.epoch(2, memorised_fraction=None)]
     assert list(mistakes(State, states.state(history=history, step=9, precision="bf16"))) == []
@@ -67,6 +78,11 @@ def test_a_field_of_a_checkpoint_that_is_missing_or_wrong_is_named(
         ({"precision": "fp16"}, "precision is 'fp16'"),
         ({"world_size": 0}, "world_size is 0"),
         ({"wandb_id": "../x"}, r"wandb_id is '\.\./x'"),
+        ({"input": INPUT | {"class_names": []}}, r"input.class_names is \[\]"),
+        ({"input": INPUT | {"channels": 2}}, "input.channels is 2"),
+        ({"input": INPUT | {"stored_size": 7}}, "input is {"),
+        ({"input": INPUT | {"mean": [0.5, 0.5]}}, "input is {"),
+        ({"input": INPUT | {"std": [0.0]}}, "input.std.0 is 0.0"),
     ],
 )
 def test_a_state_that_cannot_be_is_named(

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from helpers.compared import assert_same, outcome, rows
+from helpers.reported import own_images
 from helpers.training import TINY
 from helpers.wandb_server import WandbServer
 
@@ -65,6 +66,19 @@ class Terminal:
         self.reader.join(timeout=10)
         os.close(self.outside)
         return self.shown.getvalue().decode()
+
+
+def test_a_long_run_of_own_images_without_a_gpu_hears_of_the_quick_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "LONG", 0.0)
+    assert main([*own_images(tmp_path / "photos"), "run.dir=run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"this run takes about \d+ s here; recipe=own_quick takes minutes", said)
+    assert main([*TINY, "run.dir=digits"]) == 0
+    said = capsys.readouterr().out
+    assert "this run takes about" in said and "own_quick" not in said
 
 
 def test_a_terminal_shows_progress_and_the_log_stays_plain(

@@ -32,6 +32,7 @@ from noisybsd.data.names import (
 )
 from noisybsd.data.splits import Labels, Read, Split, file_split, verified
 from noisybsd.data.tables import CLEAN, SPLITS, SUFFIXES, Table, names_of, read_table
+from noisybsd.data.votes import of_annotators, of_matrix
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
 
@@ -48,15 +49,17 @@ def read_manifest(card: Card, data: DataConfig) -> Read:
     is_train = splits == "train"
     if not is_train.any():
         raise UserError(f"{table.path}: has no row of the split train")
-    given, class_names = _classes(table, card)
-    trained = np.bincount(given[is_train], minlength=len(class_names))
+    annotators = data.annotators if data.labels == "default" else ()
+    whole, class_names = _whole(table, card, data, paths, annotators)
+    train = whole.take(is_train).without_unknown()
     if len(class_names) < 2:
         raise UserError(f"{table.path}: has fewer than two classes")
+    trained = np.bincount(train.labels, minlength=len(class_names))
+    if train.votes is not None:
+        trained = train.votes.sum(axis=0)
     if not trained.all():
         name = class_names[int(trained.argmin())]
         raise UserError(f"{table.path}: class {name} has no training image")
-    whole = _whole(table, card, data, paths, given, class_names)
-    train = whole.take(is_train).without_unknown()
     if not is_test.any():
         return Read(train, None, class_names, notices=notices)
     test, what = verified(whole.take(is_test), "unverified")
@@ -73,10 +76,8 @@ def read_manifest_to_test(card: Card, data: DataConfig) -> Read:
         is_test = np.ones(len(splits), dtype=bool)
     elif not is_test.all():
         notices.append(f"not used: {(~is_test).sum():,} images of other splits than the test split")
-    given, class_names = _classes(table, card)
-    test, what = verified(
-        _whole(table, card, data, paths, given, class_names).take(is_test), "unverified"
-    )
+    whole, class_names = _whole(table, card, data, paths)
+    test, what = verified(whole.take(is_test), "unverified")
     return Read(test, None, class_names, what, notices=notices)
 
 
@@ -93,11 +94,20 @@ def load_manifest(data: DataConfig) -> Table:
     if not path.is_file() and not in_root.is_file():
         other = "" if path.is_absolute() else f", nor {in_root}"
         raise UserError(f"data.manifest={path}: there is no such file{other}")
+    return read_list(path if path.is_file() else in_root)
+
+
+def read_list(path: Path) -> Table:
+    """Read a table that lists images.
+
+    Raises:
+        UserError: as `read_table`.
+    """
 
     def names_image(cell: str) -> bool:
         return Path(cell).suffix.lower() in image_suffixes()
 
-    return read_table(path if path.is_file() else in_root, names_image)
+    return read_table(path, names_image)
 
 
 def _whole(
@@ -105,14 +115,21 @@ def _whole(
     card: Card,
     data: DataConfig,
     paths: list[str],
-    given: Labels,
-    class_names: Sequence[str],
-) -> Split:
-    whole = file_split(card, data, paths, given)
-    embeddings = None
+    annotators: Sequence[str] = (),
+) -> tuple[Split, tuple[str, ...]]:
+    """All images of the table, and the classes: the card's, or as they are found."""
+    columns = table.label_columns(annotators, card.classes) or [table.label_column()]
+    if columns == list(card.classes):
+        matrix, class_names = table.matrix(columns), card.classes
+        labels, votes = of_matrix(matrix, len(class_names), table.path, table.wrong)
+    else:
+        given, class_names = _classes(table, card, columns)
+        labels, votes = of_annotators(given, len(class_names), table.wrong)
+    whole = file_split(card, data, paths, labels)
+    whole = replace(whole, clean_labels=_clean(table, class_names), votes=votes)
     if data.embeddings is not None:
-        embeddings = read_embeddings(data.embeddings, len(paths), table.path)
-    return replace(whole, clean_labels=_clean(table, class_names), embeddings=embeddings)
+        whole = replace(whole, embeddings=read_embeddings(data.embeddings, len(paths), table.path))
+    return whole, class_names
 
 
 # --- paths --------------------------------------------------------------------------------------
@@ -123,7 +140,7 @@ def _paths(table: Table, data: DataConfig) -> tuple[list[str], list[str]]:
     root = Path(data.root)
     if data.embeddings is not None and not [*table.name_columns()]:
         return [f"row {i}" for i in range(len(table.rows))], []
-    column = _path_column(table, root)
+    column = path_column(table, root)
     names, inside = names_of(table, column), ImageNames([], root)
     paths = []
     for i, name in enumerate(names):
@@ -155,7 +172,7 @@ def _is_there(root: Path, name: str) -> bool:
     return "\\" in name and ".." not in name and not os.path.isabs(name) and (root / name).exists()  # noqa: PTH117
 
 
-def _path_column(table: Table, root: Path) -> str:
+def path_column(table: Table, root: Path) -> str:
     """The column that names images; of several, the one whose names are files in the root."""
     columns = list(table.name_columns())
     if not columns:
@@ -214,33 +231,66 @@ def _test_rows(splits: np.ndarray, table: Table) -> tuple[np.ndarray, list[str]]
     return (splits == "test") | (splits == "val"), []
 
 
-def _classes(table: Table, card: Card) -> tuple[Labels, tuple[str, ...]]:
-    """The labels (N,) and the classes, of the card or as they are found."""
-    column = table.label_column()
-    names = []
-    for i, cell in enumerate(table.columns[column]):
-        try:
-            names.append(class_of(cell, card.classes))
-        except ValueError as error:
-            raise table.wrong(
-                i, f"{column} {error}; valid: the name of one class, or a number from 0"
-            ) from None
+def _classes(table: Table, card: Card, columns: Sequence[str]) -> tuple[Labels, tuple[str, ...]]:
+    """The labels (N,M) of one column, or of several annotators, UNKNOWN where one gave none; and the
+    classes, of the card or as they are found."""
+    rows, names = [], []
+    for column in columns:
+        for i, cell in enumerate(table.columns[column]):
+            if len(columns) > 1 and is_missing(cell) and cell not in card.classes:
+                continue
+            try:
+                names.append(class_of(cell, card.classes))
+            except ValueError as error:
+                raise table.wrong(
+                    i, f"{column} {error}; valid: the name of one class, or a number from 0"
+                ) from None
+            rows.append((i, column))
     class_names = card.classes
     if not class_names:
-        _refuse_mixed(table, column, names)
+        _refuse_mixed(table, rows, names)
         refuse_lookalikes(dict.fromkeys(names), table.path)
+        _refuse_strangers(table, rows, names)
         class_names = tuple(in_order(set(names)))
-    return labels_of(names, class_names, table.wrong), class_names
+
+    def wrong(number: int, reason: str) -> UserError:
+        i, column = rows[number]
+        return table.wrong(i, f"{column}: {reason}" if len(columns) > 1 else reason)
+
+    given = np.full((len(table.rows), len(columns)), UNKNOWN)
+    labels = labels_of(names, class_names, wrong)
+    for (i, column), label in zip(rows, labels, strict=True):
+        given[i, columns.index(column)] = label
+    return given, class_names
 
 
-def _refuse_mixed(table: Table, column: str, names: list[str]) -> None:
+_Cell = tuple[int, str]  # row and column
+
+
+def _refuse_strangers(table: Table, cells: Sequence[_Cell], names: Sequence[str]) -> None:
+    """Refuse an annotator none of whose classes another has named: names of another language or code."""
+    used: dict[str, set[str]] = {}
+    for (_, column), name in zip(cells, names, strict=True):
+        used.setdefault(column, set()).add(name)
+    for column, classes in used.items():
+        others = set().union(*(used[other] for other in used if other != column))
+        if others and not classes & others:
+            raise UserError(
+                f"{table.path}: the classes of {column} ({examples(in_order(classes))}) are none of those of "
+                f"the other annotators ({examples(in_order(others))}). Annotators must use the same names"
+            )
+
+
+def _refuse_mixed(table: Table, cells: Sequence[_Cell], names: list[str]) -> None:
     """Refuse numbers among names, of which one kind is a mistake."""
     numbers = [whole_number(name) is not None for name in names]
     if any(numbers) and not all(numbers):
         rarer = sum(numbers) * 2 < len(numbers)
-        rows = [f"{names[i]} ({table.rows[i]})" for i, n in enumerate(numbers) if n == rarer]
+        chosen = [i for i, number in enumerate(numbers) if number == rarer]
+        rows = [f"{names[i]} ({table.rows[cells[i][0]]})" for i in chosen]
+        columns = ", ".join(dict.fromkeys(column for _, column in cells))
         raise UserError(
-            f"{table.path}: {column} holds names and numbers: {examples(rows)}. Write all as names or all "
+            f"{table.path}: {columns} holds names and numbers: {examples(rows)}. Write all as names or all "
             "as numbers; if they are right, list the classes of your data in a card of your own "
             "(docs/data.md says how)"
         )

@@ -18,7 +18,9 @@ from noisybsd.data.cards import Card
 from noisybsd.data.fingerprint import images_sha256
 from noisybsd.data.names import UNKNOWN
 from noisybsd.data.splits import Labels, Read, Split, check_labels
+from noisybsd.data.votes import Votes, of_matrix
 from noisybsd.errors import UserError
+from noisybsd.files import kind_of
 from noisybsd.settings import DataConfig
 
 PACK = "pack.json"  # marks a folder that `python -m noisybsd.data pack` wrote
@@ -42,9 +44,23 @@ class Packed(BaseModel):
     splits: tuple[Literal["train", "test"], ...]
     size: int = Field(ge=1)
     test_labels: str
+    labels: str = Field("default", description="data.labels as it was when packed")
+    held_out: bool = Field(False, description="whether `test` is of the training images")
     problems: list[str] = []
     train: PackedSplit
     test: PackedSplit | None = None
+
+
+def is_packed(data: DataConfig) -> bool:
+    """Whether data.root holds a pack.
+
+    Raises:
+        UserError: data.root is no folder, or cannot be looked into.
+    """
+    root, what = Path(data.root), f"data.root={data.root}"
+    if kind_of(root, what) in ("file", "other"):
+        raise UserError(f"{what}: is no folder")
+    return kind_of(root / PACK, what) == "file"
 
 
 def read_packed(card: Card, data: DataConfig) -> Read:
@@ -62,12 +78,18 @@ def read_packed(card: Card, data: DataConfig) -> Read:
             test, test_sha256 = _packed_split(root, "test", about.test, about, data)
         return Read(
             train,
-            test,
+            None if about.held_out else test,
             about.classes,
             about.test_labels,
             about.problems,
             (train_sha256, test_sha256),
             about.size,
+            notices=[
+                f"the training labels are those of data.labels={about.labels}, packed with the images"
+            ]
+            if about.labels != "default"
+            else [],
+            held_out=test if about.held_out else None,
         )
     except (OSError, ValueError, KeyError, EOFError, pyarrow.ArrowException) as error:
         if isinstance(error, UserError):
@@ -86,6 +108,8 @@ def _packed_split(
 ) -> tuple[Split, str]:
     """A split, and the hash of its images."""
     path = root / f"{name}_images.npy"
+    if kind_of(path, str(path)) == "other":  # a FIFO would be waited for
+        raise ValueError(f"{path.name} is no file")
     # "c": pages are read when touched; torch wants memory that may be written, nothing reaches the file
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 4:
@@ -104,8 +128,27 @@ def _packed_split(
     clean = None
     if "clean_label" in table.column_names:
         clean = _integers(table, "clean_label", len(whole.classes), root / f"{name}.parquet")
-    split = Split(images, labels, clean, table["path"].to_pylist())
+    votes = _votes(table, len(whole.classes), root / f"{name}.parquet")
+    paths = table["path"].to_pylist()
+    if not all(isinstance(each, str) for each in paths):
+        raise ValueError(
+            f"{name}.parquet: path holds {table.schema.field('path').type}, expected text"
+        )
+    split = Split(images, labels, clean, paths, votes=votes)
     return split, about.images_sha256 if found == expected else found
+
+
+def _votes(table: pyarrow.Table, num_classes: int, path: Path) -> Votes | None:
+    if "votes" not in table.column_names:
+        return None
+    if not pyarrow.types.is_fixed_size_list(table.schema.field("votes").type):
+        raise ValueError(f"{path.name}: votes holds {table.schema.field('votes').type}")
+    values = table["votes"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+    def wrong(i: int, reason: str) -> UserError:
+        return UserError(f"{path}: row {i + 1}: votes: {reason}")
+
+    return of_matrix(values, num_classes, path, wrong)[1]
 
 
 def _integers(table: pyarrow.Table, column: str, num_classes: int, path: Path) -> Labels:

@@ -15,7 +15,8 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// --- decisions: sample index -> [decision, label], kept in this browser for these images and labels
+// --- decisions: sample index -> [decision, label], kept in this browser for these images and labels. Of a
+// label that is wrong, the label is null until another class is chosen.
 
 const store = `noisybsd-review-${data.sha256}`;
 let marks = {};
@@ -27,8 +28,9 @@ try {
 
 function decide(row, decision, label = null) {
   const index = rows.index[row];
+  const suggested = rows.suggested[row] === rows.given[row] ? null : rows.suggested[row];
   if (decision === null) delete marks[index];
-  else marks[index] = [decision, decision === "wrong" ? (label ?? rows.suggested[row]) : rows.given[row]];
+  else marks[index] = [decision, decision === "wrong" ? (label ?? suggested) : rows.given[row]];
   try {
     localStorage.setItem(store, JSON.stringify(marks));
   } catch {
@@ -39,15 +41,29 @@ function decide(row, decision, label = null) {
   tellMarked();
 }
 
-const markOf = (row) => marks[rows.index[row]] || null;
+/** The decision on a row, or null. Pages of earlier versions stored the given class where they knew no other. */
+function markOf(row) {
+  const mark = marks[rows.index[row]] || null;
+  return mark && mark[0] === "wrong" && mark[1] === rows.given[row] ? ["wrong", null] : mark;
+}
+
+/** Whether a label is marked as wrong and its class is still to be chosen. */
+const isOpen = (row) => markOf(row)?.[1] === null;
 
 function tellMarked() {
-  const count = [...Array(size).keys()].filter(markOf).length;
-  byId("marked").value = count ? `${count} decided` : "";
+  const all = [...Array(size).keys()];
+  const [count, open] = [all.filter(markOf).length, all.filter(isOpen).length];
+  byId("marked").value = count ? `${count} decided${open ? `, ${open} without a class` : ""}` : "";
   byId("download").disabled = byId("clear").disabled = count === 0;
 }
 
 function download() {
+  if ([...Array(size).keys()].some(isOpen)) {
+    byId("tools").reset();
+    byId("decision").value = "open";
+    refilter();
+    return choose(shown[0]);
+  }
   const quote = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const header = "index,path,given,given_name,decision,label,label_name,data_sha256";
   const lines = [];
@@ -76,6 +92,32 @@ function sheet(kind, number) {
   return sheets.get(id);
 }
 
+/** Where the file of a row is, or null. */
+const fileOf = (row) =>
+  data.files === null || rows.path[row] === null
+    ? null
+    : `${data.files}/${rows.path[row].split("/").map(encodeURIComponent).join("/")}`;
+
+/** A link to the file of a row, or its index. */
+function named(row, text) {
+  const href = fileOf(row);
+  if (href === null) return element("span", { className: "path", textContent: text ?? `index ${rows.index[row]}` });
+  return element("a", { className: "path", href, target: "_blank", rel: "noopener", textContent: text, title: rows.path[row] });
+}
+
+/** Show the picture of a row large: its file, or, where that cannot be shown, the picture on this page. */
+function enlarge(row) {
+  const small = picture("pictures", row, "");
+  const large = element("img", { alt: `given ${className(rows.given[row])}` });
+  large.onload = () => small.replaceWith(large);
+  if (fileOf(row) !== null) large.src = fileOf(row);
+  const text = `given ${className(rows.given[row])}, suggested ${className(rows.suggested[row])}`;
+  const caption = element("p", { className: "muted" }, `${text} · `, named(row, rows.path[row]));
+  byId("large").replaceChildren(small, caption, element("button", { type: "button", textContent: "Close", onclick: () => byId("large").close() }));
+  byId("large").classList.toggle("pixels", data.sheets.pictures.side <= 16);
+  byId("large").showModal();
+}
+
 /** The picture in a cell of the sheets of a kind, or a box that says there is none. */
 function picture(kind, cell, label) {
   const { side, pitch, columns, perSheet, missing } = data.sheets[kind];
@@ -98,8 +140,10 @@ function picture(kind, cell, label) {
 
 // --- one card
 
+const isHeldOut = (row) => Boolean(rows.held_out?.[row]);
+
 function facts(row) {
-  const said = [`#${rows.rank[row]}`];
+  const said = [`#${rows.rank[row]}`, ...(isHeldOut(row) ? ["held out"] : [])];
   if (rows.agreement[row] !== null) said.push(`${percent(rows.agreement[row])} of neighbours agree`);
   return said.join(" · ");
 }
@@ -110,7 +154,11 @@ function details(row) {
     rows.path[row],
     `entropy ${rows.entropy[row]}`,
     rows.strength[row] === null ? null : `strength ${rows.strength[row]}`,
-    rows.left[row] === null ? "belief never left the given label" : `belief left the given label after epoch ${rows.left[row]}`,
+    isHeldOut(row)
+      ? "held out: judged by the network, which never saw it"
+      : rows.left[row] === null
+        ? "belief never left the given label"
+        : `belief left the given label after epoch ${rows.left[row]}`,
     rows.margin[row] === null ? null : `margin ${rows.margin[row]}`,
   ];
   return lines.filter(Boolean).join("\n");
@@ -162,6 +210,7 @@ function build(row) {
   if (rows.clean && rows.clean[row] !== null) labels.append(element("small", { textContent: `truth · ${className(rows.clean[row])}` }));
   const shown = picture("pictures", row, details(row));
   shown.classList.add("picture");
+  shown.onclick = () => enlarge(row);
   const card = element(
     "li",
     { className: `card${data.sheets.pictures.side <= 16 ? " pixels" : ""}` },
@@ -186,19 +235,21 @@ function dress(card, row) {
     button.setAttribute("aria-pressed", String(mark !== null && mark[0] === button.className));
   }
   const instead = card.querySelector(".instead");
+  card.classList.toggle("open", isOpen(row));
   if (mark && mark[0] === "wrong") {
-    const focused = instead.contains(document.activeElement);
-    const options = data.classes.map((name, k) => element("option", { value: k, textContent: name }));
-    const select = element("select", { onchange: () => decide(row, "wrong", Number(select.value)) }, ...options);
-    select.value = mark[1];
-    select.tabIndex = row === active ? 0 : -1;
-    instead.replaceChildren(element("label", { textContent: "it is ", htmlFor: `label-${row}` }), select);
-    select.id = `label-${row}`;
-    if (focused) select.focus();
+    if (!instead.querySelector("select")) {
+      const options = data.classes.map((name, k) => element("option", { value: k, textContent: name }));
+      options[rows.given[row]] = element("option", { value: "", textContent: "which class?", disabled: true });
+      const select = element("select", { id: `label-${row}`, onchange: () => decide(row, "wrong", Number(select.value)) }, ...options);
+      select.tabIndex = row === active ? 0 : -1;
+      instead.replaceChildren(element("label", { textContent: "it is ", htmlFor: select.id }), select);
+    }
+    instead.querySelector("select").value = mark[1] ?? "";
   } else {
-    instead.replaceChildren(element("span", { className: "path", textContent: rows.path[row] ? tail(rows.path[row]) : `index ${rows.index[row]}` }));
+    instead.replaceChildren(named(row, rows.path[row] && tail(rows.path[row])));
+    for (const link of instead.querySelectorAll("a")) link.tabIndex = row === active ? 0 : -1;
   }
-  const said = mark ? `, decided: ${mark[0]}${mark[0] === "wrong" ? `, it is ${className(mark[1])}` : ""}` : "";
+  const said = mark ? `, decided: ${mark[0]}${mark[0] !== "wrong" ? "" : mark[1] === null ? ", its class is to be chosen" : `, it is ${className(mark[1])}`}` : "";
   card.setAttribute(
     "aria-label",
     `rank ${rows.rank[row]}: given ${className(rows.given[row])}, belief ${percent(rows.given_prob[row])}; ` +
@@ -211,6 +262,13 @@ const tail = (path) => (path.length > 30 ? `…${path.slice(-29)}` : path);
 function press(row, decision) {
   const mark = markOf(row);
   decide(row, mark && mark[0] === decision ? null : decision);
+  if (isOpen(row)) choose(row);
+}
+
+/** Ask for the class of a row. */
+function choose(row) {
+  activate(row);
+  cards.get(row).querySelector("select").focus();
 }
 
 // --- filter and sort
@@ -234,13 +292,14 @@ let active = null; // the row that the keys act on
 
 function refilter() {
   const [given, suggested, decision] = ["given", "suggested", "decision"].map((id) => byId(id).value);
-  const disputed = byId("disputed").checked;
+  const [disputed, part] = [byId("disputed").checked, byId("part").value];
   shown = [...Array(size).keys()].filter((row) => {
     const mark = markOf(row);
     return (
       (given === "" || rows.given[row] === Number(given)) &&
       (suggested === "" || rows.suggested[row] === Number(suggested)) &&
-      (decision === "" || (decision === "none" ? !mark : mark && mark[0] === decision)) &&
+      (decision === "" || (decision === "none" ? !mark : decision === "open" ? isOpen(row) : mark && mark[0] === decision)) &&
+      (part === "" || isHeldOut(row) === (part === "held")) &&
       (!disputed || rows.given[row] !== rows.suggested[row])
     );
   });
@@ -248,6 +307,8 @@ function refilter() {
   active = shown.length ? shown[0] : null;
   byId("count").value = `${shown.length.toLocaleString("en")} of ${size.toLocaleString("en")}`;
   byId("empty").hidden = shown.length > 0;
+  byId("asked").hidden = decision !== "open" || shown.length === 0;
+  tellMarked();
   discard(() => true);
   lay();
 }
@@ -324,7 +385,7 @@ function draw() {
 /** Tab reaches the active card and what is in it; the arrows reach the others. */
 function reach(card, yes) {
   card.tabIndex = yes ? 0 : -1;
-  for (const control of card.querySelectorAll("button, select")) control.tabIndex = yes ? 0 : -1;
+  for (const control of card.querySelectorAll("button, select, a")) control.tabIndex = yes ? 0 : -1;
 }
 
 function activate(row, focus = true) {
@@ -348,7 +409,7 @@ const steps = { ArrowLeft: () => -1, ArrowRight: () => 1, ArrowUp: () => -grid.c
 const decisions = { w: "wrong", r: "right", u: "unsure", x: null };
 
 document.addEventListener("keydown", (event) => {
-  if (active === null || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (active === null || event.ctrlKey || event.metaKey || event.altKey || byId("large").open) return;
   if (event.target.matches("input, select, textarea")) {
     if (event.key === "Escape" && event.target.closest(".card")) activate(active);
     return;
@@ -363,10 +424,13 @@ document.addEventListener("keydown", (event) => {
     activate(shown[key === "Home" ? 0 : shown.length - 1]);
   } else if ((inside || event.target === document.body) && key in decisions) {
     decide(active, decisions[key]);
-    activate(shown[decisions[key] === null ? place : Math.min(place + 1, shown.length - 1)]);
+    if (isOpen(active)) choose(active);
+    else activate(shown[decisions[key] === null ? place : Math.min(place + 1, shown.length - 1)]);
   } else if (inside && key === "l") {
     if (markOf(active)?.[0] !== "wrong") decide(active, "wrong");
-    cards.get(active).querySelector("select").focus();
+    choose(active);
+  } else if (event.target === cards.get(active) && key === "Enter") {
+    enlarge(active);
   } else return;
   event.preventDefault();
 });
@@ -377,7 +441,9 @@ function setUp() {
   options(byId("given"), "given");
   options(byId("suggested"), "suggested");
   byId("sort").append(...Object.entries(orders).map(([value, [name]]) => element("option", { value, textContent: name })));
-  for (const id of ["given", "suggested", "decision", "sort", "disputed"]) byId(id).onchange = refilter;
+  byId("part").parentElement.hidden = !(rows.held_out ?? []).some(Boolean);
+  byId("large").onclick = (event) => event.target === byId("large") && byId("large").close();
+  for (const id of ["given", "suggested", "decision", "part", "sort", "disputed"]) byId(id).onchange = refilter;
   byId("tools").onsubmit = (event) => event.preventDefault();
   byId("all").onclick = () => {
     byId("tools").reset();
@@ -402,7 +468,6 @@ function setUp() {
     };
   }
   theme();
-  tellMarked();
   refilter();
   addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
   new ResizeObserver(() => lay()).observe(list);

@@ -1,0 +1,172 @@
+"""Images that are held out of the training images: scored by the network, and on the page like the others."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.reported import NASTY_CLASSES, hide_cleanlab, own_images, run, trainer_of
+
+from noisybsd.data.__main__ import main as data
+from noisybsd.data.splits import Split
+from noisybsd.report.estimates import detection_metrics, estimates
+from noisybsd.report.findings import Findings, label_table
+from noisybsd.report.write import load_run, report
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on image files listed with clean labels, of which a fifth is held out, with its report."""
+    root = tmp_path_factory.mktemp("held")
+    settings = own_images(root / "data")
+    path = root / "data" / "list.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "clean_label"))
+        for i, row in enumerate(rows):
+            given = NASTY_CLASSES[(i + (i % 4 == 1)) % 3]
+            writer.writerow((row["path"], given, NASTY_CLASSES[i % 3]))
+    directory = run(root / "run", *settings)
+    with pytest.MonkeyPatch.context() as patch:
+        hide_cleanlab(patch)
+        report(directory, [])
+    return directory
+
+
+def found_in(directory: Path) -> Findings:
+    found = Findings.read(directory)
+    assert found is not None
+    return found
+
+
+def test_every_image_is_in_the_table_and_on_the_page(directory: Path) -> None:
+    found, listed = found_in(directory), directory.parent / "data" / "list.csv"
+    with listed.open(encoding="utf-8", newline="") as file:
+        rows = {row["path"]: row["label"] for row in csv.DictReader(file)}
+    table = found.table.to_pylist()
+    assert {
+        row["path"]: row["given_name"] for row in table
+    } == rows  # given, where a clean one is known
+    assert sorted(row["rank"] for row in table) == [*range(1, 91)]
+    page = (directory / "report.html").read_text("utf-8")
+    columns = json.loads(page.split('id="data">')[1].split("</script>")[0])["rows"]
+    assert sorted(columns["index"]) == [*range(90)]
+    assert columns["held_out"] == [bool(found.held_out[i]) for i in columns["index"]]
+    held = int(found.held_out.sum())
+    assert 10 < held < 26 and f"{held} more held out for testing" in page
+    # the estimates are of the training images
+    metrics = json.loads((directory / "labels_metrics.json").read_text("utf-8"))["estimates"]
+    assert (
+        metrics["samples"] == metrics["samples_seen"] == 90 - held and metrics["held_out"] == held
+    )
+    disputed = sum(row["given"] != row["suggested"] for row in table if row["held_out"])
+    assert metrics["held_out_disputed"] == disputed
+
+
+def test_a_held_out_image_is_judged_by_the_network_that_never_saw_it(directory: Path) -> None:
+    found, trainer = found_in(directory), trainer_of(directory)
+    held = found.held_out
+    assert trainer.dataset.held_out is not None
+    n = len(trainer.dataset.train)
+    assert held.tolist() == [False] * n + [True] * (90 - n)
+    assert found.table["path"].to_pylist()[n:] == trainer.dataset.held_out.paths
+    logits, _, labels = trainer.predict_test(trainer.network)
+    expected = logits.softmax(dim=1).numpy()
+    for name in ("belief", "network"):
+        np.testing.assert_allclose(found.arrays[name][n:], expected, atol=1e-6)
+    np.testing.assert_array_equal(found.arrays["test_labels"], labels.numpy())
+    assert (found.arrays["test_labels"] == found.clean[n:]).all()  # type: ignore[index]
+    assert (found.arrays["labels"][n:] != found.arrays["test_labels"]).any()
+    for row in found.table.to_pylist()[n:]:
+        assert row["visits"] == 0 and row["area_under_margin"] is row["left_epoch"] is None
+        assert len(row["neighbours"]) == 5 and max(row["neighbours"]) < n
+    shares = found.arrays["neighbours"][n:]
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("storage", ["resident", "stream"])
+def test_a_held_out_image_that_cannot_be_read_ranks_last(
+    directory: Path, tmp_path: Path, storage: str
+) -> None:
+    settings = own_images(tmp_path / "data")
+    dataset = trainer_of(directory).dataset
+    assert dataset.held_out is not None and dataset.held_out.paths is not None
+    broken = dataset.held_out.paths[1]
+    (tmp_path / "data" / broken).write_text("no image")
+    more = (f"data.storage={storage}", "data.on_error=skip", "epochs=1", "data.workers=0")
+    found = found_in(run(tmp_path / "run", *settings, *more))
+    (row,) = [each for each in found.table.to_pylist() if each["path"] == broken]
+    assert row["final_prob"] is None and row["given_prob"] == 1 and row["held_out"]
+    assert row["neighbours"] == []
+    known = (found.column("visits") > 0) | (found.held_out & (found.column("path") != broken))
+    assert row["rank"] > known.sum() > 80
+    assert len(found.arrays["test"]) == len(dataset.held_out) - 1
+    others = found.held_out & (found.column("path") != broken)
+    assert np.isfinite(found.column("final_prob")[others]).all()
+
+
+def test_packed_images_are_held_out_alike_and_take_the_same_label_file(
+    directory: Path, tmp_path: Path
+) -> None:
+    root, packed = directory.parent / "data", tmp_path / "packed"
+    listed = (f"manifest={root / 'list.csv'}", "size=16", f"out={packed}")
+    assert data(["pack", "own", f"root={root}", *listed]) == 0
+    before, rows = found_in(directory), found_in(directory).table.to_pylist()
+    labels = tmp_path / "labels.csv"
+    with labels.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label"))
+        writer.writerows((row["path"], (row["given"] + 1) % 3) for row in rows)
+    settings = own_images(tmp_path / "unused")
+    place = [f"data.root={packed}", f"data.labels={labels}", "data.manifest=null", "epochs=1"]
+    found = found_in(run(tmp_path / "run", *settings, *place))
+    assert found.table["path"].to_pylist() == before.table["path"].to_pylist()
+    assert (found.held_out == before.held_out).all()
+    assert (found.arrays["labels"] == (before.arrays["labels"] + 1) % 3).all()
+    pictures = load_run(tmp_path / "run", []).images
+    assert pictures is not None
+    looked = pictures.look_at(np.array([89, 0]))
+    expected = load_run(directory, []).images.look_at(np.array([89, 0]))  # type: ignore[union-attr]
+    for one, other in zip(looked, expected, strict=True):
+        assert one is not None and other is not None and one.shape == (3, 18, 18)
+        assert abs(one.float() - other.float()).mean() < 8  # its margin is a mirror image
+
+
+def test_held_out_samples_are_ranked_among_themselves_and_merged_by_shares() -> None:
+    """Their probabilities lean on no label, so that they are not to be compared with a belief that does."""
+    given = np.array([0.9, 0.8, 0.99, 0.7, 0.3, 0.2])
+    belief = np.stack([given, 1 - given], axis=1).astype(np.float32)
+    held = np.array([False] * 4 + [True] * 2)
+    table = label_table(
+        Split(torch.empty(0), np.zeros(6, np.int64), None),
+        ("a", "b"),
+        belief,
+        belief,
+        np.zeros_like(belief),
+        [[]] * 6,
+        network_prob=np.full(6, np.nan),
+        margin=np.full(6, np.nan),
+        visits=np.where(held, 0, 3),
+        left_epoch=np.full(6, -1),
+        strength=None,
+        held_out=held,
+    )
+    assert table["rank"].to_pylist() == [4, 3, 6, 1, 5, 2]
+
+
+def test_findings_of_before_have_no_held_out_samples(directory: Path, tmp_path: Path) -> None:
+    whole = found_in(directory)
+    n = int((~whole.held_out).sum())
+    arrays = {k: v if k.startswith("test") else v[:n] for k, v in whole.arrays.items()}
+    ranks = np.argsort(np.argsort(whole.column("rank")[:n])) + 1
+    table = whole.table.slice(0, n).drop_columns(["held_out", "rank"])
+    Findings(table.append_column("rank", [ranks]), arrays, whole.about).write(tmp_path)
+    found = found_in(tmp_path)
+    assert not found.held_out.any() and estimates(found)["held_out"] == 0
+    assert detection_metrics(found) == detection_metrics(whole)
