@@ -8,10 +8,10 @@ python examples/weights_and_biases.py
 from __future__ import annotations
 
 import torch
+import wandb
 from torch import nn
 
 import noisybsd
-import wandb
 
 
 def main(epochs: int = 15, folder: str = ".") -> dict[str, float]:

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from noisybsd.data import dataset, noise
 from noisybsd.errors import UserError, brief
 from noisybsd.methods.beliefs import as_tensor
 from noisybsd.settings import DataConfig, NoiseConfig
+
+if TYPE_CHECKING:
+    from noisybsd.engine.classifier import Classifier
 
 Labels = npt.NDArray[np.int64]
 
@@ -161,11 +164,11 @@ class Run:
         return found
 
     @property
-    def classifier(self) -> Any:
+    def classifier(self) -> Classifier:
         """The network of the run as a classifier of new images: `noisybsd.load(path)`."""
-        import noisybsd
+        from noisybsd.engine.classifier import load
 
-        return noisybsd.load(self.path)
+        return load(self.path)
 
 
 def train(recipe: str | Path, **settings: Any) -> Run:

@@ -153,8 +153,14 @@ def test_wrong_settings_of_a_run_are_listed_together(tmp_path: Path) -> None:
 
 
 def test_a_run_has_a_classifier(tmp_path: Path) -> None:
-    pytest.importorskip("noisybsd.engine.classifier")
     run = noisybsd.train(
         "digits_sym40", epochs=1, **{"data.limit": 64, "batch_size": 32, "run.dir": tmp_path / "r"}
     )
-    assert run.classifier is not None
+    image = (
+        noisybsd.load_dataset("digits")
+        .test.images[:1]
+        .expand(-1, 3, -1, -1)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
+    assert run.classifier.predict(image).classes[0] in list("0123456789")

@@ -6,6 +6,7 @@ Dimensions: N training samples, K classes, B batch, V views.
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import Any
 
 import torch
@@ -75,8 +76,8 @@ class BSD(nn.Module):
             raise UserError(f"prior_strength: got {brief(prior_strength)}; valid: a number from 0")
         if not 0 < discount <= 1:
             raise UserError(f"discount: got {brief(discount)}; valid: a number above 0, at most 1")
-        if top_k is not None and not top_k >= 2:
-            raise UserError(f"top_k: got {brief(top_k)}; valid: a whole number from 2, or None")
+        if top_k is not None:
+            whole_number(top_k, "top_k", 2)
         self.rule = PosteriorTargets(
             task_of(labels_or_votes, num_classes, epochs),
             prior_strength=prior_strength,
@@ -122,10 +123,8 @@ class BSD(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Say that epoch number `epoch`, from 0, begins. Targets are as sharp as this says."""
-        if epoch < 0:
-            raise UserError(f"epoch: got {brief(epoch)}; valid: a whole number from 0")
-        self.epoch = epoch
-        self.rule.start_epoch(epoch)
+        self.epoch = whole_number(epoch, "epoch", 0)
+        self.rule.start_epoch(self.epoch)
 
     @torch.no_grad()
     def step(self, index: Tensor, logits: Tensor) -> Tensor:
@@ -138,7 +137,8 @@ class BSD(nn.Module):
         Args:
             index: (B,) integers, the samples' positions among the labels; none twice.
             logits: (B,K), or (V,B,K) of several views of the same samples: evidence comes from the first
-                view, and how much a visit counts from the agreement of the first and the last.
+                view, and how much a visit counts from the agreement of the first and the last. What is not
+                a number, as in a step that a GradScaler skips, counts as 0.
 
         Returns:
             (B,K) float32, rows sum to one, without gradient, on the device of the beliefs.
@@ -147,7 +147,7 @@ class BSD(nn.Module):
             ValueError: names the argument, the value and what is valid.
         """
         device = self._device()
-        logits = checked_logits(logits, self.num_classes, device)
+        logits = checked_logits(logits, self.num_classes, device).nan_to_num()
         index = checked_index(index, logits, self.samples, device)
         with torch.autocast(device.type, enabled=False):
             if not self.gather or distributed.world_size() == 1:
@@ -202,10 +202,7 @@ def task_of(
     Raises:
         UserError: names the argument, the value and what is valid.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise UserError(f"num_classes: got {brief(num_classes)}; valid: a whole number from 2")
-    if not epochs >= 1:
-        raise UserError(f"epochs: got {brief(epochs)}; valid: a whole number from 1")
+    num_classes = whole_number(num_classes, "num_classes", 2)
     given, votes = as_tensor(labels_or_votes, "labels_or_votes"), None
     if given.ndim == 2:
         votes = _checked_votes(given, num_classes)
@@ -213,13 +210,24 @@ def task_of(
     return Task(
         _checked_labels(given, num_classes),
         num_classes,
-        epochs=epochs,
+        epochs=whole_number(epochs, "epochs", 1),
         views=views,
         embedding_dim=embedding_dim,
         balanced=None,
         neighbours=NeighboursConfig(k=0),
         votes=votes,
     )
+
+
+def whole_number(value: Any, argument: str, least: int) -> int:
+    """An int, as Python and NumPy have them, from `least`; raises UserError."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise UserError(f"{argument}: got {brief(value)}; valid: a whole number from {least}")
+    return number
 
 
 def as_tensor(values: Any, argument: str) -> Tensor:
@@ -277,7 +285,7 @@ def checked_logits(logits: Tensor, num_classes: int, device: torch.device) -> Te
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"logits: got {got}; valid: a tensor of floating-point numbers")
-    if logits.ndim not in (2, 3) or logits.shape[-1] != num_classes:
+    if logits.ndim not in (2, 3) or logits.shape[-1] != num_classes or not logits.numel():
         raise UserError(
             f"logits: got shape {tuple(logits.shape)}; valid: (B, {num_classes}), or (V, B, {num_classes}) "
             "of V views"

@@ -26,7 +26,7 @@ from noisybsd.data.names import as_text, labels_of
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError, brief
 from noisybsd.files import write_atomically
-from noisybsd.methods.beliefs import as_tensor
+from noisybsd.methods.beliefs import as_tensor, whole_number
 from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
 from noisybsd.report.estimates import estimates, mislabelled, noise_and_transition
@@ -209,8 +209,7 @@ def write_report(
         ValueError: names the argument, the value and what is valid.
     """
     about, said = summary_of(table)
-    if top < 1:
-        raise UserError(f"top: got {brief(top)}; valid: a whole number from 1")
+    whole_number(top, "top", 1)
     found = Findings(table, {"labels": table["given"].to_numpy()}, {**about, "epoch": "–"})
     page = build_page(Run(found, [], _pictures(images, table), []), said, None, top)
     write_atomically(Path(path), lambda file: file.write(page.encode("utf-8", "backslashreplace")))
@@ -243,7 +242,7 @@ def _issues(given: Ints, probs: Floats, believed: Floats) -> Bools:
 def _neighbours(embeddings: Any, given: Ints, classes: int) -> tuple[list[list[int]], Floats]:
     """Each sample's nearest others, nearest first, and the shares (N,K) of their given labels."""
     n = len(given)
-    if embeddings is None:
+    if embeddings is None or n == 1:
         return [[]] * n, np.broadcast_to(np.float32(0), (n, classes))
     z = as_tensor(embeddings, "embeddings")
     if z.ndim != 2 or len(z) != n or z.is_complex():
@@ -354,7 +353,10 @@ def _probabilities(values: Any, argument: str) -> Floats:
     """Probabilities (N,K) as float32 whose rows sum to one."""
     if torch.is_tensor(values):  # numpy knows no bfloat16
         values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32))
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise UserError(f"{argument}: got rows of several lengths; valid: shape (N, K)") from None
     if array.ndim != 2 or array.dtype.kind != "f" or not len(array):
         raise UserError(
             f"{argument}: got {array.dtype} of shape {array.shape}; valid: probabilities of shape (N, K)"

@@ -77,6 +77,13 @@ def test_logits_of_any_floating_type_are_made_float32_also_under_autocast(
     assert torch.equal(targets, expected)
 
 
+def test_what_is_not_a_number_does_not_spoil_the_beliefs() -> None:
+    beliefs, index = BSD(LABELS, 3, epochs=4), torch.arange(4)
+    targets = beliefs.step(index, torch.tensor([[float("nan")] * 3, [float("inf"), 0, 0]] * 2))
+    assert targets.isfinite().all() and beliefs.mean().isfinite().all()
+    assert beliefs.step(*batch()).isfinite().all()
+
+
 def test_one_view_may_come_without_its_dimension() -> None:
     index, logits = batch(views=1)
     one, other = BSD(LABELS, 3, epochs=4), BSD(LABELS, 3, epochs=4)
@@ -167,6 +174,7 @@ INDEX, LOGITS = torch.arange(2), torch.zeros(2, 3)
         (INDEX, torch.zeros(2), "logits: got shape (2,); valid: (B, 3), or (V, B, 3) of V views"),
         (INDEX, torch.zeros(1, 1, 2, 3), "logits: got shape (1, 1, 2, 3); valid"),
         (INDEX, torch.zeros(2, 4), "logits: got shape (2, 4); valid: (B, 3)"),
+        (torch.arange(0), torch.zeros(0, 3), "logits: got shape (0, 3); valid"),
         (INDEX, torch.zeros(2, 3, dtype=torch.int64), "logits: got torch.int64; valid"),
         (INDEX, [[0.0] * 3] * 2, "logits: got list; valid"),
         (INDEX, torch.zeros(2, 3, device="meta"), "logits: are on meta, the beliefs on cpu"),
@@ -204,6 +212,8 @@ def test_a_wrong_step_is_refused_before_it_changes_anything(
         ([[0, 0, 0]], {}, "labels_or_votes: sample 0 has the votes"),
         ([0], {"num_classes": 1}, "num_classes: got 1; valid: a whole number from 2"),
         ([0], {"epochs": 0}, "epochs: got 0; valid"),
+        ([0], {"epochs": "x"}, "epochs: got 'x'; valid"),
+        ([0], {"num_classes": True}, "num_classes: got True; valid"),
         ([0], {"discount": 1.5}, "discount: got 1.5; valid: a number above 0, at most 1"),
         ([0], {"prior_strength": -1.0}, "prior_strength: got -1.0; valid"),
         ([0], {"top_k": 1}, "top_k: got 1; valid"),

@@ -115,6 +115,13 @@ def test_embeddings_give_neighbours() -> None:
     assert rows[1]["neighbour_agreement"] > 0.999 and len(rows[1]["neighbours"]) == 10
 
 
+def test_a_single_sample_and_a_single_class_among_the_labels() -> None:
+    probs = np.full((5, 3), 1 / 3)
+    assert label_table([1], probs[:1], embeddings=[[1.0, 2.0]])["neighbours"].to_pylist() == [[]]
+    assert not find_label_issues([1] * 5, probs).any()
+    assert np.isnan(noise_matrix([1] * 5, probs)).any(axis=1).tolist() == [True, False, True]
+
+
 def test_the_rate_and_the_matrix_are_near_the_truth() -> None:
     clean, given, _ = example(n=4000)
     sharp = np.eye(K)[clean] * 0.96 + 0.01
@@ -185,6 +192,7 @@ BAD[7, 2] = np.nan
         ({"pred_probs": np.eye(K, dtype=int)}, "pred_probs: got int64 of shape (4, 4); valid"),
         ({"pred_probs": np.empty((0, K))}, "pred_probs: got float64 of shape (0, 4); valid"),
         ({"pred_probs": PROBS[:10]}, "labels: got 400; valid: 10, one for each row of pred_probs"),
+        ({"pred_probs": [[0.5, 0.5], [1.0]]}, "pred_probs: got rows of several lengths; valid"),
         ({"labels": GIVEN + 1}, "labels: label 4 of sample"),
         ({"labels": GIVEN - 1}, "labels: label -1 of sample"),
         ({"labels": GIVEN * 1.0}, "labels: got float64 of shape (400,); valid: integers"),

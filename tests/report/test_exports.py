@@ -74,3 +74,14 @@ def test_fiftyone(table: pyarrow.Table) -> None:
     ]
     assert [sample.rank for sample in samples] == table["rank"].to_pylist()
     assert samples[5].suggested.label == "emu"
+
+
+def test_lightly_studio(table: pyarrow.Table, tmp_path: Path) -> None:
+    lightly_studio = pytest.importorskip("lightly_studio")
+    dataset = lightly_studio.ImageDataset.create()
+    dataset.add_images_from_path(path=tmp_path, embed=False)
+    rows = {row["path"]: row for row in table.drop_columns("neighbours").to_pylist()}
+    dataset.update_metadata([(s.sample_id, rows[s.file_path_abs]) for s in dataset])
+    for sample in dataset:
+        assert sample.metadata["rank"] == rows[sample.file_path_abs]["rank"]
+        assert sample.metadata["suggested_name"] == rows[sample.file_path_abs]["suggested_name"]
