@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from noisybsd import methods, train
+    from noisybsd import methods
     from noisybsd.data.dataset import Dataset
     from noisybsd.data.views import Views
     from noisybsd.engine.classifier import Classifier, load
-    from noisybsd.library import Run, inject_noise, load_dataset
+    from noisybsd.library import Run, inject_noise, load_dataset, train
     from noisybsd.methods.beliefs import BSD
     from noisybsd.methods.contrastive import simclr, supcon
     from noisybsd.methods.parts import cross_entropy

@@ -48,7 +48,7 @@ def test_scikit_learns_probabilities_find_wrong_labels(tmp_path: Path) -> None:
     found = program("scikit_learn").main(str(tmp_path / "report.html"))
     assert found["of the issues, wrong"] > 0.8 and found["of the wrong labels, found"] > 0.8
     first = (tmp_path / "report.csv").read_text("utf-8").splitlines()[0]
-    assert first.startswith("index,path,given,")
+    assert first.startswith("index,path,")
 
 
 def test_a_lightning_module_holds_beliefs(tmp_path: Path) -> None:
