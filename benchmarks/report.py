@@ -75,8 +75,8 @@ def run_rows(directory: Path) -> Iterator[Row]:
         **about,
         "quantity": "noise rate",
         "value": rate["estimate"],
-        "low": rate["low"],
-        "high": rate["high"],
+        "low": rate.get("low"),  # of a belief alone
+        "high": rate.get("high"),
         "truth": said["noise_rate_true"],
     }
     disputed = said["disputed"] / said["samples_seen"]

@@ -20,6 +20,7 @@ from helpers.reported import NASTY_CLASSES, own_images
 
 import noisybsd
 from noisybsd.config import load_config
+from noisybsd.data.images import ImageFiles
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.frozen import FrozenBackbone
 from noisybsd.engine.saved import load_run_config, load_trainer
@@ -27,6 +28,8 @@ from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.evaluate import main as evaluate
 from noisybsd.report.__main__ import main as report
+from noisybsd.report.review import apply_review
+from noisybsd.report.write import load_run
 from noisybsd.runs.checkpoint import load_checkpoint
 from noisybsd.train import main as train
 
@@ -192,6 +195,40 @@ def test_an_unreadable_image_stops_the_run_or_is_left_out(photos):
     results = trained(photos("skipping", "data.on_error=skip"))
     assert results["train_samples"] + results["test_samples"] == IMAGES - 1
     assert broken.name in json.dumps(results["data"], ensure_ascii=False)
+
+
+def test_pictures_and_reviews_are_of_the_images_that_a_run_has_not_left_out(photos):
+    broken = sorted(Path("photos/images").iterdir())[4]
+    broken.write_bytes(broken.read_bytes()[:60])
+    trained(photos("run", "data.on_error=skip"))
+    judged = load_run(Path("run"), [])
+    rows = judged.findings.table.to_pylist()
+    assert len(rows) == IMAGES - 1
+    pictures = judged.images.look_at(np.arange(len(rows)), 32)
+    for row, picture in zip(rows, pictures, strict=True):
+        file = ImageFiles([row["path"]], "photos", 32)
+        assert torch.equal(picture, next(iter(file.decode_many([0]))))
+    columns = ("index", "path", "given", "label", "decision", "data_sha256")
+    last = rows[-1]  # held out, behind all that could be read
+    last |= {"label": (last["given"] + 1) % 3, "decision": "wrong"}
+    last |= {"data_sha256": judged.findings.about["data_sha256"]}
+    with Path("review.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([columns, [last[name] for name in columns]])
+    apply_review(load_run_config(Path("run"), []), Path("review.csv"), Path("out.csv"))
+    with Path("out.csv").open(encoding="utf-8", newline="") as file:
+        labels = {row["path"]: int(row["label"]) for row in csv.DictReader(file)}
+    changed = [row["path"] for row in rows if labels[row["path"]] != row["given"]]
+    assert changed == [last["path"]]
+
+
+def test_a_run_does_not_start_from_the_heads_of_another_backbone(photos, capsys):
+    trained(photos("run"))
+    trained(photos("same", "run.init=run"))
+    weights = torch.load("weights.pth", weights_only=True)
+    torch.save({name: value * 1.1 for name, value in weights.items()}, "other.pth")
+    assert train(photos("other", "run.init=run", "network.weights=other.pth")) == 2
+    assert "other weights of the frozen network" in capsys.readouterr().err
 
 
 def test_embeddings_of_others_stand_in_the_place_of_the_images(photos):

@@ -49,13 +49,12 @@ class Split:
     paths: list[str] | None = None
     skipped: list[str] = field(default_factory=list)
     embeddings: torch.Tensor | None = None
+    votes: Votes | None = None
 
     @property
     def inputs(self) -> torch.Tensor | ImageFiles:
         """What the network is given: the embeddings, or else the images."""
         return self.images if self.embeddings is None else self.embeddings
-
-    votes: Votes | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -28,7 +28,7 @@ def start_from(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
         source: its file, for messages.
 
     Raises:
-        UserError: the other run's encoder is another one.
+        UserError: the other run's encoder is another one, or its frozen network has other weights.
     """
     theirs: Tensors = state["modules"]["network"]
     parts = {name: _below(theirs, name) for name in ("encoder", "classifier", "projection")}
@@ -38,7 +38,15 @@ def start_from(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
             f"run.init={source}: its network is {_described(state['config'])}, and this run's is "
             f"{_described(trainer.config.model_dump())}: {difference}. Use the same network.* here"
         )
-    names = (state.get("input") or {}).get("class_names", trainer.dataset.class_names)
+    takes = state.get("input") or {}
+    backbone = takes.get("backbone_sha256")
+    if trainer.frozen is not None and backbone not in (None, trainer.frozen.weights_sha256):
+        raise UserError(
+            f"run.init={source}: was trained on the features of other weights of the frozen network "
+            f"(sha256 {backbone[:12]}… there, {trainer.frozen.weights_sha256[:12]}… here). Use the same "
+            "network.* here"
+        )
+    names = takes.get("class_names", trainer.dataset.class_names)
     taken, fresh = ["encoder"], list[str]()
     for name in ("classifier", "projection"):
         fits = _difference(getattr(network, name), parts[name]) is None
@@ -92,4 +100,7 @@ def _difference(module: nn.Module, tensors: Tensors) -> str | None:
 def _described(config: Mapping[str, Any]) -> str:
     network = config.get("network", {})
     width = "" if network.get("width") is None else f" of width {network['width']}"
-    return f"{network.get('name')}{width}"
+    if (embeddings := config.get("data", {}).get("embeddings")) is not None:
+        return f"one for data.embeddings={embeddings}{width}"
+    frozen = ", frozen" * bool(network.get("frozen"))
+    return f"{network.get('name')}{width}{frozen}"

@@ -41,10 +41,8 @@ writes report.html, labels.parquet, labels.csv and labels_metrics.json into the 
 
 def _print(directory: Path, metrics: dict[str, Any]) -> None:
     from noisybsd.report.duplicates import told
-    from noisybsd.report.estimates import caution
 
-    said, detection = metrics["estimates"], metrics["detection"]
-    rate, console = said["noise_rate"], Console()
+    said, detection, console = metrics["estimates"], metrics["detection"], Console()
     print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
     if said["held_out"]:
         disputed = f"{said['held_out_disputed']:,} of {said['held_out']:,}"
@@ -53,12 +51,7 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     known = "" if truth is None else f"; in truth {truth:.2%}"
     if truth is not None and said["verified"] < said["samples_seen"]:
         known += f" among {said['verified']:,} verified ones"
-    if doubt := caution(said):
-        print(
-            f"estimated wrong: unknown ({rate['estimate']:.2%} by what the run believes){known}\n{doubt}"
-        )
-    else:
-        _print_rate(rate, known)
+    _print_rate(said, known)
     if metrics["duplicates"] is not None and (doubled := told(metrics["duplicates"])):
         print(doubled)
     if detection:
@@ -82,14 +75,20 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     print("  labels_metrics.json")
 
 
-def _print_rate(rate: dict[str, Any], known: str) -> None:
-    from noisybsd.report.estimates import condition
+def _print_rate(said: dict[str, Any], known: str) -> None:
+    from noisybsd.report.estimates import caution, origin
 
-    if rate["estimate"] is not None:
-        print(
-            f"estimated wrong: {rate['estimate']:.2%} (95 % interval {rate['low']:.2%} to "
-            f"{rate['high']:.2%}, if {condition(rate)}){known}"
-        )
+    rate = said["noise_rate"]
+    if rate["estimate"] is None:
+        return
+    estimate, source = f"{rate['estimate']:.2%}", origin(rate)
+    if doubt := caution(said):
+        print(f"estimated wrong: unknown ({estimate} by the {source}){known}\n{doubt}")
+    elif "low" in rate:
+        interval = f"95 % interval {rate['low']:.2%} to {rate['high']:.2%}"
+        print(f"estimated wrong: {estimate} ({interval}, if the belief is honest){known}")
+    else:
+        print(f"estimated wrong: {estimate} (by the confident joint of the {source}){known}")
 
 
 @command
@@ -123,7 +122,7 @@ def _of_files(arguments: list[str], top: int) -> None:
         dict(argument.split("=", 1) for argument in arguments), top
     )
     print(f"{said['disputed']:,} of {said['samples']:,} labels are not the most probable class")
-    _print_rate(said["noise_rate"], "")
+    _print_rate(said, "")
     for notice in notices:
         print(notice)
     print(f"written to {shown(directory)}: report.html, labels.csv, labels.parquet,")

@@ -210,7 +210,7 @@ def write_report(
     """
     about, said = summary_of(table)
     whole_number(top, "top", 1)
-    found = Findings(table, {"labels": table["given"].to_numpy()}, {**about, "epoch": "–"})
+    found = Findings(table, {"labels": table["given"].to_numpy()}, about)
     page = build_page(Run(found, [], _pictures(images, table), []), said, None, top)
     write_atomically(Path(path), lambda file: file.write(page.encode("utf-8", "backslashreplace")))
 

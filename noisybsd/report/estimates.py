@@ -29,7 +29,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
     """What can be said without clean labels; and the truth beside it where these are known.
 
     Returns:
-        noise_rate: {estimate, low, high, source}, see `noise_and_transition`;
+        noise_rate: {estimate, source}, see `noise_and_transition`, and of a belief {low, high}: an interval
+        of predictions hardly ever holds the truth where classes overlap (results/labels.md);
         suggestions_wrong: the share of its own suggestions that the belief expects to be wrong;
         disputed: how many labels the belief contradicts;
         held_out: how many samples training did not see, and held_out_disputed: how many of these the
@@ -48,6 +49,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
     seen = findings.seen
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
     rate, matrix = noise_and_transition(belief, labels, holds_belief(findings))
+    if origin(rate) == "predictions":
+        del rate["low"], rate["high"]
     found: dict[str, Any] = {
         "samples": len(findings.table),
         "samples_seen": int(seen.sum()),
@@ -77,8 +80,13 @@ def caution(said: dict[str, Any]) -> str | None:
     wrong, rate = said["suggestions_wrong"], said["noise_rate"]["estimate"]
     if wrong is None or wrong <= rate / 2:
         return None
+    if origin(said["noise_rate"]) == "predictions":
+        return (
+            f"By the predictions, {wrong:.0%} of the suggestions are wrong, so the estimates are no "
+            "measurement. Predictions of a better network improve them."
+        )
     return (
-        f"The run expects {wrong:.0%} of its own suggestions to be wrong, so its estimates are no "
+        f"The belief expects {wrong:.0%} of its own suggestions to be wrong, so the estimates are no "
         "measurement. An undecided belief counts as noise, and a belief that has hardly left the given "
         "labels hides noise. A longer run or a better network improves the estimates."
     )
@@ -89,10 +97,9 @@ def holds_belief(findings: Findings) -> bool:
     return bool(findings.about.get("holds_belief", True))  # findings from before it was noted
 
 
-def condition(rate: dict[str, Any]) -> str:
-    """What has to hold for the interval of a noise rate to hold: the rest of a sentence."""
-    by_belief = rate["source"] == "belief"
-    return "the belief is honest" if by_belief else "confident predictions are right"
+def origin(rate: dict[str, Any]) -> str:
+    """What a noise rate was estimated from: "belief" or "predictions"."""
+    return "belief" if rate["source"] == "belief" else "predictions"
 
 
 def noise_and_transition(

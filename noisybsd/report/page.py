@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from noisybsd.data.names import UNKNOWN
 from noisybsd.report.duplicates import Duplicates, differ, summary, told
-from noisybsd.report.estimates import caution, condition
+from noisybsd.report.estimates import caution, origin
 from noisybsd.report.findings import Findings, Ints, Pictures
 from noisybsd.report.plots import (
     GIVEN,
@@ -91,7 +91,7 @@ def build_page(
         best={key: max((row[key] for row in measured), default=0) for key in keys},
         doubled=None if duplicates is None else _doubled(run, duplicates),
         wrong=None if findings.clean is None else f"{_wrong(findings):,}",
-        **_heading(said, len(order)),
+        **_heading(said, len(order), bool(about["run"])),
         data={
             "classes": about["class_names"],
             "sha256": about["data_sha256"],
@@ -186,28 +186,36 @@ def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
     return samples, shown
 
 
-def _heading(said: dict[str, Any], shown: int) -> dict[str, str]:
-    """The gallery's heading and the sentence below it."""
+def _heading(said: dict[str, Any], shown: int, of_run: bool) -> dict[str, str]:
+    """The gallery's heading and the sentence below it.
+
+    Args:
+        of_run: whether the labels are those of a run; else anybody gave the probabilities.
+    """
     samples = said["samples"] + said["held_out"]
     heading = f"The {shown:,} most suspicious labels"
     text = (
         "Ordered by the run's belief in the given label, times the final network's probability of it, "
         "the smallest first."
     )
-    if said["test"] is None:  # without a run
+    if not of_run:
         text = "Ordered by the probability of the given label, the smallest first."
     if shown == samples:
         heading = f"All {samples:,} labels, the most suspicious first"
     if said["disputed"] + said["held_out_disputed"] == 0:
         heading = "No label is disputed"
         text = (
-            f"For all {said['samples_seen']:,} samples that it saw, the run believes the given label more "
-            "than any other. The least certain come first."
+            f"For all {said['samples_seen']:,} samples that the run saw, it believes the given label more "
+            "than any other."
+            if of_run
+            else "The given label of every sample is its most probable class."
         )
+        text += " The least certain come first."
     if said["held_out"]:
         text += " A held-out image is judged by the network alone, which never saw its label."
     if shown < samples:
-        text += f" The other {samples - shown:,} are in labels.csv; top=N puts more on this page."
+        table = "labels.csv" if of_run else "the table"
+        text += f" The other {samples - shown:,} are in {table}; top=N puts more on this page."
     return {"heading": heading, "explanation": text}
 
 
@@ -234,9 +242,9 @@ def _tiles(
 ) -> Iterator[dict[str, Any]]:
     """The summary: name, value and lines of small print."""
     rate, test, doubt = said["noise_rate"], said["test"], caution(said) is not None
-    unseen = said["samples"] - said["samples_seen"]
+    unseen, source = said["samples"] - said["samples_seen"], origin(rate)
     yield {
-        "name": "Training samples",
+        "name": "Training samples" if findings.about["run"] else "Samples",
         "value": f"{said['samples']:,}",
         "lines": [
             f"{findings.classes} classes",
@@ -249,15 +257,19 @@ def _tiles(
         "name": "Labels estimated wrong",
         "value": "unknown" if doubt else _percent(rate["estimate"]),
         "lines": [
-            f"{_percent(rate['estimate'])} by what the run believes, which is no measurement"
+            f"{_percent(rate['estimate'])} by the {source}, which is no measurement"
             if doubt
-            else f"{_range(rate)}, if {condition(rate)}",
+            else f"{_range(rate)}, if the belief is honest"
+            if "low" in rate
+            else "by the confident joint of the predictions",
             *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
         ],
     }
     right = said.get("suggested_right")
     yield {
-        "name": "Labels the belief disputes",
+        "name": "Labels the belief disputes"
+        if source == "belief"
+        else "Labels the predictions dispute",
         "value": f"{said['disputed']:,}",
         "lines": [
             f"{_percent(said['disputed'] / max(said['samples_seen'], 1))} of all",

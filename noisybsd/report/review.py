@@ -23,10 +23,11 @@ from noisybsd.data.dataset import (
     with_noise,
 )
 from noisybsd.data.label_files import write_labels
+from noisybsd.data.names import as_text
 from noisybsd.data.splits import Split, labels_of_both
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config
-from noisybsd.errors import UserError, shown
+from noisybsd.errors import UserError, brief, shown
 from noisybsd.files import read_text, user_path
 from noisybsd.report.findings import Ints
 from noisybsd.report.links import link_classes
@@ -44,6 +45,7 @@ class Review:
         given: (R,) their given labels.
         label: (R,) the labels they should have: another where the decision is `wrong`, else the given one.
         decision: R of DECISIONS.
+        path: R names of the images; "" where the file has none.
     """
 
     index: Ints
@@ -51,6 +53,7 @@ class Review:
     label: Ints
     decision: list[str]
     data_sha256: str
+    path: list[str]
 
 
 def read_review(path: Path) -> Review:
@@ -69,7 +72,7 @@ def read_review(path: Path) -> Review:
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(f"review={path}: has no column {missing[0]}; valid: {', '.join(needed)}")
-    rows: dict[int, tuple[int, int, str]] = {}
+    rows: dict[int, tuple[int, int, str, str]] = {}
     hashes, without = set(), []
     for number, row in lines:
         place = f"review={path}: line {number}"
@@ -87,7 +90,7 @@ def read_review(path: Path) -> Review:
             raise UserError(f"{place}: index {index} is in an earlier line already")
         if wrong and label == given:
             without.append(f"line {number} ({row.get('path') or f'index {index}'})")
-        rows[index] = given, label, row["decision"]
+        rows[index] = given, label, row["decision"], row.get("path") or ""
         hashes.add(row["data_sha256"])
     if without:
         raise UserError(
@@ -100,13 +103,14 @@ def read_review(path: Path) -> Review:
         raise UserError(f"review={path}: holds no decisions")
     if len(hashes) > 1:
         raise UserError(f"review={path}: holds decisions on {len(hashes)} different datasets")
-    given_labels, labels, decisions = zip(*rows.values(), strict=True)
+    given_labels, labels, decisions, names = zip(*rows.values(), strict=True)
     return Review(
         np.array(list(rows)),
         np.array(given_labels),
         np.array(labels),
         list(decisions),
         hashes.pop(),
+        list(names),
     )
 
 
@@ -144,6 +148,7 @@ def apply_review(
         outside = values[(values < 0) | (values >= count)]
         if len(outside):
             raise UserError(f"review={path}: {name}: got {outside[0]}, valid: 0 to {count - 1}")
+    review = replace(review, index=_reviewed(review, samples, path))
     other = np.flatnonzero(samples.labels[review.index] != review.given)
     if len(other):
         i = other[0]
@@ -171,6 +176,21 @@ def apply_review(
     if out is not None:
         write_labels(out, whole.labels, notes, clean=whole.clean_labels, paths=whole.paths)
     return {**{name: counts[name] for name in DECISIONS}, "changed": changed}
+
+
+def _reviewed(review: Review, samples: Split, file: Path) -> Ints:
+    """Where the reviewed images are among the samples, (R,): by their names, for a run on a frozen network
+    leaves out unreadable images, and the numbers on its page are without these."""
+    if samples.paths is None:
+        return review.index
+    names = [as_text(path) for path in samples.paths]
+    place, index = {name: i for i, name in enumerate(names)}, review.index.copy()
+    for r, name in enumerate(review.path):
+        if name and names[index[r]] != name:
+            if name not in place:
+                raise UserError(f"review={file}: path: the run has no image {brief(name)}")
+            index[r] = place[name]
+    return index
 
 
 def _in_reading_order(

@@ -13,8 +13,10 @@ import numpy as np
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
+from noisybsd.data.dataset import Dataset
 from noisybsd.data.images import ImageFiles
-from noisybsd.data.splits import image_size
+from noisybsd.data.names import as_text
+from noisybsd.data.splits import Split, image_size
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.errors import UserError
@@ -61,7 +63,7 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
         except UserError as error:
             problem = error
     if dataset is not None and dataset.is_of(findings.about["data_sha256"]):
-        pictures = Pictures.of(dataset)
+        pictures = Pictures.of(_as_judged(dataset, findings))
         return Run(findings, history, pictures, notices, _address(pictures, directory))
     reason = (
         str(problem).splitlines()[0]
@@ -72,6 +74,19 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
     shown = "no pictures are shown" if images is None else "pictures are shown if their files exist"
     notices.append(f"The images: {reason}; {shown}.")
     return Run(findings, history, images, notices, _address(images, directory))
+
+
+def _as_judged(dataset: Dataset, findings: Findings) -> Dataset:
+    """The dataset without images that the table has not: a frozen network leaves out unreadable ones."""
+    judged = {*findings.table["path"].to_pylist()}
+
+    def part(split: Split) -> Split:
+        if split.paths is None:
+            return split
+        return split.take(np.array([as_text(path) in judged for path in split.paths], bool))
+
+    held_out = None if dataset.held_out is None else part(dataset.held_out)
+    return replace(dataset, train=part(dataset.train), held_out=held_out)
 
 
 def _address(images: Pictures | None, directory: Path) -> str | None:

@@ -85,14 +85,17 @@ def test_the_report_is_complete_and_the_console_says_so(
     assert main([*arguments, "top=4"]) == 0
     said = capsys.readouterr().out
     assert "2 of 6 labels are not the most probable class" in said
-    assert "estimated wrong: " in said and "if confident predictions are right" in said
+    assert "estimated wrong: " in said and "interval" not in said
     assert sorted(path.name for path in Path("label_report").iterdir()) == [
         *("labels.csv", "labels.parquet", "labels_metrics.json", "report.html"),
     ]
     page = Path("label_report/report.html").read_text("utf-8")
     assert 'id="pictures-0"' in page and "The 4 most suspicious labels" in page
+    for of_a_run in ("· after epoch", "apply-review", "pred_probs.npz", "95% interval", "The run"):
+        assert of_a_run not in page
     metrics = json.loads(Path("label_report/labels_metrics.json").read_text("utf-8"))
     assert metrics["estimates"]["samples"] == 6
+    assert metrics["estimates"]["noise_rate"].keys() == {"estimate", "source"}
     first = Path("label_report/labels.csv").read_text("utf-8").splitlines()[1]
     assert PATHS[3] in first or PATHS[5] in first
 

@@ -172,8 +172,7 @@ def test_page_says_what_was_estimated(digits: Path) -> None:
     rate = metrics["estimates"]["noise_rate"]
     # a belief that is undecided measures nothing, and its numbers are not shown as if it did
     assert (
-        f"Labels estimated wrong unknown {rate['estimate']:.1%} by what the run believes, which is no"
-        in said
+        f"Labels estimated wrong unknown {rate['estimate']:.1%} by the belief, which is no" in said
     )
     assert f"{rate['low']:.1%} to {rate['high']:.1%}" not in said
     assert "The belief is no measurement yet, and this is none." in said
@@ -316,7 +315,7 @@ def test_the_page_says_how_far_annotators_agree() -> None:
 
 def test_no_disputed_label() -> None:
     page = page_of(findings(np.eye(3) * 0.7 + 0.1, [0, 1, 2], clean=[0, 1, 2]))
-    assert "No label is disputed" in page.said and "all 3 samples that it saw" in page.said
+    assert "No label is disputed" in page.said and "all 3 samples that the run saw" in page.said
     assert "Which ranking to trust" not in page.said
 
 

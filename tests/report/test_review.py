@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import trees
-from helpers.reported import NASTY_CLASSES, NASTY_FILE, own_images, run
+from helpers.reported import NASTY_CLASSES, own_images, run
 
 from noisybsd.config import Config
 from noisybsd.data.__main__ import main as data
@@ -48,7 +48,7 @@ def review(
             given = int(data.train.labels[index])
             row = {
                 "index": index,
-                "path": NASTY_FILE,
+                "path": "" if data.train.paths is None else data.train.paths[index],
                 "given": given,
                 "given_name": NASTY_CLASSES[2],
                 "decision": decision,
