@@ -20,6 +20,7 @@ from helpers.reported import NASTY_CLASSES, own_images
 
 import noisybsd
 from noisybsd.config import load_config
+from noisybsd.data.__main__ import main as data
 from noisybsd.data.images import ImageFiles
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.frozen import FrozenBackbone
@@ -28,6 +29,7 @@ from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.evaluate import main as evaluate
 from noisybsd.report.__main__ import main as report
+from noisybsd.report.links import link_classes
 from noisybsd.report.review import apply_review
 from noisybsd.report.write import load_run
 from noisybsd.runs.checkpoint import load_checkpoint
@@ -160,6 +162,15 @@ def test_evaluate_and_report_work_as_on_other_runs(photos, capsys):
         == 0
     )
     assert strict(Path("run/evaluation.json").read_text())["other_data"]["images"] == IMAGES
+    assert evaluate(["run=run", "corruptions=contrast"]) == 2
+    assert "so it takes no images" in capsys.readouterr().err
+    own = ("own", "root=photos", "manifest=photos/list.csv", "embeddings=vectors.npy")
+    assert data(["check", *own]) == 0
+    assert "embeddings of 3 numbers" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no image file of the dataset is in photos"):
+        dataset = run_dataset(load_run_config(Path("run"), []))
+        link_classes(Path("links"), Path("photos"), {"": dataset.train}, ("a", "b", "c"))
+    assert not Path("links").exists()
     assert report(["run=run"]) == 0
     page = Path("run/report.html").read_text()
     assert "url(data:image/" in page or "pictures" in page
@@ -231,7 +242,7 @@ def test_a_run_does_not_start_from_the_heads_of_another_backbone(photos, capsys)
     assert "other weights of the frozen network" in capsys.readouterr().err
 
 
-def test_embeddings_of_others_stand_in_the_place_of_the_images(photos):
+def test_embeddings_of_others_stand_in_the_place_of_the_images(photos, capsys):
     random = np.random.default_rng(0)
     vectors = np.eye(3)[[i % 3 for i in range(IMAGES)]] + random.normal(0, 0.2, (IMAGES, 3))
     np.save("vectors.npy", vectors)

@@ -38,7 +38,7 @@ def carry_out(arguments: list[str]) -> int:
 # what reading a dataset takes, without what only training does; and the settings of noise
 _OF_TRAINING = {"limit", "test_limit", "storage", "workers", "balanced", "embeddings"}
 _TAKEN = {f"data.{key}" for key in DataConfig.model_fields if key not in _OF_TRAINING}
-_TAKEN_BY_NOISE = {"seed", *(f"noise.{key}" for key in NoiseConfig.model_fields)}
+_TAKEN_BY_NOISE = {"seed", "data.embeddings", *(f"noise.{key}" for key in NoiseConfig.model_fields)}
 
 
 def _settings(chosen: str, name: str, arguments: list[str]) -> tuple[Config, Path | None]:
@@ -54,8 +54,9 @@ def _settings(chosen: str, name: str, arguments: list[str]) -> tuple[Config, Pat
         if key != "out"
     ]
     config = build_config({"recipe": "data"}, parse_overrides([f"data.name={name}", *settings]))
+    taken = _TAKEN | {"check": {"data.embeddings"}, "noise": _TAKEN_BY_NOISE}.get(chosen, set())
     for key in (setting.partition("=")[0] for setting in settings):
-        if key not in _TAKEN and not (chosen == "noise" and key in _TAKEN_BY_NOISE):
+        if key not in taken:
             raise UserError(f"{key}: has no effect on {chosen}; leave it out")
     return config, user_path(out[-1], "out") if out else None
 

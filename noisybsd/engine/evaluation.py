@@ -129,7 +129,14 @@ def corrupted_test_set(trainer: Trainer, names: Sequence[str]) -> Evaluation:
     Args:
         names: keys of `noisybsd.data.corruptions.CORRUPTIONS`; those that need colour are left out where
             there is none.
+
+    Raises:
+        UserError: the run was trained on embeddings.
     """
+    if (embeddings := trainer.config.data.embeddings) is not None:
+        raise UserError(
+            f"corruptions: the run was trained on data.embeddings={embeddings}, so it takes no images"
+        )
     run, split = trainer.dataset, replace(trainer.test, embeddings=None)
     names = possible(names, run.channels)
     if not isinstance(split.images, torch.Tensor):

@@ -87,9 +87,7 @@ def out_of_fold(own: Findings, directory: Path, config: Config) -> tuple[Finding
         held_out=held_out,
     )
     about = {**own.about, "holds_belief": own.about["holds_belief"] and not held_out.all()}
-    told = f"{int(held_out.sum()):,} images are judged by the one of {len(test)} networks that never saw them"
+    told = f"{int(held_out.sum()):,} images are judged by a network that never saw them"
     if missing := folds - len(test):
-        told += (
-            f"; {missing} of {folds} folds are not trained yet, and this run judges their images"
-        )
+        told += f"; folds not trained yet: {missing} of {folds}, whose images this run judges"
     return Findings(table, arrays, about), f"{told}."

@@ -27,8 +27,8 @@ def link_classes(
         splits: by their folder; "" is `folder` itself.
 
     Raises:
-        UserError: the folder is there already or cannot be made, the images are in no files, or the name
-            of a class cannot be that of a folder.
+        UserError: the folder is there already or cannot be made, the images are in no files or all missing,
+            or the name of a class cannot be that of a folder.
     """
     what = f"links={folder}"
     if os.path.lexists(folder):
@@ -39,13 +39,18 @@ def link_classes(
     with naming(f"{what}: cannot be written"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(folder.parent, "links") as temporary:
-            for name, split in splits.items():
-                _link(temporary / name, root, split, class_names)
+            made = [
+                _link(temporary / name, root, split, class_names) for name, split in splits.items()
+            ]
+            if not any(made):
+                raise UserError(f"{what}: no image file of the dataset is in {root}; use out=FILE")
             temporary.chmod(0o755)
             temporary.rename(folder)
 
 
-def _link(folder: Path, root: Path, split: Split, class_names: Sequence[str]) -> None:
+def _link(folder: Path, root: Path, split: Split, class_names: Sequence[str]) -> int:
+    """Make the links of a split, and say how many."""
+    made = 0
     if not isinstance(split.images, ImageFiles):
         raise UserError(
             "links: the images of this dataset are in no files of their own; use out=FILE"
@@ -60,3 +65,5 @@ def _link(folder: Path, root: Path, split: Split, class_names: Sequence[str]) ->
             number += 1
             link = inside / f"{file.stem}-{number}{file.suffix}"
         link.symlink_to(file)
+        made += 1
+    return made

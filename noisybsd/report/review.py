@@ -244,12 +244,15 @@ def run(arguments: list[str]) -> int:
     counts = apply_review(config, paths["review"], out, links)
     told = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)
     print(f"{told}; {counts['changed']} labels changed")
-    again = f"recipe={directory / 'config.yaml'}"
+    again, single = f"recipe={directory / 'config.yaml'}", ["data.annotators=[]"]
+    if not config.data.annotators:
+        single = []
     if out is not None:
-        _say_how_to_train(out, [again, f"data.labels={out}"])
+        _say_how_to_train(out, [again, f"data.labels={out}", *single])
     if links is not None and load_card(config.data.name).layout == "own":
-        labels = [f"data.root={links}", "data.manifest=null", "data.labels=default"]
-        _say_how_to_train(links, [again, *labels])
+        labels = [f"data.root={links}", "data.manifest=null", "data.labels=default", *single]
+        if config.data.embeddings is None:  # which are in the order of the manifest
+            _say_how_to_train(links, [again, *labels])
     return 0
 
 

@@ -202,11 +202,10 @@ def _claim(
         run = RunDirectory(path, None, lock, _identity(path))
     record = path / "config.yaml"
     recorded = read_record(record) if _is_there(record) else None
-    if recorded is not None:
+    if recorded is not None and has_begun(path):
         grown = as_long_as(config, recorded)
         run.grows = may_grow and grown != recorded
-        if has_begun(path):
-            _check_same(f"run.dir={path}", grown if may_grow else recorded, config)
+        _check_same(f"run.dir={path}", grown if may_grow else recorded, config)
     remove_temporaries(path)
     if _is_there(run.results) and not run.grows:
         return run

@@ -52,7 +52,7 @@ def test_each_image_is_judged_by_the_run_that_held_it_out(runs: list[Path]) -> N
     config = load_run_config(runs[1], [])
     assert siblings(runs[1], config) == {0: runs[0], 2: runs[2]}
     found, told = out_of_fold(alone[1], runs[1], config)
-    assert told == "90 images are judged by the one of 3 networks that never saw them."
+    assert told == "90 images are judged by a network that never saw them."
     assert found.held_out.all() and not found.about["holds_belief"]
     place = {path: i for i, path in enumerate(found.table["path"].to_pylist())}
     assert list(place) == alone[1].table["path"].to_pylist()  # in the run's own order
@@ -73,7 +73,7 @@ def test_the_report_of_one_is_of_all(runs: list[Path], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         hide_cleanlab(patch)
         metrics = report(runs[0], [])
-    assert metrics["out_of_fold"].startswith("90 images are judged by the one of 3 networks")
+    assert metrics["out_of_fold"].startswith("90 images are judged by a network")
     assert metrics["estimates"]["samples"] == metrics["estimates"]["samples_seen"] == 90
     assert metrics["estimates"]["noise_rate"]["source"] == "confident joint"
     assert metrics["estimates"]["test"]["samples"] == 90
@@ -99,7 +99,7 @@ def test_a_fold_that_is_not_trained_is_said(runs: list[Path], tmp_path: Path) ->
         shutil.copytree(each, tmp_path / each.name)
     directory = tmp_path / runs[0].name
     found, told = out_of_fold(found_in(directory), directory, load_run_config(directory, []))
-    assert "1 of 3 folds are not trained yet, and this run judges their images" in told
+    assert "folds not trained yet: 1 of 3, whose images this run judges" in told
     trained = found.column("visits") > 0
     assert not (trained & found.held_out).any() and 20 < (~found.held_out).sum() < 40
     assert found.about["holds_belief"]

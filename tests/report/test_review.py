@@ -207,6 +207,25 @@ def test_labels_of_held_out_images_stay_in_place(tmp_path: Path, noise: tuple[st
     assert changed if noise else len(changed) == 1
 
 
+def test_the_corrected_labels_of_annotated_images_are_trained_on_without_annotators(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    votes, photos = tmp_path / "votes.csv", load_run_config(own, []).data.root
+    names = [f"{name}/{i:02d}.png" for name in ("a", "b", "c") for i in range(10)]
+    rows = [f"{path},{path[0]},{'abc'[i % 3]}" for i, path in enumerate(names)]
+    votes.write_text("\n".join(["path,anna,ben", *rows]), "utf-8")
+    settings = ["data.name=own", f"data.root={photos}", "data.size=8", "data.limit=null"]
+    settings += ["noise.name=none", "noise.rate=0", "batch_size=8", "epochs=1", "neighbours.k=2"]
+    settings += [f"data.labels={votes}", "data.annotators=[anna,ben]"]
+    directory = run(tmp_path / "run", *settings)
+    config, out = load_run_config(directory, []), tmp_path / "out.csv"
+    path = review(tmp_path / "r.csv", config, {3: ("wrong", 2)})
+    assert data(["apply-review", f"run={directory}", f"review={path}", f"out={out}"]) == 0
+    assert "data.annotators=[]" in capsys.readouterr().out
+    section = config.data.model_copy(update={"labels": str(out), "annotators": ()})
+    assert load_dataset(section, config.noise, config.seed).train.votes is None
+
+
 def test_a_review_of_another_dataset_is_refused_by_its_hash(config: Config, tmp_path: Path) -> None:
     other = config.model_copy(update={"seed": 1})  # other noise, so other labels
     path = review(tmp_path / "r.csv", other, {5: ("unsure", 0)})

@@ -231,6 +231,8 @@ def test_settings_of_a_run_that_did_not_begin_may_be_put_right(make: Callable[..
     open_run(make("run.dir=mine", "seed=1")).lock.close()  # and then its data were not there
     open_run(config := make("run.dir=mine")).lock.close()
     assert not list(differences(read_record(Path("mine/config.yaml")), config))
+    open_run(make("run.resume=mine", "epochs=9")).lock.close()
+    open_run(config).lock.close()
     write_jsonl(Path("mine/metrics.jsonl"), [])  # training begins
     assert "seed: 0 there, 1 here" in refusal(make("run.dir=mine", "seed=1"))
 
