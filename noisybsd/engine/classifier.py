@@ -24,7 +24,7 @@ from noisybsd.data.cards import load_card
 from noisybsd.data.images import ImageError, ahead, convert_picture, decode_bytes, decode_image
 from noisybsd.data.splits import image_size
 from noisybsd.data.views import Views
-from noisybsd.engine.frozen import frozen_encoder
+from noisybsd.engine.frozen import check_weights, frozen_encoder
 from noisybsd.engine.predictions import Floats, Predictions
 from noisybsd.engine.saved import load_run_config, load_state
 from noisybsd.engine.trainer import autocast_dtype, build_run_network
@@ -325,11 +325,7 @@ def _backbone(config: Config, takes: Input, directory: Path) -> tuple[int, torch
             "embeddings and no images"
         )
     encoder, width, sha256 = frozen_encoder(config, takes.channels)
-    if takes.backbone_sha256 not in (None, sha256):
-        raise UserError(
-            f"run={directory}: the weights of network.name={config.network.name} are not those that the run "
-            f"was trained on (sha256 {sha256[:12]}… now, {takes.backbone_sha256[:12]}… then)"
-        )
+    check_weights(config, sha256, takes.backbone_sha256, f"run={directory}")
     return width, encoder
 
 

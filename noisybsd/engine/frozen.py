@@ -174,6 +174,23 @@ def frozen_encoder(config: Config, channels: int) -> tuple[nn.Module, int, str]:
     return encoder.eval().requires_grad_(False), features, _weights_sha256(encoder)
 
 
+def check_weights(config: Config, here: str, there: str | None, what: object) -> None:
+    """Refuse heads that were trained on the features of other weights.
+
+    Args:
+        here, there: the hashes of the frozen encoder now and in the run's training; None: not recorded.
+        what: the run, for the error.
+
+    Raises:
+        UserError: they differ.
+    """
+    if there not in (None, here):
+        raise UserError(
+            f"{what}: the weights of network.name={config.network.name} are not those that the run was "
+            f"trained on (sha256 {here[:12]}… now, {there[:12]}… then)"
+        )
+
+
 def encoder_size(config: Config) -> int | None:
     """Side of the images that the run's network works on; None: what it is given, or its own."""
     net = config.network

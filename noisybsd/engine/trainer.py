@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset, Split
 from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_resident
 from noisybsd.data.views import EmbeddedViews, Views
-from noisybsd.engine.frozen import FrozenBackbone, encoder_size
+from noisybsd.engine.frozen import FrozenBackbone, check_weights, encoder_size
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
 from noisybsd.engine.predict import channels_last, evaluation_batch, predict
@@ -431,6 +431,12 @@ class Trainer:
             "history": self.history,
         }
 
+    def check_backbone(self, state: Mapping[str, Any], what: object) -> None:
+        """Refuse a state whose heads were trained on another frozen backbone; see `check_weights`."""
+        if self.frozen is not None:
+            there = (state.get("input") or {}).get("backbone_sha256")
+            check_weights(self.config, self.frozen.weights_sha256, there, what)
+
     def load_state(self, state: dict[str, Any], where: object = "the checkpoint") -> None:
         """Continue from `state`.
 
@@ -445,6 +451,7 @@ class Trainer:
                 f"data.root={self.config.data.root}: the images or labels are not those this run was "
                 f"started with ({self.dataset.other_than(state['data_sha256'])})"
             )
+        self.check_backbone(state, where)
         name = ""
         try:
             for name, module in self.modules().items():

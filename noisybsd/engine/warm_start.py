@@ -38,15 +38,8 @@ def start_from(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
             f"run.init={source}: its network is {_described(state['config'])}, and this run's is "
             f"{_described(trainer.config.model_dump())}: {difference}. Use the same network.* here"
         )
-    takes = state.get("input") or {}
-    backbone = takes.get("backbone_sha256")
-    if trainer.frozen is not None and backbone not in (None, trainer.frozen.weights_sha256):
-        raise UserError(
-            f"run.init={source}: was trained on the features of other weights of the frozen network "
-            f"(sha256 {backbone[:12]}… there, {trainer.frozen.weights_sha256[:12]}… here). Use the same "
-            "network.* here"
-        )
-    names = takes.get("class_names", trainer.dataset.class_names)
+    trainer.check_backbone(state, f"run.init={source}")
+    names = (state.get("input") or {}).get("class_names", trainer.dataset.class_names)
     taken, fresh = ["encoder"], list[str]()
     for name in ("classifier", "projection"):
         fits = _difference(getattr(network, name), parts[name]) is None
