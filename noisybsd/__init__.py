@@ -6,29 +6,11 @@ nothing else and changes no state of the process; a name is imported when it is 
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from noisybsd import methods
-    from noisybsd.data.dataset import Dataset
-    from noisybsd.data.views import Views
-    from noisybsd.engine.classifier import Classifier, load
-    from noisybsd.library import Run, inject_noise, load_dataset, train
-    from noisybsd.methods.beliefs import BSD
-    from noisybsd.methods.contrastive import simclr, supcon
-    from noisybsd.methods.parts import cross_entropy
-    from noisybsd.models.bank import FeatureBank
-    from noisybsd.report.arrays import (
-        find_label_issues,
-        label_table,
-        noise_matrix,
-        noise_rate,
-        write_report,
-    )
-
-# where each public name comes from
+# where each public name comes from; __init__.pyi says the same to type checkers
 _HOME = {
     "BSD": "methods.beliefs",
     "cross_entropy": "methods.parts",

@@ -132,7 +132,7 @@ class DataConfig(Section):
     annotators: tuple[str, ...] = Field(
         (),
         description="columns of the label file or manifest, each with one annotator's labels; default: "
-        "label_1, label_2, … where there is no column label",
+        "label_1, label_2, …, if no column is called label",
     )
     limit: int | None = Field(
         None,

@@ -30,7 +30,7 @@ from noisybsd.files import write_atomically
 Floats = npt.NDArray[np.float32]
 
 WRITTEN_AT_ONCE = 10_000  # rows
-TOLD_EVERY = 30.0  # seconds, where there is no terminal
+TOLD_EVERY = 30.0  # seconds, outside of a terminal
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,7 @@ For a loop of one's own: `build(name, labels, num_classes, epochs=…)`, and `ME
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from noisybsd.methods.alone import Method, build
-    from noisybsd.methods.presets import METHODS
+from typing import Any
 
 __all__ = ["METHODS", "Method", "build"]
 _HOME = {"METHODS": "presets", "Method": "alone", "build": "alone"}

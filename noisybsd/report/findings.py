@@ -45,7 +45,7 @@ class Findings:
         arrays: float32 probabilities. `belief` (N,K), what the run believes of each sample's class;
             `network` (N,K), its network's predictions without augmentation, NaN where an image is
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
-            share, zeros where there are none; `test` (M,K), the predictions on the test set. The given
+            share, zeros if it has none; `test` (M,K), the predictions on the test set. The given
             labels, `labels` (N,) and `test_labels` (M,) int64. And `thumbnails` (N,64) float16, the grey
             values of 8x8 pixels, NaN where an image is unreadable; not in findings of older versions. And
             `votes` (N,K), of data with several labels for an image.
