@@ -76,15 +76,14 @@ def estimates(findings: Findings) -> dict[str, Any]:
 
 
 def caution(said: dict[str, Any]) -> str | None:
-    """Why the estimates may be far off, if the belief itself says so; else None."""
+    """Why the estimates may be far off, if the belief itself says so; else None.
+
+    Without a belief they are the confident joint's, which predictions that are unsure as a whole do not
+    spoil.
+    """
     wrong, rate = said["suggestions_wrong"], said["noise_rate"]["estimate"]
-    if wrong is None or wrong <= rate / 2:
+    if wrong is None or wrong <= rate / 2 or origin(said["noise_rate"]) == "predictions":
         return None
-    if origin(said["noise_rate"]) == "predictions":
-        return (
-            f"By the predictions, {wrong:.0%} of the suggestions are wrong, so the estimates are no "
-            "measurement. Predictions of a better network improve them."
-        )
     return (
         f"The belief expects {wrong:.0%} of its own suggestions to be wrong, so the estimates are no "
         "measurement. An undecided belief counts as noise, and a belief that has hardly left the given "

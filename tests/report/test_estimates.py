@@ -201,7 +201,10 @@ def test_a_belief_that_is_not_sure_of_itself_is_told_from_one_that_is() -> None:
     sure = estimates(findings([[0.98, 0.02]] * 7 + [[0.02, 0.98]] * 3, labels))
     assert sure["suggestions_wrong"] == pytest.approx(0.02, abs=1e-6)
     assert caution(sure) is None
-    unsure = estimates(findings([[0.7, 0.3]] * 7 + [[0.4, 0.6]] * 3, labels))
+    doubtful = findings([[0.7, 0.3]] * 7 + [[0.4, 0.6]] * 3, labels)
+    unsure = estimates(doubtful)
+    doubtful.about["holds_belief"] = False  # predictions: the confident joint is not spoilt by doubt
+    assert caution(estimates(doubtful)) is None
     told = caution(unsure)  # 33 % of the suggestions against 39 % of the labels
     assert told is not None and "The belief expects 33% of its own suggestions" in told
 
