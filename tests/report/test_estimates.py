@@ -203,7 +203,8 @@ def test_a_belief_that_is_not_sure_of_itself_is_told_from_one_that_is() -> None:
     assert caution(sure) is None
     doubtful = findings([[0.7, 0.3]] * 7 + [[0.4, 0.6]] * 3, labels)
     unsure = estimates(doubtful)
-    doubtful.about["holds_belief"] = False  # predictions: the confident joint is not spoilt by doubt
+    # of predictions alone: doubt does not spoil the confident joint
+    doubtful.about["holds_belief"] = False
     assert caution(estimates(doubtful)) is None
     told = caution(unsure)  # 33 % of the suggestions against 39 % of the labels
     assert told is not None and "The belief expects 33% of its own suggestions" in told
