@@ -18,7 +18,7 @@ from helpers import trees
 from helpers.own_run import own_run
 from PIL import Image
 
-from noisybsd.engine import predictions
+from noisybsd.engine import predictions, progress
 from noisybsd.engine.classifier import load
 from noisybsd.predict import main
 from noisybsd.train import main as train
@@ -176,7 +176,7 @@ def test_how_far_it_is_is_told(
     trees.folders(Path("new"), ["a"], n=70)
     ask("new")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(predictions, "TOLD_EVERY", 0.0)
+    monkeypatch.setattr(progress, "TOLD_EVERY", 0.0)
     ask("new")
     assert "64 of 70 images, 0.0 min left" in capsys.readouterr().err
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal

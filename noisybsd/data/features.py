@@ -110,12 +110,16 @@ class FeatureStore:
     def known(self) -> dict[bytes, int]:
         """The row of each key."""
         keys = self._keys.read_bytes()
-        count = min(len(keys) // KEY, self._rows.stat().st_size // self._row_bytes)
-        return {keys[i * KEY : (i + 1) * KEY]: i for i in range(count)}
+        return {keys[i * KEY : (i + 1) * KEY]: i for i in range(self._count())}
+
+    def _count(self) -> int:
+        """How many rows are whole and have their key."""
+        keys, rows = (path.stat().st_size for path in (self._keys, self._rows))
+        return min(keys // KEY, rows // self._row_bytes)
 
     def append(self, keys: Sequence[bytes], rows: Tensor) -> None:
         """Add the features (n,A,F) of n images. The caller holds the store."""
-        count = len(self.known())
+        count = self._count()
         assert rows.shape[1:] == self.shape and len(keys) == len(rows)
         try:
             for path, size, content in (

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
 from noisybsd.data.dataset import ARRAYS, Dataset, load_dataset
-from noisybsd.data.readers.packed import PACK
+from noisybsd.data.readers.packed import is_packed
 from noisybsd.errors import UserError
 from noisybsd.models.backbones import backbone_input, is_backbone
 
@@ -28,7 +27,7 @@ def run_dataset(config: Config) -> Dataset:
         return load_dataset(data, config.noise, config.seed)
     card = load_card(data.name)
     takes = backbone_input(net.name, card.channels)
-    of_files = card.layout not in ARRAYS and not (Path(data.root) / PACK).is_file()
+    of_files = card.layout not in ARRAYS and not is_packed(data)
     if of_files and data.size is None:
         data = data.model_copy(update={"size": net.size or takes.size})
     dataset = load_dataset(data, config.noise, config.seed)

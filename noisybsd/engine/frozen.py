@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from noisybsd.config import Config
@@ -23,15 +19,14 @@ from noisybsd.data.features import FeatureStore, image_keys
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.splits import Split
 from noisybsd.data.views import Views
+from noisybsd.engine.progress import with_progress
 from noisybsd.errors import UserError
 from noisybsd.files import user_path
 from noisybsd.models.backbones import is_backbone
 from noisybsd.models.networks import build_encoder
-from noisybsd.runs.tracking import duration
 
 STRONG = 1  # views of each training image that are embedded beside the image itself; docs/LOG.md
 CHUNK = 64  # images that are embedded, and then written, together
-SECONDS = 30.0  # between two lines on progress where no bar can be shown
 
 
 class FrozenBackbone:
@@ -108,8 +103,9 @@ class FrozenBackbone:
         """Compute the features of images `rows` and store them; and say what is wrong with the unreadable."""
         unreadable: dict[bytes, ImageError] = {}
         on_error, workers = self.config.data.on_error, max(self.config.data.workers, 1)
-        for first in _progress(range(0, len(rows), CHUNK), f"features of {len(rows):,} {what}"):
-            chunk, decoded = rows[first : first + CHUNK], []
+        chunks = (rows[first : first + CHUNK] for first in range(0, len(rows), CHUNK))
+        for chunk in with_progress(chunks, len(rows), f"features of {what}"):
+            decoded = []
             each = (
                 images.decode_many(chunk, workers)
                 if isinstance(images, ImageFiles)
@@ -139,22 +135,6 @@ class FrozenBackbone:
         bf16 = self.device.type == "cuda" and self.config.precision != "fp32"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return torch.stack([self.encoder(view).float() for view in views], dim=1)
-
-
-def _progress(chunks: range, what: str) -> Iterator[int]:
-    """Go through chunks of images with a bar, or with a line now and then where nobody watches."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        yield from track(chunks, what, console=console)
-        return
-    started = told = time.monotonic()
-    for done, chunk in enumerate(chunks):
-        now = time.monotonic()
-        if done and now - told >= SECONDS:
-            left = (now - started) / done * (len(chunks) - done)
-            console.print(f"{what}: {100 * done // len(chunks)} %, about {duration(left)} left")
-            told = now
-        yield chunk
 
 
 def frozen_encoder(config: Config, channels: int) -> tuple[nn.Module, int, str]:

@@ -6,8 +6,6 @@ Dimensions: N images, K classes.
 from __future__ import annotations
 
 import itertools
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,18 +17,16 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from noisybsd.data.images import ImageError
 from noisybsd.data.names import as_text
+from noisybsd.engine.progress import with_progress
 from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
 
 Floats = npt.NDArray[np.float32]
 
 WRITTEN_AT_ONCE = 10_000  # rows
-TOLD_EVERY = 30.0  # seconds, outside of a terminal
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ def write_predictions(
 
     def tables() -> Iterator[pyarrow.Table]:
         nonlocal unsure
-        for part in _with_progress(parts, total):
+        for part in with_progress(parts, total, "predicting"):
             table = _table(part, names, threshold, probabilities)
             unsure += pyarrow.compute.sum(table["unsure"]).as_py() or 0
             errors.extend(part.errors.values())
@@ -167,26 +163,3 @@ def _write(tables: Iterable[pyarrow.Table], file: BinaryIO, parquet: bool) -> No
             waiting.append(table)
     if writer is not None:
         writer.close()
-
-
-def _with_progress(parts: Iterable[Predictions], total: int) -> Iterator[Predictions]:
-    """Pass the parts on, and show how far it is: a bar in a terminal, elsewhere a line now and then."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        looks = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*looks, console=console, transient=True) as progress:
-            task = progress.add_task("predicting", total=total)
-            for part in parts:
-                yield part
-                progress.advance(task, len(part))
-        return
-    done, start = 0, time.monotonic()
-    told = start
-    for part in parts:
-        yield part
-        done += len(part)
-        now = time.monotonic()
-        if now - told >= TOLD_EVERY and done < total:
-            minutes = (now - start) / done * (total - done) / 60
-            print(f"{done:,} of {total:,} images, {minutes:.1f} min left", file=sys.stderr)
-            told = now
