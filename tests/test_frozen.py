@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,12 @@ def test_embeddings_of_others_stand_in_the_place_of_the_images(photos, capsys):
         )
         == 2
     )
+
+
+def test_embeddings_of_others_need_no_timm(photos, monkeypatch):
+    np.save("vectors.npy", np.random.default_rng(0).normal(size=(IMAGES, 3)))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    trained(photos("run", "data.embeddings=vectors.npy", "network.weights=null", "epochs=1"))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def run_dataset(config: Config) -> Dataset:
         raise UserError(
             f"data.embeddings={data.embeddings} goes with network.frozen=true, got false"
         )
-    if not is_backbone(net.name):
+    if data.embeddings is not None or not is_backbone(net.name):  # embeddings need no timm
         return load_dataset(data, config.noise, config.seed)
     card = load_card(data.name)
     takes = backbone_input(net.name, card.channels)
