@@ -4,7 +4,7 @@
 
 Class k keeps ratio^(-k/9) of its training images, so that the last has a tenth (Cao et al. 2019, "Learning
 Imbalanced Datasets with Label-Distribution-Aware Margin Loss", section 4); the test images stay
-balanced. ablations.py has the variants: --data "digits, long-tailed, symmetric 50 %". As image files they
+balanced. screen.py has the variants: --data "digits, long-tailed, symmetric 50 %". As image files they
 have three channels and ImageNet's normalisation: not to be compared with runs on data.name=digits.
 """
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,8 @@ def benchmarks_are_importable() -> Iterator[None]:
     registries = [(registry, dict(registry)) for registry in (TARGET_RULES, LOSSES)]
     yield
     sys.path.remove(str(ROOT / "benchmarks"))
-    sys.modules.pop("ablations", None)
-    for registry, before in registries:  # ablations.py adds to them
+    sys.modules.pop("screen", None)
+    for registry, before in registries:  # screen.py adds to them
         for name in registry.keys() - before.keys():
             del registry[name]
 
@@ -173,24 +174,64 @@ def test_a_long_tail_keeps_the_first_samples_of_each_class() -> None:
     )
 
 
-def test_every_ablation_is_a_configuration_of_its_own() -> None:
-    from ablations import BASE, DATA, VARIANTS, ablation
+def test_every_variant_of_the_screen_is_a_configuration_of_its_own() -> None:
+    from screen import BASE, DATA, VARIANTS, trials
 
     from noisybsd.config import load_config
 
-    runs = [ablation(Path(), data, name, 0, []) for data in DATA for name in VARIANTS]
+    runs = trials(Path(), list(DATA), list(VARIANTS), [0], [])
     made = {load_config(run.arguments).model_dump_json() for run in runs}
     assert len(made) == len({run.directory for run in runs}) == len(runs)
+    frozen = {run.variant for run in runs if "recipe=own_quick" in run.arguments}
+    assert "whole visits" in frozen and "no contrastive term" not in frozen  # it has none
+    assert len(runs) == (len(DATA) - 1) * len(VARIANTS) + len(frozen)
     base = [load_config(run.arguments) for run in runs if run.variant == BASE]
     assert {config.method for config in base} == {"bsd_plus"}
+
+
+def test_negatives_by_disagreement_by_slow_loops() -> None:
+    from screen import supcon_by_agreement
+
+    generator = torch.Generator().manual_seed(3)
+    z = nn.functional.normalize(torch.randn(8, 5, generator=generator), dim=1)
+    y = torch.randn(4, 3, generator=generator).softmax(dim=1)
+    total = 0.0
+    for a in range(8):
+        partition, pull, weights = 0.0, 0.0, 0.0
+        for b in range(8):
+            if a == b:
+                continue
+            other_view = a % 4 == b % 4
+            agree = 1.0 if other_view else float(y[a % 4] @ y[b % 4])
+            cosine = float(z[a] @ z[b]) / 0.2
+            partition += math.exp(cosine) * (1.0 if other_view else 1 - agree)
+            pull, weights = pull + agree * cosine, weights + agree
+        total += math.log(partition) - pull / weights
+    assert supcon_by_agreement(z, y, 0.2).item() == pytest.approx(total / 8, rel=1e-5)
+
+
+def test_a_fading_label_is_forgotten_for_what_prediction_and_label_say() -> None:
+    from screen import FadingLabel
+
+    from noisybsd.methods.beliefs import task_of
+
+    rule = FadingLabel(task_of([0, 1, 1, 0], 2, epochs=10))
+    index, logits = torch.tensor([0]), torch.tensor([[[0.0, 4.0]]])
+    assert rule.visit(index, logits).tolist() == [[1.0, 0.0]]
+    rule.start_epoch(4)  # half of the way to the eighth epoch, from which no label is a target
+    halfway = rule.visit(index, logits)
+    assert halfway[0, 0] == pytest.approx(0.5 + rule.posterior.mean(index)[0, 0].item() / 2)
+    rule.start_epoch(8)
+    assert rule.visit(index, logits)[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("matched prior instead", "automatic c", "mixup"),
-        *("labels' worth by predictions", "labels' worth by evidence alone"),
-        *("the weight average observes", "observed after the loss", "observed from epoch 6 on"),
+        *("aligned to equal classes", "targets as they are believed", "sharp to the end"),
+        *("the label fades", "the weight average observes"),
+        "the label fades, the weight average observes",
+        *("negatives by disagreement", "no negatives", "mixup"),
         *("classified: weak view only", "classified: strong view only"),
     ],
 )
@@ -198,17 +239,16 @@ def test_ideas_that_are_not_in_the_product_differ_from_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each replaced part is in use: the run's belief or weights are not those of the recipe."""
-    from ablations import BASE, EmaSensorTrainer, ablation
+    from screen import BASE, EmaSensorTrainer, trial
 
     from noisybsd import train, training
     from noisybsd.runs.checkpoint import load_checkpoint
 
-    if name == "the weight average observes":
-        monkeypatch.setattr(training, "Trainer", EmaSensorTrainer)
+    monkeypatch.setattr(training, "Trainer", EmaSensorTrainer)
     short = ["data.limit=64", "batch_size=32", "epochs=5", "network.width=4", "neighbours.k=5"]
     found = []
     for variant in (BASE, name):
-        run = ablation(tmp_path, "digits, symmetric 80 %", variant, 0, [*short, "device=cpu"])
+        run = trial(tmp_path, "digits, symmetric 80 %", variant, 0, [*short, "device=cpu"])
         assert train.main([*run.arguments, f"run.dir={run.directory}"]) == 0
         modules = load_checkpoint(run.directory / "checkpoint.pt")["modules"]
         found.append((modules["rule"]["posterior.alpha"], modules["network"]["classifier.weight"]))

@@ -1,6 +1,6 @@
-"""What each part of the method is worth: variants of `bsd_plus`, one change each, in one table.
+"""A screen of ideas: variants of `bsd_plus`, one change each, with paired seeds, in one table.
 
-    python benchmarks/ablations.py --runs runs/ablations --jobs 2 --out results/ablations [key=value …]
+    python benchmarks/screen.py --runs runs/screen --jobs 2 --out results/screen [key=value …]
 
 Every variant changes one thing of a recipe and is trained on each data set with each seed, in a process of
 its own; key=value holds for all of them (data.root=DIR). Runs that are finished are not repeated: the same
@@ -8,12 +8,14 @@ command continues. OUT.csv has a row a run, OUT.md the means and the paired diff
 is. Ideas that are not in the product are the classes below: each shows what it takes to try one without
 touching the package.
 
---variants, --data and --seeds choose some; --list says which there are.
+--variants, --data and --seeds choose some; --list says which there are. The data sets whose names begin with
+"all of CIFAR-10N" take minutes a run on one CPU core, or seconds on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -30,8 +32,10 @@ from noisybsd import sweep, train, training
 from noisybsd.compare.sections import paired_difference
 from noisybsd.config import load_config
 from noisybsd.engine import trainer
-from noisybsd.methods.bsd import PosteriorTargets
-from noisybsd.methods.parts import Batch, Task, cross_entropy
+from noisybsd.errors import UserError
+from noisybsd.methods.bsd import PosteriorTargets, sharpened
+from noisybsd.methods.contrastive import CONTRASTIVE
+from noisybsd.methods.parts import Batch, cross_entropy, one_hot
 from noisybsd.methods.plain import CrossEntropy
 from noisybsd.methods.posterior import Posterior
 from noisybsd.methods.registry import LOSSES, TARGET_RULES
@@ -39,7 +43,16 @@ from noisybsd.models.networks import Network
 
 ALWAYS = ("tracking.wandb=disabled", "device=cpu")
 DIGITS = "recipe=digits_sym40"
+# a third of the epochs of the CPU recipe, and of its warm-up
+CPU = ("recipe=cifar10n_worst_cpu", "epochs=5", "optimizer.warmup_epochs=1.2")
+# target rules alone: a linear head on features that no run changes
+FROZEN = (
+    *("recipe=own_quick", "data.name=cifar10n", "data.labels=worst", "network.size=112"),
+    *("epochs=20", "batch_size=256"),
+)
 DATA = {
+    "all of CIFAR-10N worst, 5 epochs": CPU,
+    "all of CIFAR-10N worst, linear head on frozen features": FROZEN,
     "digits, symmetric 80 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.8"),
     "digits, asymmetric 40 %": (DIGITS, "noise.name=asymmetric", "noise.rate=0.4"),
     "digits, symmetric 50 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.5"),
@@ -55,51 +68,43 @@ DATA = {
 # --- ideas that are not in the product ---------------------------------------------------------------
 
 
-class AfterTheLoss(PosteriorTargets):
-    """A prediction enters the belief after the step that learns from it, not before."""
+class FadingLabel(PosteriorTargets):
+    """The given label is learned at first, and fades into what prediction and label say together.
+
+    Over the first `FADES` of the run the target goes from the label to q ~ a^(1/T) P(g | k), and T from 1 to
+    `LAST_TEMPERATURE` over the whole run. No belief is kept from visit to visit.
+    """
+
+    FADES, LAST_TEMPERATURE = 0.8, 0.5
+
+    def start_epoch(self, epoch: int) -> None:
+        if not hasattr(self, "faded"):  # at first: as if half of the labels were right
+            assert self.label_noise is not None
+            joint = self.label_noise.joint
+            joint.copy_(0.5 * self.label_noise.histogram.diag() + 0.5 * joint)
+        done = epoch / self.epochs
+        self.faded = min(1.0, done / self.FADES)
+        self.temperature = 1 + (self.LAST_TEMPERATURE - 1) * done
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        self.pending = index, probs
+        assert isinstance(self.posterior, Posterior)
+        evidence = sharpened(self._align(probs)[0], self.temperature)
+        evidence = self._condition_on_label(index, evidence, probs[0])
+        self.posterior.alpha.index_copy_(0, index, evidence)
 
     def targets(self, index: Tensor) -> Tensor:
-        targets = super().targets(index)
-        super().observe(*self.pending)
-        return targets
+        assert self.label_noise is not None
+        given = one_hot(self.label_noise.labels[index], len(self.label_noise.joint))
+        return given.lerp(self.posterior.mean(index), self.faded)
 
 
-class Delayed(PosteriorTargets):
-    """Nothing is observed in the first five epochs."""
-
-    waiting = False
+class UniformAlignment(PosteriorTargets):
+    """Predictions are divided by their running share, as if all classes were equally frequent."""
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
-        self.waiting = epoch < 5
-
-    def observe(self, index: Tensor, probs: Tensor) -> None:
-        if not self.waiting:
-            super().observe(index, probs)
-
-
-class AutomaticC(PosteriorTargets):
-    """After three epochs c of every sample becomes 2 c a, a its neighbours' belief in its label.
-
-    Where all neighbours agree the label stands longer, where none does it goes at once.
-    """
-
-    def __init__(self, task: Task, *, prior_strength: float = 8.0, discount: float = 0.8):
-        super().__init__(task, prior_strength=prior_strength, discount=discount)
-        self.neighbour_weight = 0.0  # they are no evidence
-        self.register_buffer("labels", task.labels, persistent=False)
-        self.register_buffer("told", torch.zeros((), dtype=torch.bool))
-
-    def observe_neighbours(self, votes: Tensor) -> None:
-        if not self.told:
-            assert isinstance(self.posterior, Posterior)
-            given = self.labels[:, None]
-            mass = self.posterior.alpha.gather(1, given) * 2 * votes.gather(1, given)
-            self.posterior.alpha.scatter_(1, given, mass.clamp_min(1e-3))
-            self.told.fill_(True)
+        assert self.alignment is not None
+        self.alignment.histogram.fill_(1 / len(self.alignment.histogram))
 
 
 class EmaSensor(PosteriorTargets):
@@ -115,11 +120,19 @@ class EmaSensor(PosteriorTargets):
     @torch.no_grad()
     def observe(self, index: Tensor, probs: Tensor) -> None:
         assert self.trainer.ema is not None
-        logits, _ = self.trainer.ema.network.eval()(self.inputs)
-        super().observe(index, logits.unflatten(0, (len(probs), -1)).softmax(dim=-1))
+        trainer = self.trainer
+        with torch.autocast(trainer.device.type, trainer.amp, enabled=trainer.amp is not None):
+            logits, _ = trainer.ema.network.eval()(self.inputs)
+        super().observe(index, logits.float().unflatten(0, (len(probs), -1)).softmax(dim=-1))
+
+
+class FadingLabelEma(EmaSensor, FadingLabel):
+    """Both: the weight average predicts, and the label fades."""
 
 
 class EmaSensorTrainer(trainer.Trainer):
+    """Shows `EmaSensor` what the network sees."""
+
     def __init__(self, *args: Any):
         super().__init__(*args)
         EmaSensor.trainer = self
@@ -152,20 +165,26 @@ class MixupBeside(CrossEntropy):
         return cross_entropy(plain, batch.targets) + cross_entropy(mixed, targets)
 
 
-class MatchedPrior(CrossEntropy):
-    """+ KL(labels' histogram || mean prediction of the batch), as in Tanaka et al. 2018, equation 4."""
+def supcon_by_agreement(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """SupCon whose negatives weigh as much as the targets disagree: exp(z_i z_j / tau) (1 - <y_i, y_j>)."""
+    y = targets.repeat(2, 1)
+    count = len(targets)
+    agreement = (y @ y.T).clamp(0, 1)
+    own = torch.arange(2 * count, device=z.device)
+    agreement[own, own.roll(count)] = 1.0  # the other view of the image: a positive in full
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    weights = (1 - agreement).clamp_min(1e-3)
+    weights[own, own.roll(count)] = 1.0
+    partition = (logits + weights.log()).logsumexp(1)
+    positives = agreement.fill_diagonal_(0)
+    similarity = (positives * logits.nan_to_num(neginf=0.0)).sum(1) / positives.sum(1)
+    return (partition - similarity).mean()
 
-    weight = 1.0
 
-    def __init__(self, task: Task):
-        super().__init__(task)
-        counts = torch.bincount(task.labels, minlength=task.num_classes)
-        self.register_buffer("prior", counts.clamp_min(1) / len(task.labels))
-
-    def forward(self, batch: Batch) -> Tensor:
-        mean = batch.logits.softmax(dim=-1).mean(dim=(0, 1))
-        divergence = (self.prior * (self.prior.log() - mean.clamp_min(1e-6).log())).sum()
-        return super().forward(batch) + self.weight * divergence
+def no_negatives(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Two views of an image attract each other, and nothing repels: minus their cosine similarity."""
+    first, second = z.chunk(2)
+    return -(first * second).sum(1).mean()
 
 
 def with_constants(**constants: Any) -> type[PosteriorTargets]:
@@ -173,28 +192,19 @@ def with_constants(**constants: Any) -> type[PosteriorTargets]:
     return type("Variant", (PosteriorTargets,), constants)
 
 
-SOFT_TARGETS = {"TARGET_TEMPERATURE": 1.0}
-TO_THE_END = {"SOFTENS": (1.0, 2.0)}  # temperatures never rise
 CONSTANTS: dict[str, dict[str, Any]] = {
-    "worth_by_predictions": {"EVIDENCE_SHARE": 0.0},
-    "worth_by_evidence": {"EVIDENCE_SHARE": 1.0},
-    "t_1": {"EVIDENCE_TEMPERATURE": 1.0},
-    "t_0.5": {"EVIDENCE_TEMPERATURE": 0.5},
-    "t_0.33": {"EVIDENCE_TEMPERATURE": 0.33},
-    "as_believed": SOFT_TARGETS,
-    "targets_0.1": {"TARGET_TEMPERATURE": 0.1},
-    "sharp_to_the_end": TO_THE_END,
-    "as_it_was": {"EVIDENCE_TEMPERATURE": 0.33, **SOFT_TARGETS, **TO_THE_END},
+    "as_believed": {"TARGET_TEMPERATURE": 1.0},
+    "sharp_to_the_end": {"SOFTENS": (1.0, 2.0)},  # temperatures never rise
 }
 TARGET_RULES |= {name: with_constants(**values) for name, values in CONSTANTS.items()}
 TARGET_RULES |= {
-    "automatic_c": AutomaticC,
     "ema_sensor": EmaSensor,
-    "after_the_loss": AfterTheLoss,
-    "delayed": Delayed,
+    "fading_label": FadingLabel,
+    "fading_label_ema": FadingLabelEma,
+    "uniform_alignment": UniformAlignment,
 }
+CONTRASTIVE |= {"supcon_by_agreement": supcon_by_agreement, "no_negatives": no_negatives}
 LOSSES |= {
-    "matched_prior": MatchedPrior,
     "mixup_beside": MixupBeside,
     "strong_view": StrongView,
     "weak_view": WeakView,
@@ -208,48 +218,32 @@ BASE = "the recipe as it is"
 VARIANTS: dict[str, tuple[str, ...]] = {
     BASE: (),
     "cross-entropy": ("method=ce",),
-    "selc": ("method=selc",),
     # the recipe's views without its targets
     "the given labels": ("targets=labels",),
     "the given labels, no contrastive term": ("targets=labels", "contrastive.name=none"),
     "the paper's recursion": ("method=bsd_supcon",),
+    # the target rule
     "the label in the prior alone": ("options.label_evidence=false",),
-    "labels' worth by predictions": ("targets=worth_by_predictions",),
-    "labels' worth by evidence alone": ("targets=worth_by_evidence",),
-    # what keeps all classes alive
     "not aligned": ("options.align=false",),
-    "matched prior instead": ("options.align=false", "loss=matched_prior"),
-    # how long the prior lasts: 3 or 9 visits instead of 5; how long evidence does, at 5
-    "c = 3": ("options.prior_strength=3",),
-    "c = 25": ("options.prior_strength=25",),
-    "c = 5, gamma = 0.95": ("options.prior_strength=5", "options.discount=0.95"),
-    "c = 30, gamma = 0.5": ("options.prior_strength=30", "options.discount=0.5"),
-    "automatic c": ("targets=automatic_c", "neighbours.weight=1", "neighbours.start_epoch=3"),
-    # how sharp evidence is
-    "T = 1": ("targets=t_1",),
-    "T = 0.5": ("targets=t_0.5",),
-    "T = 0.33": ("targets=t_0.33",),
+    "aligned to equal classes": ("targets=uniform_alignment",),
+    "whole visits": ("options.weigh_visits=false",),
+    "c = 2, gamma = 0.5": ("options.prior_strength=2", "options.discount=0.5"),
     "targets as they are believed": ("targets=as_believed",),
     "sharp to the end": ("targets=sharp_to_the_end",),
-    "targets at T = 0.1": ("targets=targets_0.1",),
-    "as it was: label forgotten, soft targets": (
-        *("targets=as_it_was", "options.label_evidence=false", "options.prior_strength=25"),
-    ),
-    # what is observed, and when
-    "whole visits": ("options.weigh_visits=false",),
+    "the label fades": ("targets=fading_label",),
     "the weight average observes": ("targets=ema_sensor",),
-    "observed after the loss": ("targets=after_the_loss",),
-    "observed from epoch 6 on": ("targets=delayed",),
-    "neighbours, kappa = 1": ("neighbours.weight=1",),
+    "the label fades, the weight average observes": ("targets=fading_label_ema",),
     # the contrastive half, and the views
     "no contrastive term": ("contrastive.name=none",),
     "simclr": ("contrastive.name=simclr",),
-    "contrastive weight 0.3": ("contrastive.weight=0.3",),
-    "contrastive weight 3": ("contrastive.weight=3",),
+    "contrastive weight 0.1": ("contrastive.weight=0.1",),
+    "negatives by disagreement": ("contrastive.name=supcon_by_agreement",),
+    "no negatives": ("contrastive.name=no_negatives",),
     "one view": ("method=bsd_plus_one_view",),
     "classified: weak view only": ("loss=weak_view",),
     "classified: strong view only": ("loss=strong_view",),
-    "mixup": ("loss=mixup_beside", "augment.mixup=1"),
+    "randaugment": ("augment.name=cifar_randaugment",),
+    "mixup": ("loss=mixup_beside", "augment.mixup=4"),
 }
 
 
@@ -257,13 +251,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 COLUMNS: dict[str, tuple[str, Callable[[float], float]]] = {
     "test_accuracy_last": ("accuracy %", lambda x: 100 * x),
+    "test_accuracy_ema_last": ("weight average %", lambda x: 100 * x),
     "test_ece_last": ("ECE", lambda x: x),
     "label_correction_accuracy": ("corrected %", lambda x: 100 * x),
     "noise_detection_auroc": ("AUROC", lambda x: x),
 }
 
 
-def rows_of(runs: list[Ablation]) -> list[Row]:
+def rows_of(runs: list[Trial]) -> list[Row]:
     rows = []
     for run in runs:
         if run.finished:
@@ -283,7 +278,7 @@ def write_markdown(path: Path, rows: list[Row], settings: list[str]) -> None:
         "seeds; in brackets the paired difference",
         "of the accuracy to the recipe as it is, in points, with its 95 % t-interval, not corrected for "
         "the number of comparisons.",
-        f"Made by benchmarks/ablations.py, from {path.with_suffix('.csv').name}; runs of commit "
+        f"Made by benchmarks/screen.py, from {path.with_suffix('.csv').name}; runs of commit "
         + ", ".join(dict.fromkeys(row["run_commit"][:7] for row in rows))
         + f"; for all of them {', '.join([*ALWAYS, *settings])}.",
     ]
@@ -298,7 +293,7 @@ def write_markdown(path: Path, rows: list[Row], settings: list[str]) -> None:
             cells = []
             for key, (_, scale) in COLUMNS.items():
                 values = [scale(row[key]) for row in mine]
-                digits = 2 if key == "test_accuracy_last" or "correction" in key else 4
+                digits = 2 if "accuracy" in key else 4
                 spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
             paired = paired_difference(
@@ -315,7 +310,7 @@ def write_markdown(path: Path, rows: list[Row], settings: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Ablation(sweep.Run):
+class Trial(sweep.Run):
     """A run of this file's trainer, which knows the ideas."""
 
     data: str
@@ -326,18 +321,36 @@ class Ablation(sweep.Run):
         return [sys.executable, __file__, "--one", *self.arguments, f"run.dir={self.directory}"]
 
 
-def ablation(runs: Path, data: str, variant: str, seed: int, settings: list[str]) -> Ablation:
+def trial(runs: Path, data: str, variant: str, seed: int, settings: list[str]) -> Trial:
     arguments = (*DATA[data], *VARIANTS[variant], f"seed={seed}", *ALWAYS)
     plain = f"{data} {variant}".replace(" %", "")
     name = "".join(c if c.isalnum() else "-" for c in plain)
-    return Ablation((*arguments, *settings), runs / f"{name}-{seed}", data, variant, seed)
+    return Trial((*arguments, *settings), runs / f"{name}-{seed}", data, variant, seed)
+
+
+def trials(
+    runs: Path, data: list[str], variants: list[str], seeds: list[int], settings: list[str]
+) -> list[Trial]:
+    """Every variant on each data set with each seed, but those that are another one there, or the recipe."""
+    found = []
+    for name in data:
+        known = [load_config(trial(runs, name, BASE, 0, settings).arguments)]
+        for variant in variants:
+            # a variant that these settings forbid is to fail alone, when its turn comes
+            with contextlib.suppress(UserError):
+                config = load_config(trial(runs, name, variant, 0, settings).arguments)
+                if variant != BASE and config in known:
+                    continue
+                known.append(config)
+            found += [trial(runs, name, variant, seed, settings) for seed in seeds]
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/screen"))
     parser.add_argument("--out", type=Path, help="without suffix; default: only run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--variants", default="all", help="names, separated by semicolons")
@@ -347,7 +360,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     known, settings = parser.parse_known_args()
     if known.one:
-        training.Trainer = EmaSensorTrainer if "targets=ema_sensor" in settings else trainer.Trainer
+        training.Trainer = EmaSensorTrainer  # type: ignore[misc]
         sys.exit(train.main(settings))
     if known.list:
         print("\n".join(["variants:", *VARIANTS, "", "data:", *DATA]))
@@ -358,12 +371,8 @@ def main() -> None:
     )
     if unknown := {*variants, *data} - {*VARIANTS, *DATA}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; --list says what there is")
-    runs = [
-        ablation(known.runs, name, variant, int(seed), settings)
-        for name in data
-        for variant in variants
-        for seed in known.seeds.split(",")
-    ]
+    seeds = [int(seed) for seed in known.seeds.split(",")]
+    runs = trials(known.runs, data, variants, seeds, settings)
     # a variant that these settings forbid has no record: it is to fail alone, when its turn comes
     recorded = [run for run in runs if (run.directory / "config.yaml").exists()]
     if mistakes := [
