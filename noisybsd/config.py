@@ -188,6 +188,10 @@ class Config(Section):
                 f"augment.mixup={mixup} does not go with targets={self.targets} and loss={self.loss}, "
                 f"which tell samples apart: use targets=labels and a loss of {fitting}"
             )
+        if near.weight == 0 and rule.needs_neighbours:
+            yield (
+                f"targets={self.targets} selects by the votes of neighbours: use neighbours.weight=1, got 0"
+            )
         if near.weight > 0 and rule.observe_neighbours is TargetRule.observe_neighbours:
             yield (
                 f"neighbours.weight={near.weight} is evidence for a belief, and "

@@ -284,10 +284,12 @@ class NeighboursConfig(Section):
         0.0,
         ge=0,
         le=1000,
-        description="kappa: weight of the neighbours' mean belief as evidence; 0: none",
+        description="kappa: weight of the neighbours' mean belief as evidence; 0: none; of ssr a switch",
     )
     start_epoch: int = Field(
-        5, ge=0, description="epochs before the first whose steps use that evidence; at least 1"
+        5,
+        ge=0,
+        description="epochs before the first whose steps use what neighbours say; at least 1",
     )
     engine: named("noisybsd.models.bank:ENGINES") = Field(  # type: ignore[valid-type]
         "auto", description="how neighbours are searched"

@@ -307,10 +307,10 @@ class Trainer:
 
         near = self.config.neighbours
         if self.bank is not None and near.weight > 0 and self.epoch + 1 >= near.start_epoch:
-            belief = self.rule.belief()
-            assert belief is not None
+            ballots = self.rule.ballots()
+            assert ballots is not None
             found = self.bank.search(near.k, engine=near.engine)
-            self.rule.observe_neighbours(vote(belief, found, math.inf))  # the plain mean
+            self.rule.observe_neighbours(vote(ballots, found, math.inf))  # the plain mean
 
         metrics |= self.evaluate()
         if self.dataset.train.clean_labels is not None:

@@ -76,7 +76,7 @@ class Method(nn.Module):
         Args:
             index: (B,) integers, the samples' positions among the labels; none twice.
             logits: (B,K) or (V,B,K) of any floating type, of the views; of `mixup` the logits of mixed views,
-                and of `tcl` those of the plain views and then of the mixed ones.
+                and of `tcl` and `ssr` those of the plain views and then of the mixed ones.
             z: (V*B,D) unit-length embeddings of what the logits are of, view by view.
             mixup: what `draw_mixup` gave.
 

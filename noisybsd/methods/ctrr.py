@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from noisybsd.methods.parts import Batch, Loss, NonNegative, Share, Task, cross_entropy, inside
 
 
+def predictor(width: int, times: int) -> nn.Sequential:
+    """A layer of `times` the width, with batch norm, between an embedding (B,D) and a guess at another."""
+    hidden = times * width
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)
+    )
+
+
 class ContrastiveRegularization(Loss):
     """CTRR: cross-entropy of the weak view + weight * a contrastive term without negatives.
 
@@ -34,13 +42,7 @@ class ContrastiveRegularization(Loss):
     def __init__(self, task: Task, *, weight: NonNegative = 50.0, threshold: Share = 0.4):
         super().__init__()
         self.weight, self.threshold = weight, threshold
-        width = task.embedding_dim
-        self.predictor = nn.Sequential(
-            nn.Linear(width, 4 * width),
-            nn.BatchNorm1d(4 * width),
-            nn.ReLU(),
-            nn.Linear(4 * width, width),
-        )
+        self.predictor = predictor(task.embedding_dim, 4)
 
     def forward(self, batch: Batch) -> Tensor:
         weak, strong = batch.z.chunk(2)

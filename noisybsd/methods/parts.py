@@ -50,7 +50,7 @@ class Batch:
     labels: Tensor  # (B,) int64, the given labels; of several, the majority's
     logits: Tensor  # (V,B,K) float32
     z: Tensor  # (V*B,D) float32, unit length, view by view
-    targets: Tensor  # (B,K) float32, rows sum to one (ELR's excepted), no gradient
+    targets: Tensor  # (B,K) float32, rows sum to one (ELR's and SSR's excepted), no gradient
     mixup: Mixup | None = None  # with mixed images beside the plain ones: how they were mixed
 
 
@@ -117,13 +117,19 @@ class GivenTargets(nn.Module):
 
 
 class TargetRule(Part):
-    """Says what each sample's target is."""
+    """Says what each sample's target is. One that cannot do without `observe_neighbours` says so."""
+
+    needs_neighbours = False
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """See the network's predictions `probs` (V,B,K) for the views of the samples `index` (B,)."""
 
     def observe_neighbours(self, votes: Tensor) -> None:
-        """See the neighbours' mean beliefs (N,K), once an epoch; a row of zeros says nothing."""
+        """See the neighbours' mean ballots (N,K), once an epoch; a row of zeros says nothing."""
+
+    def ballots(self) -> Tensor | None:
+        """What each sample votes for among its neighbours, (N,K), rows sum to one: its belief."""
+        return self.belief()
 
     def visit(self, index: Tensor, logits: Tensor) -> Tensor:
         """Observe logits (V,B,K) for the views of the samples `index` (B,), and return their targets."""

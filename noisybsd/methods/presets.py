@@ -16,7 +16,7 @@ from typing import Any
 _ONE_VIEW: dict[str, Any] = {
     "augment": {"views": ["weak"], "mixup": 0.0},
     "contrastive": {"name": "none"},
-    "neighbours": {"weight": 0.0},
+    "neighbours": {"weight": 0.0, "start_epoch": 5},
 }
 _TWO_VIEWS: dict[str, Any] = {**_ONE_VIEW, "augment": {"views": ["weak", "strong"], "mixup": 0.0}}
 
@@ -36,6 +36,13 @@ _OURS: dict[str, Any] = {
     "sharpen": True,
     "label_evidence": True,
     "weigh_visits": True,
+}
+
+_SSR: dict[str, Any] = {
+    "targets": "ssr",
+    "augment": {"views": ["weak", "strong"], "mixup": 4.0},
+    "contrastive": {"name": "none"},
+    "neighbours": {"k": 200, "weight": 1.0, "start_epoch": 1},
 }
 
 # Methods whose network is the weight average: their test numbers are its.
@@ -145,6 +152,24 @@ METHODS: dict[str, dict[str, Any]] = {
         "augment": {"views": ["weak", "strong"], "mixup": 1.0},
         "options": {"temperature": 0.25, "warmup": 0.1},
     },
+    # Feng et al. 2022, the authors' code: k 200, theta_s 1, theta_r 0.9, mixup alpha 4; README: theta_r
+    # 0.8 for CIFAR-100 at 50, 80 and 90 % symmetric noise
+    "ssr": {**_SSR, "loss": "ssr", "options": {"theta_r": 0.9, "theta_s": 1.0}},
+    # the same with the feature consistency, of weight 1
+    "ssr_plus": {
+        **_SSR,
+        "loss": "ssr_plus",
+        "options": {"theta_r": 0.9, "theta_s": 1.0, "consistency": 1.0},
+    },
+    # Chen et al. 2024, the settings of CIFAR-10 and CIFAR-10N in Hhhhhhao/General-Framework-Weak-Supervision;
+    # the rate is the network's first one there. CIFAR-100 (N) has scale 2, and 2.25 to 2.5 at 50 % noise or
+    # more; Clothing1M 0.5
+    "ill": {
+        **_TWO_VIEWS,
+        "targets": "labels",
+        "loss": "ill",
+        "options": {"scale": 1.0, "rate": 0.02, "balance": 0.1},
+    },
     # Bayesian self-distillation as in the paper, arXiv 2512.24162: the label is in the prior alone and each
     # prediction is evidence as it is. The values of c (prior_strength) and gamma (discount) are not known:
     # these are those of bsd_plus
@@ -162,6 +187,6 @@ METHODS: dict[str, dict[str, Any]] = {
         **_BSD,
         "options": _OURS,
         "contrastive": {"name": "supcon"},
-        "neighbours": {"k": 20, "weight": 1.0},
+        "neighbours": {"k": 20, "weight": 1.0, "start_epoch": 5},
     },
 }

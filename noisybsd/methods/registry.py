@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from noisybsd.methods.bsd import PosteriorTargets
 from noisybsd.methods.ctrr import ContrastiveRegularization
+from noisybsd.methods.ill import ImpreciseLabels
 from noisybsd.methods.memories import (
     EarlyLearningRegularization,
     EarlyLearningTargets,
@@ -26,6 +27,7 @@ from noisybsd.methods.parts import Loss, Part, TargetRule, Task
 from noisybsd.methods.plain import CrossEntropy, LabelTargets
 from noisybsd.methods.robust import GeneralizedCrossEntropy, LabelSmoothing, SymmetricCrossEntropy
 from noisybsd.methods.sop import SparseOverparameterization
+from noisybsd.methods.ssr import ConsistentFeatures, SelectedCrossEntropy, SelectedLabels
 from noisybsd.methods.tcl import TwinContrastive
 
 TARGET_RULES: dict[str, type[TargetRule]] = {
@@ -35,6 +37,7 @@ TARGET_RULES: dict[str, type[TargetRule]] = {
     "selc": SelfEnsembleLabels,
     "temporal_ensemble": TemporalEnsemble,
     "ps_kd": ProgressiveTargets,
+    "ssr": SelectedLabels,
 }
 
 LOSSES: dict[str, type[Loss]] = {
@@ -47,6 +50,9 @@ LOSSES: dict[str, type[Loss]] = {
     "sop": SparseOverparameterization,
     "ctrr": ContrastiveRegularization,
     "tcl": TwinContrastive,
+    "ssr": SelectedCrossEntropy,
+    "ssr_plus": ConsistentFeatures,
+    "ill": ImpreciseLabels,
 }
 
 

@@ -82,9 +82,9 @@ def test_beliefs_are_looked_at_on_the_gpu(method: str, monkeypatch: pytest.Monke
             suggested = trainer.suggested()
             trainer.monitor.record_belief(suggested, 0)
             of_given = trainer.rule.probability(trainer.labels)
-            belief = trainer.rule.belief()
-            if belief is not None:
-                trainer.rule.observe_neighbours(belief)
+            ballots = trainer.rule.ballots()
+            if ballots is not None:
+                trainer.rule.observe_neighbours(ballots)
         assert suggested.device == GPU and suggested.shape == (3 * B,)
         assert of_given is None or of_given.shape == (3 * B,)
 

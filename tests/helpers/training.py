@@ -23,8 +23,13 @@ TINY = (
     "tracking.wandb=disabled",
     "run.checkpoint_seconds=0",
 )
-# papers' schedules are shares of the run: let them begin in its second epoch
-SOONER = {"selc": ["options.warmup=0.5"], "tcl": ["options.warmup=0.5"]}
+# papers' schedules are shares of the run: let them begin in its second epoch; and no network is sure by then
+SOONER = {
+    "selc": ["options.warmup=0.5"],
+    "tcl": ["options.warmup=0.5"],
+    "ssr": ["options.theta_r=0.15"],
+    "ssr_plus": ["options.theta_r=0.15"],
+}
 
 
 class NoTracker:

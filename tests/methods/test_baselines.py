@@ -15,11 +15,14 @@ from torch import Tensor
 from noisybsd.config import Config, build_config
 from noisybsd.engine.trainer import build_task
 from noisybsd.errors import UserError
+from noisybsd.methods.ill import ImpreciseLabels
 from noisybsd.methods.parts import Batch, Loss, Mixup, Part, TargetRule, Task
 from noisybsd.methods.plain import CrossEntropy, LabelTargets
 from noisybsd.methods.registry import LOSSES, TARGET_RULES, build_loss, build_rule
 from noisybsd.methods.sop import SparseOverparameterization
+from noisybsd.methods.ssr import ConsistentFeatures, SelectedLabels
 from noisybsd.methods.tcl import TwinContrastive
+from noisybsd.models.bank import FeatureBank, vote
 
 N, K, B, D = 8, 4, 5, 6
 LABELS = torch.tensor([0, 1, 2, 3, 1, 2, 0, 3])
@@ -597,6 +600,181 @@ def test_twin_contrastive_survives_embeddings_that_are_all_alike() -> None:
     assert loss.clean.isfinite().all() and loss.prototypes.isfinite().all()
 
 
+# -- SSR ---------------------------------------------------------------------------------------------
+
+
+def selection(
+    probs: list[Row], features: list[Row], k: int, theta_r: float, theta_s: float
+) -> tuple[list[int], list[float]]:
+    """Feng et al. 2022 and the authors' code: the labels after relabelling, and what a sample weighs."""
+    labels = []
+    for i, p in enumerate(probs):
+        best = max(range(K), key=p.__getitem__)
+        labels.append(best if p[best] > theta_r else int(LABELS[i]))
+    selected = []
+    for i in range(N):
+        others = sorted(
+            (j for j in range(N) if j != i), key=lambda j: -dot(features[i], features[j])
+        )
+        near = [labels[j] for j in others[:k]]
+        votes = [near.count(c) / max(labels.count(c), 1) for c in range(K)]
+        selected.append(votes[labels[i]] / max(votes) >= theta_s)
+    kept = [label for label, chosen in zip(labels, selected, strict=True) if chosen]
+    weights = [
+        1 / kept.count(label) if chosen else 0.0
+        for label, chosen in zip(labels, selected, strict=True)
+    ]
+    return labels, [w / max(mean(weights), 1e-12) for w in weights]
+
+
+@pytest.mark.parametrize("theta_s", [1.0, 0.6])
+def test_selected_labels(theta_s: float) -> None:
+    """From a sample's last prediction and its neighbours in the bank, as the trainer asks for them."""
+    rule = make_rule("ssr", theta_r=0.6, theta_s=theta_s)
+    assert isinstance(rule, SelectedLabels)
+    everyone = torch.arange(N)
+    close(rule.targets(everyone), F.one_hot(LABELS, K).float())  # before the first vote
+    bank = FeatureBank(N, D)
+    outcomes = set()
+    for seed in range(6):
+        probs = random_probs(seed, N)
+        random = torch.Generator().manual_seed(seed)
+        z = torch.randn(N, D, generator=random) + 2 * F.one_hot(probs.argmax(dim=1), D)
+        bank.write(everyone, F.normalize(z, dim=1))
+        before = rule.targets(everyone)
+        for half in everyone.split(N // 2):
+            rule.observe(half, torch.stack([probs[half], random_probs(9, N)[half]]))
+        assert torch.equal(rule.targets(everyone), before)  # fixed within an epoch
+        rule.observe_neighbours(vote(rule.ballots(), bank.search(3, engine="torch"), math.inf))
+        labels, weights = selection(probs.tolist(), bank.features.tolist(), 3, 0.6, theta_s)
+        assert rule.suggested().tolist() == labels
+        expected = [[w * y for y in one_hot(c)] for c, w in zip(labels, weights, strict=True)]
+        close(rule.targets(everyone), expected)
+        relabelled = [c != int(given) for c, given in zip(labels, LABELS, strict=True)]
+        outcomes |= {(new, w > 0) for new, w in zip(relabelled, weights, strict=True)}
+    assert len(outcomes) == 4  # both kinds of labels are selected, and both are not
+
+
+def test_samples_without_neighbours_are_not_selected() -> None:
+    rule = make_rule("ssr")
+    votes = F.one_hot(LABELS, K).float()
+    votes[2] = 0
+    rule.observe_neighbours(votes)
+    assert rule.targets(torch.arange(N)).sum(dim=1).gt(0).tolist() == [i != 2 for i in range(N)]
+    rule.observe_neighbours(torch.zeros(N, K))
+    assert not rule.targets(torch.arange(N)).any()
+
+
+def test_selected_cross_entropy_and_consistent_features() -> None:
+    """The mean over what is selected, a class counting as much as another; SSR+ draws the views together."""
+    weight, partner = 0.7, [3, 0, 4, 1, 2]
+    weights = [0.0, 2.0, 0.5, 0.0, 1.0]
+    targets = torch.tensor(weights)[:, None] * F.one_hot(LABELS[INDEX], K)
+    one = replace(mixed_batch(), targets=targets)
+    total = 0.0
+    for view in (2, 3):
+        for b, (_, y, p) in enumerate(samples(one, view)):
+            other = one_hot(int(LABELS[INDEX[partner[b]]]))
+            total += weight * weights[b] * ce(y, p)
+            total += (1 - weight) * weights[partner[b]] * ce(other, p)
+    expected = total / (2 * sum(weights))
+    close(make_loss("ssr")(one), expected)
+
+    loss = make_loss("ssr_plus", consistency=3.0)
+    assert isinstance(loss, ConsistentFeatures)
+    got = loss(one)
+    with torch.no_grad():
+        guesses = F.normalize(loss.predictor(one.z[B : 2 * B]), dim=1).tolist()
+    agreement = mean([dot(guesses[b], one.z[b].tolist()) for b in range(B)])
+    close(got, expected - 3 * agreement)
+    got.backward()
+    assert one.z.grad is not None and one.z.grad[B : 2 * B].any()
+    assert not one.z.grad[:B].any() and not one.z.grad[2 * B :].any()
+
+
+def test_a_batch_without_a_selected_sample_teaches_nothing() -> None:
+    one = replace(mixed_batch(), targets=torch.zeros(B, K))
+    loss = make_loss("ssr")(one)
+    loss.backward()
+    assert loss == 0 and one.logits.grad is not None and not one.logits.grad.any()
+
+
+# -- ILL ---------------------------------------------------------------------------------------------
+
+
+def unit(row: Sequence[float]) -> Row:
+    length = math.sqrt(dot(row, row))
+    return [x / length for x in row]
+
+
+def columns(rows: Sequence[Sequence[float]]) -> list[Row]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def ill_terms(matrix: list[Row], one: Batch, scale: float) -> tuple[float, float, float, float]:
+    """The authors' code of Chen et al. 2024: label likelihood, EM, consistency, balance."""
+    by_column = columns([unit(column) for column in columns(matrix)])
+    scaled = [[scale * x for x in unit(row)] for row in by_column]
+    of_class = [softmax(row) for row in scaled]  # (K,K): k, g
+    of_label = columns([softmax(column) for column in columns(scaled)])
+    noise, em, consistency, predictions = [], [], [], []
+    for (_, y, p), (_, _, strong) in zip(samples(one), samples(one, view=1), strict=True):
+        g = y.index(1.0)
+        q, q_strong = ([x[k] * of_class[k][g] for k in range(K)] for x in (p, strong))
+        em.append(ce([x / sum(q) for x in q], [x / sum(q_strong) for x in q_strong]))
+        seen = [sum(p[k] * of_label[k][c] for k in range(K)) for c in range(K)]
+        noise.append(-math.log(seen[g] / sum(seen)))
+        consistency.append(ce(p, strong))
+        predictions.append(p)
+    average = [mean(column) for column in columns(predictions)]
+    return mean(noise), mean(em), mean(consistency), ce([1 / K] * K, average)
+
+
+def test_imprecise_labels() -> None:
+    """The loss; and the matrix descends the likelihood of the labels, against finite differences."""
+    loss, one = make_loss("ill", scale=1.7, rate=0.3, balance=0.4), batch(num_views=2)
+    assert isinstance(loss, ImpreciseLabels)
+    assert torch.equal(loss.matrix, torch.eye(K))
+    loss.matrix.add_(0.3 * torch.rand(K, K, generator=torch.Generator().manual_seed(3)))
+    matrix = loss.matrix.tolist()
+    noise, em, consistency, balance = ill_terms(matrix, one, 1.7)
+    got = loss(one)
+    close(got, noise + em + consistency + 0.4 * balance)
+    got.backward()
+    for k in range(K):
+        for c in range(K):
+
+            def of_entry(x: float, k: int = k, c: int = c) -> float:
+                moved = [
+                    [x if (i, j) == (k, c) else matrix[i][j] for j in range(K)] for i in range(K)
+                ]
+                return ill_terms(moved, one, 1.7)[0]
+
+            close(loss.matrix[k, c], matrix[k][c] - 0.3 * derivative(of_entry, matrix[k][c]))
+
+
+def test_the_targets_of_imprecise_labels_have_no_gradient() -> None:
+    """The weak view learns the label's likelihood and the balance alone; the strong view the rest."""
+    one, same = batch(num_views=2), batch(num_views=2)
+    make_loss("ill", balance=0.0)(one).backward()
+    seen = same.logits[0].softmax(dim=1) @ torch.eye(K).softmax(dim=0)
+    F.nll_loss(seen.log(), same.labels).backward()  # columns of the identity have equal sums
+    assert one.logits.grad is not None and same.logits.grad is not None
+    close(one.logits.grad[0], same.logits.grad[0])
+    assert one.logits.grad[1].any()
+
+
+def test_imprecise_labels_are_finite_where_predictions_are_extreme() -> None:
+    logits = torch.full((2, B, K), -200.0)
+    logits[..., 0] = 200.0
+    one = replace(batch(num_views=2), logits=logits.requires_grad_())
+    loss = make_loss("ill")
+    value = loss(one)
+    value.backward()
+    assert value.isfinite() and one.logits.grad is not None and one.logits.grad.isfinite().all()
+    assert isinstance(loss, ImpreciseLabels) and loss.matrix.isfinite().all()
+
+
 # -- state and mistakes --------------------------------------------------------------------------------
 
 
@@ -630,6 +808,9 @@ def test_what_a_rule_remembers_of_the_labels_is_not_in_the_state() -> None:
         ("sop", "rate_u", -1.0),
         ("ctrr", "threshold", 2.0),
         ("tcl", "temperature", 0.0),
+        ("ssr", "theta_r", 1.5),
+        ("ssr_plus", "consistency", -1.0),
+        ("ill", "scale", 0.0),
     ],
 )
 def test_an_option_out_of_range(method: str, option: str, value: float) -> None:

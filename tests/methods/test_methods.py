@@ -25,7 +25,7 @@ from noisybsd.runs.signals import Stopped
 
 NAMES = (
     "ce label_smoothing mixup ce_ema gce sce elr sop sop_plus selc temporal_ensembling ps_kd ctrr "
-    "simclr_ce tcl bsd bsd_simclr bsd_supcon bsd_plus bsd_plus_one_view bsd_plus_neighbours"
+    "simclr_ce tcl ssr ssr_plus ill bsd bsd_simclr bsd_supcon bsd_plus bsd_plus_one_view bsd_plus_neighbours"
 )
 SMALL = (
     "recipe=digits_sym40",
@@ -34,6 +34,7 @@ SMALL = (
     "data.limit=200",
     "network.width=4",
     "network.embedding_dim=8",
+    "neighbours.k=10",
     "neighbours.start_epoch=1",
     "device=cpu",
 )
@@ -264,6 +265,8 @@ def test_tcl_gets_mixed_images_beside_the_plain_ones(monkeypatch: pytest.MonkeyP
         (["method=tcl", "augment.mixup=0"], "loss=tcl needs mixed images: use augment.mixup=1"),
         (["method=ctrr", "augment.views=[weak]"], "loss=ctrr needs two views"),
         (["method=ce", "neighbours.weight=1"], "targets=labels takes none: use targets=posterior"),
+        (["method=ssr", "neighbours.weight=0"], "targets=ssr selects by the votes of neighbours"),
+        (["method=ssr_plus", "augment.views=[weak]"], "loss=ssr_plus needs two views"),
         (["method=elr", "augment.mixup=-1"], "augment.mixup"),
         (["method=eler"], "did you mean elr?"),
     ],
