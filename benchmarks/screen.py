@@ -35,7 +35,7 @@ from noisybsd.engine import trainer
 from noisybsd.errors import UserError
 from noisybsd.methods.bsd import PosteriorTargets, sharpened
 from noisybsd.methods.contrastive import CONTRASTIVE
-from noisybsd.methods.parts import Batch, cross_entropy, one_hot
+from noisybsd.methods.parts import Batch, Task, cross_entropy, one_hot, zeros
 from noisybsd.methods.plain import CrossEntropy
 from noisybsd.methods.posterior import Posterior
 from noisybsd.methods.registry import LOSSES, TARGET_RULES
@@ -107,6 +107,26 @@ class UniformAlignment(PosteriorTargets):
         self.alignment.histogram.fill_(1 / len(self.alignment.histogram))
 
 
+class BankGate(PosteriorTargets):
+    """A sample counts as much as its neighbours agree with what is believed of it, after SSR.
+
+    Its target is scaled by the neighbours' mean belief in the believed class over that in their favourite
+    class. Source: Feng et al. 2022, arXiv 2111.11288, section 3.2, whose gate is 0 or 1.
+    """
+
+    def observe(self, index: Tensor, probs: Tensor) -> None:
+        weight, self.neighbour_weight = self.neighbour_weight, 0.0  # neighbours are no evidence
+        super().observe(index, probs)
+        self.neighbour_weight = weight
+
+    def targets(self, index: Tensor) -> Tensor:
+        targets, votes = super().targets(index), self.votes[index]
+        believed = votes.gather(1, targets.argmax(dim=1, keepdim=True))
+        largest = votes.amax(dim=1, keepdim=True)
+        # no neighbours were searched so far: every sample counts
+        return targets * torch.where(largest > 0, believed / largest.clamp_min(1e-12), 1.0)
+
+
 class EmaSensor(PosteriorTargets):
     """The network's moving average makes the observations, of the same views."""
 
@@ -151,6 +171,34 @@ class StrongView(CrossEntropy):
 
     def forward(self, batch: Batch) -> Tensor:
         return cross_entropy(batch.logits[1], batch.targets)
+
+
+class RisingMask(CrossEntropy):
+    """Classes whose probability rises are no negatives while the target is undecided, after DSS+.
+
+    A class is left out of the softmax of both views where the prediction for the weak view is above its
+    running mean, unless it is the target's favourite. Undecided: no class has 0.9 of the target.
+    """
+
+    MEAN, DECIDED = 0.3, 0.9
+
+    mean: Tensor
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        self.register_buffer("mean", zeros(task, task.num_classes))
+
+    def forward(self, batch: Batch) -> Tensor:
+        before, now = self.mean[batch.index], batch.logits[0].detach().softmax(dim=-1)
+        self.mean.index_copy_(0, batch.index, before.lerp(now, self.MEAN))
+        most, favourite = batch.targets.max(dim=1, keepdim=True)
+        seen = before.sum(dim=1, keepdim=True) > 0
+        left_out = (now > before) & seen & (most < self.DECIDED)
+        left_out = left_out.scatter(1, favourite, False)
+        targets = batch.targets.masked_fill(left_out, 0.0)
+        targets = targets / targets.sum(dim=1, keepdim=True)
+        # -1e4 in place of -inf, which times a target of 0 is not a number
+        return cross_entropy(batch.logits.masked_fill(left_out, -1e4), targets)
 
 
 class MixupBeside(CrossEntropy):
@@ -199,6 +247,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
 TARGET_RULES |= {name: with_constants(**values) for name, values in CONSTANTS.items()}
 TARGET_RULES |= {
     "ema_sensor": EmaSensor,
+    "bank_gate": BankGate,
     "fading_label": FadingLabel,
     "fading_label_ema": FadingLabelEma,
     "uniform_alignment": UniformAlignment,
@@ -206,6 +255,7 @@ TARGET_RULES |= {
 CONTRASTIVE |= {"supcon_by_agreement": supcon_by_agreement, "no_negatives": no_negatives}
 LOSSES |= {
     "mixup_beside": MixupBeside,
+    "rising_mask": RisingMask,
     "strong_view": StrongView,
     "weak_view": WeakView,
 }
@@ -215,6 +265,7 @@ LOSSES |= {
 
 
 BASE = "the recipe as it is"
+NEAR = ("neighbours.k=200", "neighbours.weight=1", "neighbours.start_epoch=1")
 VARIANTS: dict[str, tuple[str, ...]] = {
     BASE: (),
     "cross-entropy": ("method=ce",),
@@ -232,6 +283,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sharp to the end": ("targets=sharp_to_the_end",),
     "the label fades": ("targets=fading_label",),
     "the weight average observes": ("targets=ema_sensor",),
+    "neighbours gate": ("targets=bank_gate", *NEAR),
+    "neighbours as evidence": NEAR,
     "the label fades, the weight average observes": ("targets=fading_label_ema",),
     # the contrastive half, and the views
     "no contrastive term": ("contrastive.name=none",),
@@ -243,6 +296,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "classified: weak view only": ("loss=weak_view",),
     "classified: strong view only": ("loss=strong_view",),
     "randaugment": ("augment.name=cifar_randaugment",),
+    "rising classes are no negatives": ("loss=rising_mask",),
     "mixup": ("loss=mixup_beside", "augment.mixup=4"),
 }
 

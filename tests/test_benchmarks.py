@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from noisybsd.config import load_config
 from noisybsd.engine.trainer import Trainer
+from noisybsd.methods.bsd import PosteriorTargets
 from noisybsd.methods.registry import LOSSES, TARGET_RULES
 
 
@@ -210,6 +211,51 @@ def test_negatives_by_disagreement_by_slow_loops() -> None:
     assert supcon_by_agreement(z, y, 0.2).item() == pytest.approx(total / 8, rel=1e-5)
 
 
+def test_a_sample_counts_as_much_as_its_neighbours_agree() -> None:
+    from dataclasses import replace
+
+    from screen import BankGate
+
+    from noisybsd.methods.beliefs import task_of
+    from noisybsd.settings import NeighboursConfig
+
+    task = replace(task_of([0, 1, 1], 2, 10), neighbours=NeighboursConfig(k=1, weight=1.0))
+    gated, plain = BankGate(task), PosteriorTargets(replace(task, neighbours=NeighboursConfig(k=0)))
+    index, logits = torch.tensor([0, 1]), torch.randn(2, 2, 2)
+    assert torch.equal(gated.visit(index, logits), plain.visit(index, logits))
+    gated.observe_neighbours(torch.tensor([[0.2, 0.8], [0.2, 0.8], [0.0, 0.0]]))
+    found, believed = gated.visit(index, logits), plain.visit(index, logits)
+    expected = [0.25 if row.argmax() == 0 else 1.0 for row in believed]
+    assert (found.sum(dim=1) / believed.sum(dim=1)).tolist() == pytest.approx(expected)
+
+
+def test_rising_classes_are_left_out_by_slow_loops() -> None:
+    from screen import RisingMask
+
+    from noisybsd.methods.beliefs import task_of
+    from noisybsd.methods.parts import Batch
+
+    loss = RisingMask(task_of([0, 1], 3, 10, views=2))
+    targets = torch.tensor([[0.6, 0.3, 0.1], [0.05, 0.95, 0.0]])
+    index = torch.tensor([0, 1])
+    first, second = torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(1))
+    z = torch.zeros(4, 1)
+    loss(Batch(index, index, first, z, targets))  # the first visit: nothing rises
+    total = 0.0
+    for i in range(2):
+        mean = [0.3 * p for p in first[0, i].softmax(0).tolist()]
+        now = second[0, i].softmax(0).tolist()
+        kept = [k for k in range(3) if k == i or i == 1 or now[k] <= mean[k]]
+        assert i == 1 or len(kept) < 3
+        mass = sum(targets[i, k].item() for k in kept)
+        for view in range(2):
+            partition = sum(math.exp(second[view, i, k].item()) for k in kept)
+            for k in kept:
+                log_p = second[view, i, k].item() - math.log(partition)
+                total -= targets[i, k].item() / mass * log_p / 4
+    assert loss(Batch(index, index, second, z, targets)).item() == pytest.approx(total, rel=1e-5)
+
+
 def test_a_fading_label_is_forgotten_for_what_prediction_and_label_say() -> None:
     from screen import FadingLabel
 
@@ -229,9 +275,9 @@ def test_a_fading_label_is_forgotten_for_what_prediction_and_label_say() -> None
     "name",
     [
         *("aligned to equal classes", "targets as they are believed", "sharp to the end"),
-        *("the label fades", "the weight average observes"),
+        *("the label fades", "the weight average observes", "neighbours gate"),
         "the label fades, the weight average observes",
-        *("negatives by disagreement", "no negatives", "mixup"),
+        *("negatives by disagreement", "no negatives", "rising classes are no negatives", "mixup"),
         *("classified: weak view only", "classified: strong view only"),
     ],
 )
