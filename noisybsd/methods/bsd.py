@@ -121,7 +121,7 @@ class PosteriorTargets(TargetRule):
         (1) align                     a  ~ p_k h_k / m_k                           (`Alignment`)
         (2) sharpen                   s  ~ a_k^(1/T)
         (3) condition on the label    q  ~ s_k P(g | k)                            (`LabelNoise`)
-        (4) weigh the visit           w  = <a^(1/T_w), a'^(1/T_w)>, both normalised
+        (4) weigh the visit           w  = max(1, 40/E) <a^(1/T_w), a'^(1/T_w)>, both normalised
         (5)                           alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j)
         (6)                           target ~ y_k^(1/T_t),  y = alpha / sum_k alpha_k
 
@@ -136,7 +136,8 @@ class PosteriorTargets(TargetRule):
 
     (4) is the probability that two views name the same class (with one view: that two draws from its
     prediction do). While the network is undecided, hardly any time passes for the belief, and the label
-    stands; so neither a slow network nor a long run forgets labels that nothing better has come for.
+    stands; so neither a slow network nor a long run forgets labels that nothing better has come for. In a run
+    of few epochs E a visit counts for more: c and gamma suit the visits of 40 epochs.
 
     With `top_k` below the number of classes the state is sparse.
     """
@@ -151,6 +152,8 @@ class PosteriorTargets(TargetRule):
     EVIDENCE_SHARE = 0.75
     # T_w: on digits and CIFAR-10N (docs/LOG.md, visits that count in part)
     AGREEMENT_TEMPERATURE = 0.25
+    # the shortest run for which c and gamma were chosen (docs/LOG.md, a belief that keeps pace with the run)
+    LONG_RUN = 40
 
     votes: Tensor
 
@@ -176,7 +179,11 @@ class PosteriorTargets(TargetRule):
             Field(description="the given label is evidence at every visit, for what it is worth"),
         ] = True,
         weigh_visits: Annotated[
-            bool, Field(description="a visit counts as much as the predictions for two views agree")
+            bool,
+            Field(
+                description="a visit counts as much as the predictions for two views agree, and for more in "
+                "a run of less than 40 epochs"
+            ),
         ] = True,
         top_k: Annotated[
             int | None,
@@ -200,6 +207,7 @@ class PosteriorTargets(TargetRule):
         self.alignment = Alignment(*shares) if align else None
         self.label_noise = LabelNoise(labels, *shares, task.votes) if label_evidence else None
         self.sharpen, self.weigh_visits, self.epochs = sharpen, weigh_visits, task.epochs
+        self.pace = max(1.0, self.LONG_RUN / task.epochs)
         self.start_epoch(0)
         self.neighbour_weight = task.neighbours.weight
         if self.neighbour_weight > 0:
@@ -243,7 +251,7 @@ class PosteriorTargets(TargetRule):
         if not self.weigh_visits:
             return None
         views = sharpened(aligned, self.AGREEMENT_TEMPERATURE)
-        return (views[0] * views[-1]).sum(dim=1)
+        return self.pace * (views[0] * views[-1]).sum(dim=1)
 
     def observe_neighbours(self, votes: Tensor) -> None:
         if self.neighbour_weight > 0:

@@ -66,7 +66,7 @@ class Posterior(nn.Module):
         Args:
             index: (B,) int64, the rows observed.
             evidence: (B,K), the network's prediction p_i^t, plus that of further sensors, if any.
-            weight: (B,), w, how much of a visit this is, in [0, 1]; None: 1, as in the paper.
+            weight: (B,), w, how many visits this is, from 0; None: 1, as in the paper.
         """
         kept, added = _of_a_visit(self.discount, evidence, weight)
         rows = self.alpha.index_select(0, index)

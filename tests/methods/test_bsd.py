@@ -112,6 +112,23 @@ def test_a_visit_counts_as_much_as_the_views_agree() -> None:
         assert rule.posterior.alpha[i].tolist() == pytest.approx(slow, rel=1e-5)
 
 
+def test_in_a_short_run_a_visit_is_as_many_as_a_long_one_would_have() -> None:
+    """With 10 epochs alpha <- gamma^(4w) alpha + 4w q; from 40 epochs on nothing changes."""
+    probs = torch.randn(2, B, K, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
+    steps = PAPER | {"weigh_visits": True}
+    for epochs, pace in ((10, 4.0), (40, 1.0), (300, 1.0)):
+        rule = posterior_rule(task(epochs=epochs), **steps)
+        before = rule.posterior.alpha[INDEX].clone()
+        rule.observe(INDEX, probs)
+        views = sharpened(probs, 0.25)
+        w = pace * (views[0] * views[1]).sum(dim=1, keepdim=True)
+        torch.testing.assert_close(rule.posterior.alpha[INDEX], 0.8**w * before + w * probs[0])
+    plain = posterior_rule(task(epochs=10), **PAPER)
+    before = plain.posterior.alpha[INDEX].clone()
+    plain.observe(INDEX, probs)
+    torch.testing.assert_close(plain.posterior.alpha[INDEX], 0.8 * before + probs[0])
+
+
 def test_views_that_contradict_each_other_leave_the_belief_as_it_was() -> None:
     rule = PosteriorTargets(task())
     before = rule.posterior.alpha.clone()
