@@ -188,6 +188,11 @@ class Config(Section):
                 f"augment.mixup={mixup} does not go with targets={self.targets} and loss={self.loss}, "
                 f"which tell samples apart: use targets=labels and a loss of {fitting}"
             )
+        if self.data.calibration > 0 and rule.belief is TargetRule.belief:
+            yield (
+                f"data.calibration={self.data.calibration} learns how labels err from a belief, and "
+                f"targets={self.targets} keeps none: use targets=posterior, or data.calibration=0"
+            )
         if near.weight > 0 and rule.observe_neighbours is TargetRule.observe_neighbours:
             yield (
                 f"neighbours.weight={near.weight} is evidence for a belief, and "
