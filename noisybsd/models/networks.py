@@ -65,7 +65,9 @@ class Network(nn.Module):
         self.encoder = encoder
         self.classifier = nn.Linear(feature_dim, num_classes)
         self.projection = projection
-        self.temperature = 1.0  # what divides the logits wherever they become probabilities to tell
+        self.temperature = (
+            1.0  # divides the logits when predictions are told; training does not look at it
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B,K) and unit-length embeddings z (B,D) of images x (B,C,H,W), both float32."""
