@@ -362,7 +362,7 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         ("calibration error (ECE)", f"{results['test_ece_last']:.4f}"),
         (
             f"  before temperature {results['temperature']:.2f}",
-            f"{results['test_ece_uncalibrated_last']:.4f}",
+            f"{results['uncalibrated_ece_last']:.4f}",
         )
         if results["temperature"] is not None
         else None,

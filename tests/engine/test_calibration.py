@@ -209,7 +209,7 @@ def test_all_that_tells_probabilities_tells_the_calibrated_ones(
             raw = network.eval()(trainer.views.plain(trainer.test.images))[0]
         torch.testing.assert_close(raw / temperature, scaled)
         assert prediction_metrics(scaled, labels)["ece"] == last[f"test_ece{suffix}"]
-        assert results[f"test_ece{suffix}_uncalibrated_last"] == pytest.approx(
+        assert results[f"uncalibrated_ece{suffix}_last"] == pytest.approx(
             prediction_metrics(raw, labels)["ece"], abs=1e-6
         )
         # read back alone, and as the graph that is exported
