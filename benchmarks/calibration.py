@@ -3,7 +3,8 @@
     python benchmarks/calibration.py runs/sweep/* --out results/calibration.csv
 
 Columns:
-    recipe, method, seed        which run
+    recipe, method, epochs      which runs
+    seeds                       how many
     network                     weights, or average: their moving average
     images                      held out to calibrate on
     fit                         none: T = 1; noisy labels: as if they were right; likelihood: the product's;
@@ -11,15 +12,16 @@ Columns:
                                 Penso and Goldberger 2024: the trace of M P^-1, with M the joint frequency of
                                 prediction and given label; clean labels: the best to hope for
     matrix                      P as the belief has it, or as it is
-    temperature                 T, in [0.25, 10]
-    accuracy, ece, nll          on the test images
+    t_lowest, t_highest         T of the runs, in [0.25, 10]
+    accuracy, ece, nll          on the test images, means over the runs
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ from noisybsd.engine.metrics import prediction_metrics
 from noisybsd.engine.saved import load_run_config, load_trainer
 
 BINS = 15
+KEYS = ("recipe", "method", "epochs", "network", "fit", "matrix")
+MEASURED = ("accuracy", "ece", "nll")
 
 
 def by_accuracy(logits: Tensor, labels: Tensor, noise: Tensor, bins: int = BINS) -> float:
@@ -74,14 +78,31 @@ def rows_of(run: Path) -> Iterator[Row]:
         for fit, name, temperature in fits:
             measured = prediction_metrics(tested / temperature, labels)
             yield {
-                **{key: getattr(config, key) for key in ("recipe", "method", "seed")},
+                **{key: getattr(config, key) for key in ("recipe", "method", "epochs")},
                 "network": "average" if suffix else "weights",
-                "images": len(given),
                 "fit": fit,
                 "matrix": name,
-                "temperature": rounded(temperature, 3),
-                **{key: rounded(measured[key]) for key in ("accuracy", "ece", "nll")},
+                "images": len(given),
+                "temperature": temperature,
+                **{key: measured[key] for key in MEASURED},
             }
+
+
+def over_seeds(rows: Iterable[Row]) -> Iterator[Row]:
+    """A row for all runs that differ in nothing but the seed."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in KEYS), []).append(row)
+    for key, group in groups.items():
+        temperatures = [row["temperature"] for row in group]
+        yield {
+            **dict(zip(KEYS, key, strict=True)),
+            "seeds": len(group),
+            "images": round(fmean(row["images"] for row in group)),
+            "t_lowest": rounded(min(temperatures), 3),
+            "t_highest": rounded(max(temperatures), 3),
+            **{name: rounded(fmean(row[name] for row in group), 3) for name in MEASURED},
+        }
 
 
 def main() -> None:
@@ -91,7 +112,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, help="CSV to write; default: only print")
     known = parser.parse_args()
-    write_csv(known.out, [row for run in known.runs for row in rows_of(run)])
+    write_csv(known.out, [*over_seeds(row for run in known.runs for row in rows_of(run))])
 
 
 if __name__ == "__main__":
