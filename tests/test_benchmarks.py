@@ -72,7 +72,8 @@ def test_a_csv_says_what_made_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["docs/performance.md", "docs/scaling.md", "results/labels.md"]
+    "document",
+    ["docs/performance.md", "docs/scaling.md", "results/calibration.md", "results/labels.md"],
 )
 def test_tables_of_the_documents_are_those_of_the_csvs(document: str) -> None:
     from tables import with_tables
