@@ -192,6 +192,11 @@ class Config(Section):
             yield (
                 f"targets={self.targets} selects by the votes of neighbours: use neighbours.weight=1, got 0"
             )
+        if self.data.calibration > 0 and rule.belief is TargetRule.belief:
+            yield (
+                f"data.calibration={self.data.calibration} learns how labels err from a belief, and "
+                f"targets={self.targets} keeps none: use targets=posterior, or data.calibration=0"
+            )
         if near.weight > 0 and rule.observe_neighbours is TargetRule.observe_neighbours:
             yield (
                 f"neighbours.weight={near.weight} is evidence for a belief, and "

@@ -19,7 +19,7 @@ usage: python -m noisybsd.evaluate run=DIR [key=value …]
 
 Measure the networks of a run, finished or not, on its test set: accuracy, calibration error (ECE), negative
 log-likelihood, Brier score and k-NN accuracy, of the raw weights and of their moving average. Prints a
-table and writes DIR/evaluation.json.
+table and writes DIR/evaluation.json. Probabilities are calibrated where the run was (data.calibration).
 
 keys that may differ from the run's own:
   data.download=true|false, data.workers=N, data.on_error=stop|skip,

@@ -21,8 +21,9 @@ Write the network of a run, finished or not, into one file. The run's data are n
   out=FILE            default: model.onnx, model.pt2 or model.safetensors in DIR
   weights=average     the moving average of the weights, the default if the run has one; or last
 
-ONNX and torch take images uint8 (N,S,S,C) and give probabilities (N,K); the normalisation is inside. The
-metadata of the file name the classes and S, size. docs/predicting.md has examples.
+ONNX and torch take images uint8 (N,S,S,C) and give probabilities (N,K); the normalisation and the
+temperature of a run with data.calibration are inside. The metadata of the file name the classes, S (size) and
+the temperature, by which a user of the safetensors divides the logits. docs/predicting.md has examples.
 """
 
 

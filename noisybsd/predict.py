@@ -21,7 +21,8 @@ NAMED = 5  # images that cannot be used, of those that the console names
 USAGE = """\
 usage: python -m noisybsd.predict run=DIR images=FOLDER|FILE|TABLE out=FILE [key=value …]
 
-Say what is on images, with the network of a run, finished or not. The run's data are not needed.
+Say what is on images, with the network of a run, finished or not. The run's data are not needed. Confidences
+are calibrated where the run was (data.calibration).
 
   images=FOLDER       all image files in it, at any depth
   images=FILE         one image file

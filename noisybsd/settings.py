@@ -165,6 +165,13 @@ class DataConfig(Section):
         description="own data without a test split: hold out one of so many parts, and not test_fraction",
     )
     fold: int = Field(0, ge=0, description="which of data.folds parts is held out, from 0")
+    calibration: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the training images held out to calibrate probabilities on, by their given "
+        "labels; 0: do not",
+    )
     size: int | None = Field(
         None,
         ge=4,

@@ -196,6 +196,7 @@ def _results(trainer: Trainer, kept: RunRecord) -> dict[str, Any]:
         "dataset": data.name,
         "train_samples": len(data.train.labels),
         "test_samples": len(data.test.labels),
+        "calibration_samples": 0 if data.calibration is None else len(data.calibration),
         "data_sha256": data.sha256,
         "data": data_notes(data.notes, kept.skipped(trainer.loader.skipped)),
         "extended_after": kept.extended_after,
@@ -235,6 +236,11 @@ def _check_fits(config: Config, dataset: Dataset) -> None:
     if len(dataset.test) < processes:
         raise UserError(
             f"{processes} processes cannot share {len(dataset.test)} test images; use fewer processes"
+        )
+    if dataset.calibration is not None and len(dataset.calibration) < processes:
+        raise UserError(
+            f"data.calibration={config.data.calibration}: holds out {len(dataset.calibration)} images for "
+            f"{processes} processes; use a larger share"
         )
     if config.neighbours.k >= n:
         raise UserError(f"neighbours.k={config.neighbours.k} must be below the {n} training images")
@@ -354,6 +360,12 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         if (doubt := _TEST_LABELS.get(results["data"]["test_labels"]))
         else None,
         ("calibration error (ECE)", f"{results['test_ece_last']:.4f}"),
+        (
+            f"  before temperature {results['temperature']:.2f}",
+            f"{results['uncalibrated_ece_last']:.4f}",
+        )
+        if results["temperature"] is not None
+        else None,
         ("labels wrong in training", percent("noise_rate")),
         ("labels right after correction", percent("label_correction_accuracy")),
         ("AUROC of finding wrong labels", "unknown" if auroc is None else f"{auroc:.4f}"),

@@ -74,7 +74,8 @@ def test_a_csv_says_what_made_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["docs/performance.md", "docs/scaling.md", "results/labels.md"]
+    "document",
+    ["docs/performance.md", "docs/scaling.md", "results/calibration.md", "results/labels.md"],
 )
 def test_tables_of_the_documents_are_those_of_the_csvs(document: str) -> None:
     from tables import with_tables
@@ -82,6 +83,28 @@ def test_tables_of_the_documents_are_those_of_the_csvs(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     assert with_tables(text) == text, f"run: python benchmarks/tables.py {document}"
     assert "| --- |" in text
+
+
+def test_the_accuracy_of_a_bin_is_the_trace_of_the_joint_by_the_inverse_of_the_noise() -> None:
+    from calibration import by_accuracy
+
+    rng = np.random.default_rng(0)
+    logits, labels = torch.from_numpy(rng.normal(size=(60, 3)) * 4), rng.integers(0, 3, 60)
+    noise = np.array([[0.7, 0.2, 0.1], [0.0, 0.8, 0.2], [0.3, 0.1, 0.6]])
+
+    def error(temperature: float) -> float:
+        probs = (logits / temperature).softmax(1).numpy()
+        order, total = np.argsort(probs.max(1), kind="stable"), 0.0
+        for part in np.array_split(order, 4):
+            joint = np.zeros((3, 3))
+            for i in part:
+                joint[probs[i].argmax(), labels[i]] += 1 / len(part)
+            gap = np.trace(joint @ np.linalg.inv(noise)) - probs[part].max(1).mean()
+            total += len(part) * abs(gap)
+        return total
+
+    found = by_accuracy(logits, torch.from_numpy(labels), torch.from_numpy(noise), bins=4)
+    assert error(found) == pytest.approx(min(map(error, np.geomspace(0.25, 10, 371))), abs=1e-9)
 
 
 def test_flops_are_two_for_each_multiplication_forward_and_backward() -> None:

@@ -92,6 +92,12 @@ def test_a_second_run_finds_the_features_of_the_first(photos, embedded):
     assert_same(outcome(Path("third")), outcome(Path("first")))
 
 
+def test_it_is_calibrated_on_features_of_images_that_are_not_trained_on(photos, embedded):
+    results = trained(photos("run", "data.calibration=0.2"))
+    assert sum(embedded) == IMAGES
+    assert results["calibration_samples"] > 0 and results["temperature"] != 1
+
+
 def test_only_new_images_are_embedded(photos, embedded):
     trained(photos("first"))
     embedded.clear()

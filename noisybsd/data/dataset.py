@@ -34,6 +34,7 @@ from noisybsd.data.splits import (
     Labels,
     Read,
     Split,
+    calibration_rows,
     check_labels,
     hold_out,
     image_size,
@@ -68,6 +69,7 @@ class Dataset:
         notes: what a run's results say about the data; JSON-able.
         held_out: the test images with the labels given to them, where they were held out of the training
             images; `test` has clean labels where these are known.
+        calibration: training images that are not trained on, to calibrate probabilities; data.calibration.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Dataset:
     notes: dict[str, Any]
     sha256_before: str = ""
     held_out: Split | None = None
+    calibration: Split | None = None
 
     def is_of(self, sha256: str) -> bool:
         """Whether these are the data that a run recorded by their hash."""
@@ -143,7 +146,11 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     if data.test_limit is not None:
         few = _first(len(test), data.test_limit, _in_order(test.labels))
         test, held_out = test.take(few), None if held_out is None else held_out.take(few)
-    train = train.without_unknown()
+    train, calibration, calibrated = train.without_unknown(), None, ""
+    if data.calibration > 0:
+        chosen = calibration_rows(train.labels, data.calibration)
+        train, calibration = train.take(~chosen), train.take(chosen)
+        calibrated = f" calibrated on {labels_sha256(calibration.labels)}"
     clean = train.clean_labels
     for line in _first_of(problems):
         log.warning("left out: %s", line)
@@ -156,9 +163,10 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         channels=card.channels,
         mean=card.mean,
         std=card.std,
-        sha256=_fingerprint(f"{hashes.content} {tested}", train),
+        sha256=_fingerprint(f"{hashes.content} {tested}{calibrated}", train),
         sha256_before=_fingerprint(hashes.before, train) if held_out is None else "",
         held_out=held_out,
+        calibration=calibration,
         notes={
             "pixels_verified": official,
             "sha256_covers": f"{covered(train.inputs)}, of training and test images; the training labels"

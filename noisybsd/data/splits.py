@@ -184,6 +184,11 @@ def stratified_holdout(labels: Labels, fraction: float, seed: int = 0) -> npt.ND
     return chosen
 
 
+def calibration_rows(labels: Labels, share: float) -> npt.NDArray[np.bool_]:
+    """Which training images (N,) data.calibration holds out, by the given labels (N,)."""
+    return stratified_holdout(labels, share, seed=1)  # 0 chooses test images
+
+
 def holdout_by_path(
     paths: Sequence[str], until: float, start: float = 0.0
 ) -> npt.NDArray[np.bool_]:

@@ -24,6 +24,7 @@ from noisybsd.data.cards import load_card
 from noisybsd.data.images import ImageError, ahead, convert_picture, decode_bytes, decode_image
 from noisybsd.data.splits import image_size
 from noisybsd.data.views import Views
+from noisybsd.engine.calibration import temperature_of
 from noisybsd.engine.frozen import check_weights, frozen_encoder
 from noisybsd.engine.predictions import Floats, Predictions
 from noisybsd.engine.saved import load_run_config, load_state
@@ -201,7 +202,7 @@ class Classifier:
     @torch.inference_mode()
     def _logits(self, pixels: list[Tensor]) -> Tensor:
         """(B,K) float32."""
-        return self.network.classifier(self._features(pixels))
+        return self.network.classifier(self._features(pixels)) / self.network.temperature
 
     @torch.inference_mode()
     def _features(self, pixels: list[Tensor]) -> Tensor:
@@ -271,6 +272,7 @@ def load(
     if weights is None:
         weights = "average" if "ema" in state["modules"] else "last"
     network = _network(config, takes, state["modules"], weights, directory)
+    network.temperature = temperature_of(state, "_ema" if weights == "average" else "")
     place = pick_device(config)
     about = {
         "recipe": config.recipe,
@@ -278,6 +280,7 @@ def load(
         "seed": config.seed,
         "epoch": epoch,
         "weights": weights,
+        "temperature": network.temperature,
         "network": config.network.model_dump(mode="json"),
         "noisybsd": __version__,
     }

@@ -30,10 +30,14 @@ class Deployed(nn.Module):
         super().__init__()
         self.views = classifier.transform.views
         self.encoder, self.classifier = classifier.network.encoder, classifier.network.classifier
+        self.temperature = classifier.network.temperature
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.encoder(self.views.plain(images.permute(0, 3, 1, 2)))
-        probabilities: Tensor = self.classifier(features.float()).softmax(dim=1)
+        logits = self.classifier(features.float())
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        probabilities: Tensor = logits.softmax(dim=1)
         return probabilities
 
 

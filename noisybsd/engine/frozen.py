@@ -63,7 +63,9 @@ class FrozenBackbone:
         if held_out is not None and len(test) < len(held_out):
             assert held_out.paths is not None
             held_out = held_out.take(np.isin(held_out.paths, test.paths or []))
-        return replace(dataset, train=train, test=test, held_out=held_out)
+        if (calibration := dataset.calibration) is not None:
+            calibration = self.with_embeddings(calibration, "images to calibrate on")
+        return replace(dataset, train=train, test=test, held_out=held_out, calibration=calibration)
 
     def with_embeddings(self, split: Split, what: str, *, views: bool = False) -> Split:
         """A split with the features of its images; see `embedded`.

@@ -50,7 +50,7 @@ def predict(
         inputs = channels_last(views.plain(images))
         with torch.autocast(device.type, amp, enabled=amp is not None):
             output, z = network(inputs)
-        logits.append(output.float())
+        logits.append(output.float() / network.temperature)
         embeddings.append(z)
         labels.append(given)
     network.train(training)

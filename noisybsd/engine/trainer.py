@@ -26,6 +26,7 @@ from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset, Split
 from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_resident
 from noisybsd.data.views import EmbeddedViews, Views
+from noisybsd.engine.calibration import fit_temperature, temperature_of, transition
 from noisybsd.engine.frozen import FrozenBackbone, check_weights, encoder_size
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
@@ -72,10 +73,7 @@ class Trainer:
         self.num_classes = len(dataset.class_names)
         train = dataset.train
         self.labels = torch.as_tensor(train.labels, device=device)  # (N,)
-        test = dataset.test  # or this process's share of it
-        if distributed.world_size() > 1:
-            test = test.take(np.r_[distributed.share(len(test))])
-        self.test = keep_resident(test, device, config.data.storage, config.data.on_error)
+        self.test = self._share(dataset.test)
         self.views: Views | EmbeddedViews = self.image_views
         features = None  # their width, where they are what the network is given
         if train.embeddings is not None:
@@ -121,6 +119,13 @@ class Trainer:
         self.network_passes = 0  # of single images through the network, a backward one counted 2
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
+
+    def _share(self, split: Split) -> Split:
+        """This process's share of a split to predict, on the device if it fits there."""
+        if distributed.world_size() > 1:
+            split = split.take(np.r_[distributed.share(len(split))])
+        data = self.config.data
+        return keep_resident(split, self.device, data.storage, data.on_error)
 
     @cached_property
     def loader(self) -> Loader:
@@ -251,6 +256,8 @@ class Trainer:
             Stopped: a signal asked to stop; the step under way is complete.
         """
         self.network.train()
+        for network in self.networks().values():
+            network.temperature = 1.0  # a run made longer goes on from calibrated networks
         done = self.step_number - self.epoch * self.loader.steps_per_epoch
         if done == 0:
             self.sums.reset()
@@ -312,6 +319,8 @@ class Trainer:
             found = self.bank.search(near.k, engine=near.engine)
             self.rule.observe_neighbours(vote(ballots, found, math.inf))  # the plain mean
 
+        if self.dataset.calibration is not None and self.epoch + 1 == self.config.epochs:
+            metrics |= self.calibrate(self.dataset.calibration)
         metrics |= self.evaluate()
         if self.dataset.train.clean_labels is not None:
             clean = torch.as_tensor(self.dataset.train.clean_labels)  # these metrics are the host's
@@ -324,6 +333,27 @@ class Trainer:
     def networks(self) -> dict[str, Network]:
         """The network and its moving average, if there is one, by what their metrics' names end in."""
         return {"": self.network} | ({} if self.ema is None else {"_ema": self.ema.network})
+
+    @torch.no_grad()
+    def calibrate(self, split: Split) -> dict[str, float]:
+        """Give each of `networks` the temperature that suits the given labels of images not trained on.
+
+        Returns:
+            temperature, and uncalibrated_ece, the calibration error on the test images before; each with
+            `_ema` too.
+        """
+        belief, seen = self.rule.belief(), self.monitor.visits > 0
+        assert belief is not None  # or the configuration is refused
+        noise = transition(belief[seen], self.labels[seen])
+        share, found = self._share(split), dict[str, float]()
+        for suffix, network in self.networks().items():
+            before, _, right = self.predict_test(network)
+            found[f"uncalibrated_ece{suffix}"] = prediction_metrics(before, right)["ece"]
+            logits, _, given = map(distributed.gather_rows, self.predict(network, share))
+            network.temperature = fit_temperature(logits, given, noise)
+            found[f"temperature{suffix}"] = network.temperature
+        self.loader.skipped += share.skipped
+        return found
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -472,6 +502,8 @@ class Trainer:
         self.network_passes = state["network_passes"]
         self.train_seconds = state["train_seconds"]
         self.history = state["history"]
+        for suffix, network in self.networks().items():
+            network.temperature = temperature_of(state, suffix)
 
     def begin_epoch_anew(self) -> None:
         """Forget an interrupted epoch's steps, where its samples would be in another order now."""

@@ -65,6 +65,8 @@ class Network(nn.Module):
         self.encoder = encoder
         self.classifier = nn.Linear(feature_dim, num_classes)
         self.projection = projection
+        # divides the logits where predictions are told, not in `forward` nor in training
+        self.temperature = 1.0
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B,K) and unit-length embeddings z (B,D) of images x (B,C,H,W), both float32."""

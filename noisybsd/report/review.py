@@ -24,7 +24,7 @@ from noisybsd.data.dataset import (
 )
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.names import as_text
-from noisybsd.data.splits import Split, labels_of_both
+from noisybsd.data.splits import Split, calibration_rows, labels_of_both
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config
 from noisybsd.errors import UserError, brief, shown
@@ -156,7 +156,8 @@ def apply_review(
             f"review={path}: given: got {review.given[i]} for index {review.index[i]}, whose given label is "
             f"{samples.labels[review.index[i]]} in the run"
         )
-    whole, test, rows = _in_reading_order(config, samples, classes)
+    calibrated = 0 if dataset.calibration is None else len(dataset.calibration)
+    whole, test, rows = _in_reading_order(config, samples, classes, calibrated)
     whole.labels[rows[review.index]] = review.label
     counts = Counter(review.decision)
     changed = int((review.label != review.given).sum())
@@ -194,10 +195,13 @@ def _reviewed(review: Review, samples: Split, file: Path) -> Ints:
 
 
 def _in_reading_order(
-    config: Config, samples: Split, num_classes: int
+    config: Config, samples: Split, num_classes: int, calibrated: int
 ) -> tuple[Split, Split | None, Ints]:
     """All training images as the dataset is read, before any is held out or left out, with the labels that
     the run was trained on.
+
+    Args:
+        calibrated: how many were held out to calibrate on.
 
     Returns:
         these (L), the test images that the dataset comes with, and rows (N,), where `samples` are among L.
@@ -209,6 +213,9 @@ def _in_reading_order(
     if samples.paths is None:  # only data.limit leaves out any, and noise is drawn for all
         whole, _ = with_noise(card, config.noise, config.seed, whole, num_classes)
         rows = np.arange(len(samples))
+        if calibrated:
+            read_rows = np.arange(len(samples) + calibrated)
+            rows = read_rows[~calibration_rows(whole.labels[read_rows], config.data.calibration)]
         if (whole.labels[rows] != samples.labels).any():
             raise UserError(
                 f"data.limit={config.data.limit}: took images from all over the dataset; a review "
