@@ -381,7 +381,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not content.keys() & Config.model_fields.keys():
         raise UserError(f"{path}: is no recipe: it has none of the keys that --help lists")
     if is_record(content):  # what a run recorded reruns it as it was
-        return {"recipe": path.stem, **present(content, name)}
+        refuse_earlier(content, name)
+        return {"recipe": path.stem, **content}
     own = [f"run.{key}" for key in ("dir", "resume") if key in _section(content, "run")]
     for key in [*own, *(["recipe"] if "recipe" in content else [])]:
         raise UserError(f"{path}: {key}: a recipe cannot say this; give {key}=… with the command")
@@ -412,7 +413,8 @@ def read_record(path: Path) -> dict[str, Any]:
         UserError: names the file and, for values of a wrong type, the keys; or the record is of an earlier
             version. Keys and names of parts that this version does not know are no mistake.
     """
-    record = present(read_yaml(path, Config), str(path))
+    record = read_yaml(path, Config)
+    refuse_earlier(record, str(path))
     try:
         Config.model_validate(record)
     except ValidationError as error:
@@ -423,11 +425,11 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def present(record: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """A run's record without the keys that are gone, which nothing depends on.
+def refuse_earlier(record: Mapping[str, Any], place: str) -> None:
+    """Refuse a run's record in which the method's name meant another method.
 
     Raises:
-        UserError: the method's name means another method now.
+        UserError: begins with `place`.
     """
     if "posterior" in record:
         raise UserError(
@@ -436,12 +438,6 @@ def present(record: Mapping[str, Any], place: str) -> dict[str, Any]:
             "posterior.*. Use the version that results.json names under git_commit, or train again: "
             "bsd_supcon of then is bsd_plus now, bsd is bsd_plus_one_view"
         )
-    return {
-        section: {k: v for k, v in value.items() if f"{section}.{k}" not in _GONE}
-        if isinstance(value, Mapping)
-        else value
-        for section, value in record.items()
-    }
 
 
 def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

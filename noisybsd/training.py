@@ -65,7 +65,7 @@ def train(config: Config, run: RunDirectory | None) -> dict[str, Any]:
     if state is not None:
         where = distributed.from_first(None if run is None else str(run.source))
         trainer.load_state(state, where)
-        if state.get("world_size", 1) != distributed.world_size():
+        if state["world_size"] != distributed.world_size():
             trainer.begin_epoch_anew()
         _check_step(trainer, where)
         if state["config"]["epochs"] < config.epochs:
@@ -319,16 +319,16 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
             epochs,
             trainer.lr(trainer.step_number),
         )
-    if state.get("precision", trainer.precision) != trainer.precision:
+    if state["precision"] != trainer.precision:
         log.warning("so far in %s, from here on in %s", state["precision"], trainer.precision)
     then = state["history"][-1]["step"] if state["history"] else 0
     again = state["step"] - then  # steps into an epoch
-    if again and state.get("world_size", 1) != processes:
+    if again and state["world_size"] != processes:
         log.warning(
             "interrupted within epoch %d on %d processes, now there are %d: it begins anew, %d steps "
             "are taken again",
             trainer.epoch + 1,
-            state.get("world_size", 1),
+            state["world_size"],
             processes,
             again,
         )

@@ -2,7 +2,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import ROOT
 
 from noisybsd.config import (
@@ -78,14 +77,7 @@ def test_a_saved_configuration_reruns_the_same(tmp_path: Path) -> None:
     assert load_config([f"recipe={tmp_path / 'config.yaml'}"]) == config
 
 
-def test_a_record_is_read_without_a_key_that_is_gone_and_a_recipe_hears_of_it(
-    tmp_path: Path,
-) -> None:
-    config = load_config(["recipe=digits_sym40"])
-    record = config.model_dump(mode="json") | {"run": {"checkpoint_every": 3}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record))
-    assert load_config([f"recipe={tmp_path / 'config.yaml'}"]).epochs == config.epochs
-    assert read_record(tmp_path / "config.yaml")["run"] == {}
+def test_who_uses_a_key_that_is_gone_hears_of_it(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("method: ce\nrun: {checkpoint_every: 3}\n")
     for said in ([f"recipe={tmp_path / 'mine.yaml'}"], ["recipe=own", "run.checkpoint_every=3"]):
         (line,) = mistakes(*said)

@@ -64,8 +64,6 @@ class Dataset:
         mean, std: per channel, on the 0..1 scale.
         sha256: of training and test images and of the given labels, in their order; `notes` says what of
             the images it covers.
-        sha256_before: the same as versions made it that looked at the training images alone and, of
-            files, at paths and sizes alone; their runs are known by it.
         notes: what a run's results say about the data; JSON-able.
         held_out: the test images with the labels given to them, where they were held out of the training
             images; `test` has clean labels where these are known.
@@ -82,22 +80,16 @@ class Dataset:
     std: tuple[float, ...]
     sha256: str
     notes: dict[str, Any]
-    sha256_before: str = ""
     held_out: Split | None = None
     calibration: Split | None = None
 
     def is_of(self, sha256: str) -> bool:
         """Whether these are the data that a run recorded by their hash."""
-        return sha256 in (self.sha256, self.sha256_before)
+        return sha256 == self.sha256
 
     def other_than(self, sha256: str) -> str:
         """Says that these are not the data of that hash."""
-        told = f"sha256 {self.sha256[:12]}… now, {sha256[:12]}… then"
-        if self.held_out is None:
-            return told
-        return (
-            f"{told}; versions that chose the held-out images by label held out others: train anew"
-        )
+        return f"sha256 {self.sha256[:12]}… now, {sha256[:12]}… then"
 
 
 def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
@@ -121,16 +113,16 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     train, held_out, label_note = _labelled(card, data, read)
     train, sizes = leave_out_missing(train, data, problems)
     known_train, known_test = read.images_sha256 or (None, None)
-    hashes = hash_images(train.inputs, sizes, known_train)
+    trained = hash_images(train.inputs, sizes, known_train)
     if data.folds is not None and not (test is None and held_out is None):
         raise UserError(
             f"data.folds={data.folds}: the data have a test split; leave data.folds out"
         )
     if test is not None:
         test, sizes = leave_out_missing(test, data, problems)
-        tested = hash_images(test.inputs, sizes, known_test).content
+        tested = hash_images(test.inputs, sizes, known_test)
     elif held_out is not None:
-        tested = hash_images(held_out.inputs, [], known_test).content
+        tested = hash_images(held_out.inputs, [], known_test)
     else:
         train, held_out = hold_out(train, data)
         tested = f"held out by path: {data.test_fraction} {data.folds} {data.fold}"
@@ -163,8 +155,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         channels=card.channels,
         mean=card.mean,
         std=card.std,
-        sha256=_fingerprint(f"{hashes.content} {tested}{calibrated}", train),
-        sha256_before=_fingerprint(hashes.before, train) if held_out is None else "",
+        sha256=_fingerprint(f"{trained} {tested}{calibrated}", train),
         held_out=held_out,
         calibration=calibration,
         notes={

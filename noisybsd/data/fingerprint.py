@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,6 @@ SAMPLED = 2000  # image files, or images of a large array, whose content is hash
 WHOLE = 1 << 30  # bytes of an array up to which all of it is
 
 
-@dataclass(frozen=True)
-class Hashes:
-    """SHA-256 of the images of a split.
-
-    Args:
-        content: of all or some of their pixels or files; `covered` says of how many.
-        before: as versions made it that looked at paths and sizes of files alone.
-    """
-
-    content: str
-    before: str
-
-
 def covered(images: torch.Tensor | ImageFiles) -> str:
     """What of images the hash covers, in words."""
     if isinstance(images, ImageFiles):
@@ -43,19 +29,15 @@ def covered(images: torch.Tensor | ImageFiles) -> str:
     )
 
 
-def hash_images(
-    images: torch.Tensor | ImageFiles, sizes: Sequence[int], known: str | None
-) -> Hashes:
-    """The hashes of images (N,C,S,S) uint8 or embeddings (N,A,F), or of as many files of `sizes` bytes.
+def hash_images(images: torch.Tensor | ImageFiles, sizes: Sequence[int], known: str | None) -> str:
+    """The SHA-256 of images (N,C,S,S) uint8 or embeddings (N,A,F), or of as many files of `sizes` bytes.
 
     Args:
-        known: that of the content, where a reader has looked already.
+        known: where a reader has looked already.
     """
     if isinstance(images, ImageFiles):
-        paths = images.paths
-        return Hashes(files_sha256(images.root, paths, sizes), names_sha256(paths, sizes))
-    found = images_sha256(images) if known is None else known
-    return Hashes(found, found)
+        return files_sha256(images.root, images.paths, sizes)
+    return images_sha256(images) if known is None else known
 
 
 def sampled(n: int) -> npt.NDArray[np.int64]:
@@ -65,21 +47,16 @@ def sampled(n: int) -> npt.NDArray[np.int64]:
 
 def files_sha256(root: Path, paths: Sequence[str], sizes: Sequence[int]) -> str:
     """SHA-256 of the paths and sizes of files (N,), and of the content of the sampled ones."""
-    digest = hashlib.sha256(names_sha256(paths, sizes).encode())
+    names = hashlib.sha256()
+    for path, size in zip(paths, sizes, strict=True):
+        names.update(b"%s\0%d\n" % (os.fsencode(path), size))
+    digest = hashlib.sha256(names.hexdigest().encode())
     for i in sampled(len(paths)).tolist():
         try:
             with open(os.path.join(root, paths[i]), "rb") as file:  # noqa: PTH118, PTH123
                 digest.update(sample_of_file(file.fileno(), sizes[i]))
         except OSError as error:  # unreadable: decoding it says so, or leaves it out
             digest.update(f"{error.errno}".encode())
-    return digest.hexdigest()
-
-
-def names_sha256(paths: Sequence[str], sizes: Sequence[int]) -> str:
-    """SHA-256 of the paths and sizes of files (N,)."""
-    digest = hashlib.sha256()
-    for path, size in zip(paths, sizes, strict=True):
-        digest.update(b"%s\0%d\n" % (os.fsencode(path), size))
     return digest.hexdigest()
 
 

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from noisybsd import __version__
 from noisybsd.config import Config
-from noisybsd.data.cards import load_card
 from noisybsd.data.images import ImageError, ahead, convert_picture, decode_bytes, decode_image
-from noisybsd.data.splits import image_size
 from noisybsd.data.views import Views
 from noisybsd.engine.calibration import temperature_of
 from noisybsd.engine.frozen import check_weights, frozen_encoder
@@ -268,7 +266,7 @@ def load(
             epoch,
             config.epochs,
         )
-    takes = Input(**state["input"]) if "input" in state else _input_of_card(config, directory)
+    takes = Input(**state["input"])
     if weights is None:
         weights = "average" if "ema" in state["modules"] else "last"
     network = _network(config, takes, state["modules"], weights, directory)
@@ -330,30 +328,3 @@ def _backbone(config: Config, takes: Input, directory: Path) -> tuple[int, torch
     encoder, width, sha256 = frozen_encoder(config, takes.channels)
     check_weights(config, sha256, takes.backbone_sha256, f"run={directory}")
     return width, encoder
-
-
-def _input_of_card(config: Config, directory: Path) -> Input:
-    """What the network of a checkpoint takes that does not say so, by the dataset's card alone."""
-    card = load_card(config.data.name)
-    if not card.classes:
-        raise UserError(
-            f"{directory / 'checkpoint.pt'}: is of an earlier version of noisybsd, which did not write down "
-            f"the names of the classes, and those of data.name={card.name} are in the data. Continue an "
-            "unfinished run with this version (run.resume), or train again"
-        )
-    size, stored = image_size(card, config.data)
-    log.warning(
-        "run=%s: its checkpoint does not say what its network takes; by the dataset's card it is images of "
-        "%d pixels in %d classes",
-        directory,
-        size,
-        len(card.classes),
-    )
-    return Input(
-        class_names=list(card.classes),
-        channels=card.channels,
-        stored_size=stored,
-        size=size,
-        mean=list(card.mean),
-        std=list(card.std),
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from noisybsd.config import Config, build_config, parse_overrides, present, read_record
+from noisybsd.config import Config, build_config, parse_overrides, read_record, refuse_earlier
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
@@ -69,16 +69,10 @@ def load_state(directory: Path, config: Config) -> dict[str, Any] | None:
         return None
     checkpoint = directory / "checkpoint.pt"
     check_config(state["config"], f"{checkpoint}: config")
-    free = [f"{key}: " for key in MAY_DIFFER]
-    changed = [
-        line
-        for line in differences(
-            as_long_as(config, present(state["config"], str(checkpoint))), config
-        )
-        if not line.startswith(tuple(free))
-    ]
-    if changed:
-        lines = "\n".join(changed)
+    refuse_earlier(state["config"], str(checkpoint))
+    free = tuple(f"{key}: " for key in MAY_DIFFER)
+    changed = differences(as_long_as(config, state["config"]), config)
+    if lines := "\n".join(line for line in changed if not line.startswith(free)):
         raise UserError(f"{checkpoint}: is another run's; config.yaml has other settings\n{lines}")
     return state
 

@@ -39,7 +39,7 @@ def start_from(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
             f"{_described(trainer.config.model_dump())}: {difference}. Use the same network.* here"
         )
     trainer.check_backbone(state, f"run.init={source}")
-    names = (state.get("input") or {}).get("class_names", trainer.dataset.class_names)
+    names = state["input"]["class_names"]
     taken, fresh = ["encoder"], list[str]()
     for name in ("classifier", "projection"):
         fits = _difference(getattr(network, name), parts[name]) is None

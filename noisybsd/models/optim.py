@@ -65,7 +65,7 @@ def _norm_biases(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The learning rate of the next step, times each group's own `scale`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)  # optimisers saved before there were scales
+        group["lr"] = lr * group["scale"]
 
 
 def learning_rate(

@@ -52,7 +52,7 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     if truth is not None and said["verified"] < said["samples_seen"]:
         known += f" among {said['verified']:,} verified ones"
     _print_rate(said, known)
-    if metrics["duplicates"] is not None and (doubled := told(metrics["duplicates"])):
+    if doubled := told(metrics["duplicates"]):
         print(doubled)
     if detection:
         table = Table(title="finding wrong labels: which ranking to trust")

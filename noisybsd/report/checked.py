@@ -25,9 +25,11 @@ _PROBABILITIES = (
 _NUMBERS = ("entropy", "strength", "area_under_margin")
 _NAMES = ("path", "given_name", "suggested_name", "clean_name")
 _OPTIONAL = (
-    *("clean", "clean_name", "given_right", "suggested_right"),  # where the right label is known
-    "held_out",  # not in tables of older versions
-)
+    "clean",
+    "clean_name",
+    "given_right",
+    "suggested_right",
+)  # where the right label is known
 _NULLABLE = (
     *("path", "identical_to", "strength", "left_epoch", "neighbour_agreement", "area_under_margin"),
     *("network_prob", "final_prob", *_OPTIONAL),
@@ -56,7 +58,7 @@ class About(Record):
     method: str
     test_labels: str
     noisybsd: str
-    holds_belief: bool = True
+    holds_belief: bool
 
 
 def table_mistakes(table: pyarrow.Table, about: Any) -> Iterator[str]:

@@ -47,14 +47,12 @@ class Duplicates:
     looked_at: int
 
 
-def find_duplicates(findings: Findings, images: Pictures | None) -> Duplicates | None:
-    """What there is more than once; None where the findings are of a version that did not note it.
+def find_duplicates(findings: Findings, images: Pictures | None) -> Duplicates:
+    """What there is more than once.
 
     Args:
         images: of the N samples; None: nearly identical ones are not looked for.
     """
-    if "identical_to" not in findings.table.column_names:
-        return None
     first = findings.table["identical_to"].to_pylist()
     groups: dict[int, list[int]] = {}
     for i, other in enumerate(first):

@@ -48,7 +48,7 @@ def estimates(findings: Findings) -> dict[str, Any]:
     findings = findings.trained
     seen = findings.seen
     belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
-    rate, matrix = noise_and_transition(belief, labels, holds_belief(findings))
+    rate, matrix = noise_and_transition(belief, labels, findings.about["holds_belief"])
     if origin(rate) == "predictions":
         del rate["low"], rate["high"]
     found: dict[str, Any] = {
@@ -89,11 +89,6 @@ def caution(said: dict[str, Any]) -> str | None:
         "measurement. An undecided belief counts as noise, and a belief that has hardly left the given "
         "labels hides noise. A longer run or a better network improves the estimates."
     )
-
-
-def holds_belief(findings: Findings) -> bool:
-    """Whether the method held a belief of each label; else `belief` is what its network predicts."""
-    return bool(findings.about.get("holds_belief", True))  # findings from before it was noted
 
 
 def origin(rate: dict[str, Any]) -> str:

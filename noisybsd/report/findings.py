@@ -47,8 +47,8 @@ class Findings:
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
             share, zeros if it has none; `test` (M,K), the predictions on the test set. The given
             labels, `labels` (N,) and `test_labels` (M,) int64. And `thumbnails` (N,64) float16, the grey
-            values of 8x8 pixels, NaN where an image is unreadable; not in findings of older versions. And
-            `votes` (N,K), of data with several labels for an image.
+            values of 8x8 pixels, NaN where an image is unreadable. And `votes` (N,K), of data with several
+            labels for an image.
         about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, holds_belief (false:
             `belief` is what the network predicts), test_labels.
     """
@@ -64,8 +64,6 @@ class Findings:
     @property
     def held_out(self) -> Bools:
         """(N,), which samples training did not see, but held out for testing."""
-        if "held_out" not in self.table.column_names:
-            return np.zeros(len(self.table), bool)
         return self.table["held_out"].to_numpy()
 
     @property
@@ -107,7 +105,7 @@ class Findings:
 
     @classmethod
     def read(cls, directory: Path) -> Findings | None:
-        """The findings that `write` wrote; None if they are missing or of an older version.
+        """The findings that `write` wrote; None if they are missing.
 
         Raises:
             UserError: it is there and damaged.
@@ -117,8 +115,6 @@ class Findings:
             return None
         try:
             table = pyarrow.parquet.read_table(table_path)
-            if not {"final_prob", "identical_to", "in_test"} <= set(table.column_names):
-                return None
             about = json.loads((table.schema.metadata or {}).get(b"noisybsd", b"null"))
             with np.load(arrays_path, allow_pickle=False) as content:
                 arrays = dict(content)

@@ -70,7 +70,7 @@ def build_page(
         said: what `estimates` returns.
         detection: what `detection_metrics` returns.
         top: how many of the most suspicious samples to show.
-        duplicates: images that are there more than once; None: not known.
+        duplicates: images that are there more than once; None: nobody has looked.
     """
     findings, about = run.findings, run.findings.about
     order = np.argsort(findings.column("rank"), kind="stable")[:top]

@@ -96,8 +96,7 @@ def read_review(path: Path) -> Review:
         raise UserError(
             f"review={path}: {len(without):,} labels are marked as wrong, and no other class is given: "
             f"{', '.join(without[:NAMED])}{' …' * (len(without) > NAMED)}. Write the right class into the "
-            "column label (a number, in the order of the page), or mark them unsure. Pages of earlier "
-            "versions did not ask for the class where the run suggested none"
+            "column label (a number, in the order of the page), or mark them unsure"
         )
     if not rows:
         raise UserError(f"review={path}: holds no decisions")

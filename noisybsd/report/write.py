@@ -136,9 +136,7 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
         "estimates": as_json(said),
         "detection": detection,
         "out_of_fold": folds,
-        "duplicates": None
-        if duplicates is None
-        else summary(duplicates, run.findings.arrays["labels"]),
+        "duplicates": summary(duplicates, run.findings.arrays["labels"]),
     }
     write_json(directory / "labels_metrics.json", metrics)
     return metrics

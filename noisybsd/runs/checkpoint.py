@@ -52,10 +52,10 @@ class State(Record):
     skipped: list[Text]
     history: list[_TrainedEpoch]
     wandb_id: str = Field(pattern=r"^[\w-]+$")
-    world_size: int = Field(1, ge=1)  # these three came later
-    precision: Literal["fp32", "bf16"] | None = None
-    input: Input | None = None
-    extended_after: list[Annotated[int, Field(ge=0)]] = Field([])
+    world_size: int = Field(ge=1)
+    precision: Literal["fp32", "bf16"]
+    input: Input
+    extended_after: list[Annotated[int, Field(ge=0)]]
 
     @model_validator(mode="after")
     def _consistent(self) -> State:

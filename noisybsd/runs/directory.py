@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from noisybsd.config import Config, present, read_record, save_config
+from noisybsd.config import Config, read_record, refuse_earlier, save_config
 from noisybsd.errors import UserError, shown
 from noisybsd.files import (
     is_temporary,
@@ -214,8 +214,8 @@ def _claim(
         source, run.state = found
         run.source = source
         check_config(run.state["config"], f"{source}: config")
-        there = present(run.state["config"], str(source))
-        _check_same(str(source), as_long_as(config, there), config)
+        refuse_earlier(run.state["config"], str(source))
+        _check_same(str(source), as_long_as(config, run.state["config"]), config)
         if run.checkpoint.exists() and not source.samefile(run.checkpoint):
             # or else the next checkpoint would keep it in the place of the good one before it
             run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))

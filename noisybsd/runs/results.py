@@ -25,7 +25,7 @@ class RunRecord:
         self.wandb_id: str = secrets.token_hex(4) if state is None else state["wandb_id"]
         self._skipped_before: list[str] = [] if state is None else state["skipped"]
         # the epochs after which the run was made longer
-        self.extended_after: list[int] = [] if state is None else state.get("extended_after", [])
+        self.extended_after: list[int] = [] if state is None else state["extended_after"]
 
     def skipped(self, now: Iterable[str]) -> list[str]:
         """The images that any process could not read, each with the reason. All processes take part.

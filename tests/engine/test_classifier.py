@@ -273,30 +273,6 @@ def test_weights_of_another_network_are_refused_in_a_sentence(own: Path, tmp_pat
         load(run)
 
 
-def without_input(run: Path) -> None:
-    """Make the checkpoint of a run one of an earlier version."""
-    state = load_checkpoint(run / "checkpoint.pt")
-    del state["input"]
-    save_checkpoint(state, run / "checkpoint.pt")
-
-
-def test_a_checkpoint_of_before_is_read_by_the_card_alone(
-    own: Path,
-    tiny: Callable[..., list[str]],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    run = copied(own / "run", tmp_path / "own")
-    without_input(run)
-    with pytest.raises(UserError, match=r"names of the classes.*are in the data.*or train again"):
-        load(run)
-    assert train(tiny("run.dir=run", "epochs=1")) == 0
-    whole = load("run")
-    without_input(Path("run"))
-    assert load("run").transform.takes == whole.transform.takes
-    assert "by the dataset's card it is images of 8 pixels in 10 classes" in caplog.text
-
-
 def test_importing_the_package_imports_no_library() -> None:
     code = (
         "import sys, noisybsd\n"

@@ -22,6 +22,17 @@ def state(**changes: Any) -> dict[str, Any]:
         "skipped": [],
         "history": [],
         "wandb_id": "0a1b",
+        "world_size": 1,
+        "precision": "fp32",
+        "extended_after": [],
+        "input": {
+            "class_names": ["cat", "dog"],
+            "channels": 3,
+            "stored_size": 8,
+            "size": 8,
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+        },
     } | changes
 
 

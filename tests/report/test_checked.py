@@ -50,14 +50,10 @@ def test_what_is_whole_is_read(found: Findings, tmp_path: Path) -> None:
 
 
 OPTIONAL = (
-    "held_out",
     "clean",
     "clean_name",
     "given_right",
     "suggested_right",
-    "final_prob",
-    "identical_to",
-    "in_test",
     "neighbours",
     "rank",
 )

@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,6 @@ def test_where_the_network_could_not_look_the_belief_ranks_alone() -> None:
     network = [[np.nan, np.nan], [0.5, 0.5], [0.7, 0.3]]
     found = findings(belief, [0, 0, 0], network=network, network_prob=[1, 1, 1])
     assert found.column("rank").tolist() == [2, 1, 3]  # 0.5, 0.30, 0.63
-
-
-def test_findings_of_an_older_version_are_made_anew(found: Findings, tmp_path: Path) -> None:
-    replace(found, table=found.table.drop_columns("final_prob")).write(tmp_path)
-    assert Findings.read(tmp_path) is None
 
 
 def test_the_network_is_asked_without_augmentation(trainer: Trainer, found: Findings) -> None:

@@ -13,7 +13,6 @@ from helpers.reported import NASTY_CLASSES, hide_cleanlab, own_images, run, trai
 
 from noisybsd.data.__main__ import main as data
 from noisybsd.data.splits import Split
-from noisybsd.report.estimates import detection_metrics, estimates
 from noisybsd.report.findings import Findings, label_table
 from noisybsd.report.write import load_run, report
 
@@ -158,15 +157,3 @@ def test_held_out_samples_are_ranked_among_themselves_and_merged_by_shares() -> 
         held_out=held,
     )
     assert table["rank"].to_pylist() == [4, 3, 6, 1, 5, 2]
-
-
-def test_findings_of_before_have_no_held_out_samples(directory: Path, tmp_path: Path) -> None:
-    whole = found_in(directory)
-    n = int((~whole.held_out).sum())
-    arrays = {k: v if k.startswith("test") else v[:n] for k, v in whole.arrays.items()}
-    ranks = np.argsort(np.argsort(whole.column("rank")[:n])) + 1
-    table = whole.table.slice(0, n).drop_columns(["held_out", "rank"])
-    Findings(table.append_column("rank", [ranks]), arrays, whole.about).write(tmp_path)
-    found = found_in(tmp_path)
-    assert not found.held_out.any() and estimates(found)["held_out"] == 0
-    assert detection_metrics(found) == detection_metrics(whole)

@@ -94,7 +94,6 @@ def test_only_what_is_wrong_changes_and_the_next_run_trains_on_it(
 def test_a_wrong_label_without_another_class_is_refused_by_row(
     config: Config, tmp_path: Path, label: str
 ) -> None:
-    """As pages of earlier versions stored them where the run suggested the given class."""
     given = dataset_of(config).train.labels
     decisions: dict[int, tuple[str, Any]] = {i: ("wrong", int(given[i])) for i in (5, 17)}
     if not label:

@@ -30,10 +30,7 @@ class PackedSplit(BaseModel):
     """What pack.json says of a split."""
 
     count: int = Field(ge=1)
-    images_sha256: str = Field(description="of the pixels of all images")
-    checked_sha256: str | None = Field(
-        None, description="of those that reading looks at; null: the same"
-    )
+    images_sha256: str
 
 
 class Packed(BaseModel):
@@ -44,8 +41,8 @@ class Packed(BaseModel):
     splits: tuple[Literal["train", "test"], ...]
     size: int = Field(ge=1)
     test_labels: str
-    labels: str = Field("default", description="data.labels as it was when packed")
-    held_out: bool = Field(False, description="whether `test` is of the training images")
+    labels: str = Field(description="data.labels as it was when packed")
+    held_out: bool = Field(description="whether `test` is of the training images")
     problems: list[str] = []
     train: PackedSplit
     test: PackedSplit | None = None
@@ -118,7 +115,7 @@ def _packed_split(
     if not len(array) == table.num_rows == about.count:
         raise ValueError(f"{name} has {len(array)} images and {table.num_rows} labels")
     images = torch.from_numpy(array)
-    found, expected = images_sha256(images), about.checked_sha256 or about.images_sha256
+    found, expected = images_sha256(images), about.images_sha256
     if found != expected and data.verify:
         raise UserError(
             f"{path}: holds other images than were packed (sha256 {found[:12]}…, expected "
@@ -135,7 +132,7 @@ def _packed_split(
             f"{name}.parquet: path holds {table.schema.field('path').type}, expected text"
         )
     split = Split(images, labels, clean, paths, votes=votes)
-    return split, about.images_sha256 if found == expected else found
+    return split, found
 
 
 def _votes(table: pyarrow.Table, num_classes: int, path: Path) -> Votes | None:
