@@ -72,7 +72,7 @@ def build_page(
         top: how many of the most suspicious samples to show.
         duplicates: images that are there more than once; None: nobody has looked.
     """
-    findings, about = run.findings, run.findings.about
+    findings, about, doubt = run.findings, run.findings.about, caution(said)
     order = np.argsort(findings.column("rank"), kind="stable")[:top]
     samples, neighbours = _samples(findings, order)
     sheets = {
@@ -80,18 +80,22 @@ def build_page(
         "neighbours": sprite_sheets(run.images, neighbours, NEIGHBOUR),
     }
     environment = Environment(loader=PackageLoader("noisybsd.report"), autoescape=True)
+    environment.filters |= {"percent": _percent, "thousands": "{:,}".format}
     measured = [row for row in (detection or {}).values() if "auroc" in row]
     keys = ("auroc", "average_precision", "precision")
     return environment.get_template("report.html").render(
         about=about,
-        notices=[*run.notices, *filter(None, [caution(said)])],
-        tiles=list(_tiles(findings, said, run.history)),
+        notices=[*run.notices, *([doubt] if doubt else [])],
+        said=said,
+        doubt=doubt,
+        source=origin(said["noise_rate"]),
+        ema=run.history[-1].get("test_accuracy_ema") if run.history else None,
+        shown=len(order),
         plots=list(_plots(findings, said, run.history)),
         detection=detection,
         best={key: max((row[key] for row in measured), default=0) for key in keys},
         doubled=None if duplicates is None else _doubled(run, duplicates),
         wrong=None if findings.clean is None else f"{_wrong(findings):,}",
-        **_heading(said, len(order), bool(about["run"])),
         data={
             "classes": about["class_names"],
             "sha256": about["data_sha256"],
@@ -186,163 +190,8 @@ def _samples(findings: Findings, order: Ints) -> tuple[dict[str, Any], Ints]:
     return samples, shown
 
 
-def _heading(said: dict[str, Any], shown: int, of_run: bool) -> dict[str, str]:
-    """The gallery's heading and the sentence below it.
-
-    Args:
-        of_run: whether the labels are those of a run; else anybody gave the probabilities.
-    """
-    samples = said["samples"] + said["held_out"]
-    heading = f"The {shown:,} most suspicious labels"
-    text = (
-        "Ordered by the run's belief in the given label, times the final network's probability of it, "
-        "the smallest first."
-    )
-    if not of_run:
-        text = "Ordered by the probability of the given label, the smallest first."
-    if shown == samples:
-        heading = f"All {samples:,} labels, the most suspicious first"
-    if said["disputed"] + said["held_out_disputed"] == 0:
-        heading = "No label is disputed"
-        text = (
-            f"For all {said['samples_seen']:,} samples that the run saw, it believes the given label more "
-            "than any other."
-            if of_run
-            else "The given label of every sample is its most probable class."
-        )
-        text += " The least certain come first."
-    if said["held_out"]:
-        text += " A held-out image is judged by the network alone, which never saw its label."
-    if shown < samples:
-        table = "labels.csv" if of_run else "the table"
-        text += f" The other {samples - shown:,} are in {table}; top=N puts more on this page."
-    return {"heading": heading, "explanation": text}
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "unknown" if value is None else f"{value:.{digits}%}"
-
-
-def _verified(said: dict[str, Any]) -> str:
-    """Among how many samples the truth is known, where that is not all of them."""
-    verified = said.get("verified", said["samples_seen"])
-    return "" if verified == said["samples_seen"] else f" among {verified:,} verified ones"
-
-
-def _range(found: dict[str, Any]) -> str:
-    if found["estimate"] is None:
-        return "no estimate is possible"
-    if found["low"] is None:
-        return "no interval"
-    return f"95% interval {_percent(found['low'])} to {_percent(found['high'])}"
-
-
-def _tiles(
-    findings: Findings, said: dict[str, Any], history: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """The summary: name, value and lines of small print."""
-    rate, test, doubt = said["noise_rate"], said["test"], caution(said) is not None
-    unseen, source = said["samples"] - said["samples_seen"], origin(rate)
-    yield {
-        "name": "Training samples" if findings.about["run"] else "Samples",
-        "value": f"{said['samples']:,}",
-        "lines": [
-            f"{findings.classes} classes",
-            *([f"{said['held_out']:,} more held out for testing"] if said["held_out"] else []),
-            *([f"{unseen:,} never seen"] if unseen else []),
-        ],
-    }
-    truth = said.get("noise_rate_true")
-    yield {
-        "name": "Labels estimated wrong",
-        "value": "unknown" if doubt else _percent(rate["estimate"]),
-        "lines": [
-            f"{_percent(rate['estimate'])} by the {source}, which is no measurement"
-            if doubt
-            else f"{_range(rate)}, if the belief is honest"
-            if "low" in rate
-            else "by the confident joint of the predictions",
-            *([] if truth is None else [f"in truth {_percent(truth)}{_verified(said)}"]),
-        ],
-    }
-    right = said.get("suggested_right")
-    yield {
-        "name": "Labels the belief disputes"
-        if source == "belief"
-        else "Labels the predictions dispute",
-        "value": f"{said['disputed']:,}",
-        "lines": [
-            f"{_percent(said['disputed'] / max(said['samples_seen'], 1))} of all",
-            *(
-                [f"and {said['held_out_disputed']:,} held-out ones, by the network"]
-                if said["held_out"]
-                else []
-            ),
-            *(
-                []
-                if right is None
-                else [f"{_percent(right)} of the suggestions are right{_verified(said)}"]
-            ),
-        ],
-    }
-    if (agreement := said.get("agreement")) is not None:
-        kappa = "unknown" if agreement["kappa"] is None else f"{agreement['kappa']:.2f}"
-        yield {
-            "name": "Annotators agree",
-            "value": _percent(agreement["pairs"]),
-            "lines": [
-                f"of pairs of votes on an image, Fleiss' kappa {kappa}",
-                f"{_percent(agreement['unanimous'])} of {agreement['images']:,} images unanimous, "
-                f"{agreement['votes']:.1f} votes each",
-            ],
-        }
-    if test is None:
-        return
-    if test["labels"] == "clean":
-        yield {
-            "name": "Test accuracy",
-            "value": _percent(test["accuracy"]),
-            "lines": [
-                f"{test['samples']:,} images, clean labels",
-                *(
-                    []
-                    if doubt
-                    else [
-                        f"{_percent(test['expected_on_noisy_labels'])} expected on labels as noisy as "
-                        "training's"
-                    ]
-                ),
-            ],
-        }
-    elif doubt or test["on_clean_labels"]["estimate"] is None:
-        yield {
-            "name": f"Test accuracy on {test['labels']} labels",
-            "value": _percent(test["accuracy"]),
-            "lines": [
-                f"{test['samples']:,} images, whose labels are not known to be right",
-                "no estimate for clean labels is possible",
-            ],
-        }
-    else:
-        clean = test["on_clean_labels"]
-        yield {
-            "name": "Test accuracy on clean labels, estimated",
-            "value": _percent(clean["estimate"]),
-            "lines": [
-                _range(clean),
-                f"measured {_percent(test['accuracy'])} on {test['labels']} labels",
-                f"of {test['samples']:,} images",
-            ],
-        }
-    ema = history[-1].get("test_accuracy_ema") if history else None
-    yield {
-        "name": "Calibration error",
-        "value": f"{test['ece']:.3f}",
-        "lines": [
-            "mean gap of confidence and accuracy, test set",
-            *([] if ema is None else [f"test accuracy of the weight average {_percent(ema)}"]),
-        ],
-    }
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1%}"
 
 
 def _plots(
