@@ -15,13 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
-from pydantic import ValidationError
 
 from noisybsd.config import build_config, read_recipe
 from noisybsd.data import dataset, noise
-from noisybsd.errors import UserError, brief
+from noisybsd.errors import UserError
 from noisybsd.methods.beliefs import as_tensor
-from noisybsd.settings import DataConfig, NoiseConfig
 
 if TYPE_CHECKING:
     from noisybsd.engine.classifier import Classifier
@@ -114,12 +112,10 @@ def load_dataset(name: str, root: str | Path = "data", **settings: Any) -> datas
         >>> load_dataset("digits").train.images.shape
         torch.Size([1438, 1, 8, 8])
     """
-    try:
-        data = DataConfig(name=name, root=str(root), **settings)
-    except ValidationError as error:
-        raise UserError("\n".join(map(_mistake, error.errors()))) from None
+    chosen = {"name": name, "root": str(root), **settings}
     with _arguments({"data.": ""}):
-        return dataset.load_dataset(data, NoiseConfig(), seed=0)
+        config = build_config({"recipe": "data"}, {"data": chosen})
+        return dataset.load_dataset(config.data, config.noise, seed=0)
 
 
 class Run:
@@ -210,11 +206,3 @@ def _arguments(names: Mapping[str, str]) -> Iterator[None]:
         for key, argument in names.items():
             text = text.replace(key, argument)
         raise UserError(text) from None
-
-
-def _mistake(mistake: Any) -> str:
-    place = ".".join(map(str, mistake["loc"]))
-    if mistake["type"] == "extra_forbidden":
-        known = ", ".join(name for name in DataConfig.model_fields if name not in ("name", "root"))
-        return f"{place}: is no setting of data; valid: {known}"
-    return f"{place}: got {brief(mistake['input'])}; {mistake['msg']}"

@@ -110,8 +110,8 @@ def test_a_dataset_by_name() -> None:
     ("name", "settings", "says"),
     [
         ("digit", {}, "name: got 'digit'"),
-        ("digits", {"limits": 5}, "limits: is no setting of data; valid: labels, manifest"),
-        ("digits", {"limit": 0}, "limit: got 0"),
+        ("digits", {"limits": 5}, "limits: unknown key (got 5); did you mean limit?"),
+        ("digits", {"limit": 0}, "got 0 (valid: int ≥ 1"),
         ("cifar10", {"download": False, "root": "nowhere"}, "nowhere"),
     ],
 )
