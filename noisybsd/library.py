@@ -70,28 +70,17 @@ def inject_noise(
         "noise.seed": "seed",
         "transition matrix": "matrix",
     }
-    needed = {
-        "asymmetric": ("class_map", class_map),
-        "superclass_next": ("superclasses", superclasses),
-        "superclass_random": ("superclasses", superclasses),
-        "instance": ("features", features),
-        "matrix": ("matrix", matrix),
+    facts: dict[str, Any] = {
+        "class_map": class_map,
+        "superclasses": superclasses,
+        "features": features,
+        "matrix": matrix,
     }
-    argument, value = needed.get(kind, ("kind", kind))
-    if value is None:
-        raise UserError(f"{argument}: got None, but kind={kind!r} needs {argument}")
+    model = noise.NOISE_MODELS.get(kind)
+    if model is not None and model.needs is not None and facts[model.needs] is None:
+        raise UserError(f"{model.needs}: got None, but kind={kind!r} needs {model.needs}")
     with _arguments(names):
-        return noise.inject(
-            given,
-            kind,
-            rate,
-            num_classes=num_classes,
-            seed=seed,
-            asymmetric_map=class_map,
-            coarse=superclasses,
-            features=features,
-            matrix=matrix,
-        ).labels
+        return noise.inject(given, kind, rate, num_classes, seed, **facts).labels
 
 
 def load_dataset(name: str, root: str | Path = "data", **settings: Any) -> dataset.Dataset:

@@ -520,8 +520,8 @@ def draw_noise(
         noise.rate,
         num_classes,
         seed if noise.seed is None else noise.seed,
-        asymmetric_map=card.asymmetric_map,
-        coarse=card.coarse,
+        class_map=card.asymmetric_map,
+        superclasses=card.coarse,
         features=_features(train) if noise.name == "instance" else None,
         matrix=None if noise.file is None else read_matrix(noise.file, num_classes),
     )

@@ -270,9 +270,9 @@ class NoiseModel(NamedTuple):
 NOISE_MODELS: dict[str, NoiseModel] = {
     "symmetric": NoiseModel(symmetric),
     "symmetric_exclusive": NoiseModel(symmetric_exclusive),
-    "asymmetric": NoiseModel(asymmetric, "asymmetric_map"),
-    "superclass_next": NoiseModel(superclass_next, "coarse"),
-    "superclass_random": NoiseModel(superclass_random, "coarse"),
+    "asymmetric": NoiseModel(asymmetric, "class_map"),
+    "superclass_next": NoiseModel(superclass_next, "superclasses"),
+    "superclass_random": NoiseModel(superclass_random, "superclasses"),
     "block5": NoiseModel(block5),
     "plus_one": NoiseModel(pairflip),
     "pairflip": NoiseModel(pairflip),
@@ -321,8 +321,8 @@ def inject(
     num_classes: int,
     seed: int,
     *,
-    asymmetric_map: Mapping[int, int] | None = None,
-    coarse: Sequence[int] | None = None,
+    class_map: Mapping[int, int] | None = None,
+    superclasses: Sequence[int] | None = None,
     features: npt.NDArray[Any] | None = None,
     matrix: npt.ArrayLike | None = None,
 ) -> NoisyLabels:
@@ -332,8 +332,8 @@ def inject(
         labels: (N,) integers, the true classes; not changed.
         name: a key of NOISE_MODELS.
         rate: noise rate in the sense of that model; 0 for `matrix`, which has its own.
-        asymmetric_map: {true class: noisy class}, for `asymmetric`.
-        coarse: (K,) superclass of each class, for `superclass_next` and `superclass_random`.
+        class_map: {true class: noisy class}, for `asymmetric`.
+        superclasses: (K,) superclass of each class, for `superclass_next` and `superclass_random`.
         features: (N,F), for `instance`; see `instance_probabilities`.
         matrix: (K,K), for `matrix`; see `read_matrix`.
 
@@ -357,8 +357,8 @@ def inject(
     true = integers_below(num_classes, labels, "labels", at_index)
     model = NOISE_MODELS[name]
     facts = {
-        "asymmetric_map": asymmetric_map,
-        "coarse": coarse,
+        "class_map": class_map,
+        "superclasses": superclasses,
         "features": features,
         "matrix": matrix,
     }
@@ -387,13 +387,13 @@ def inject(
 
 
 def _missing(name: str, need: str) -> str:
-    if need == "asymmetric_map":
+    if need == "class_map":
         cards = [card for card in card_names() if load_card(card).asymmetric]
         return (
             f"noise.name={name}: this dataset's card has no class map (asymmetric: {{class: "
             f"class}}); cards that have one: {', '.join(cards)}"
         )
-    if need == "coarse":
+    if need == "superclasses":
         cards = [card for card in card_names() if load_card(card).superclasses]
         return (
             f"noise.name={name}: this dataset's card has no superclasses; cards that have them: "

@@ -29,7 +29,7 @@ MATRIX = [[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.25, 0.25, 0.5]]
 def noisy_labels(name: str, n: int, seed: int) -> tuple[np.ndarray, NoisyLabels]:
     """n clean labels of ten classes, and the same with 40 % noise."""
     facts = {
-        "asymmetric": {"asymmetric_map": CIFAR10_MAP},
+        "asymmetric": {"class_map": CIFAR10_MAP},
         "instance": {"features": np.arange(4 * n).reshape(n, 4) % 7 / 7},
     }.get(name, {})
     clean = np.arange(n) % 10

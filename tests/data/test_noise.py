@@ -48,9 +48,9 @@ def facts(name: str, n: int) -> dict:
     """What a model needs to know about a dataset of ten classes (`matrix`: three)."""
     coarse = [0, 1, 0, 1, 2, 2, 0, 1, 3, 0]  # groups of 4, 3, 2 and 1, not consecutive
     return {
-        "asymmetric": {"asymmetric_map": CIFAR10_MAP},
-        "superclass_next": {"coarse": coarse},
-        "superclass_random": {"coarse": coarse},
+        "asymmetric": {"class_map": CIFAR10_MAP},
+        "superclass_next": {"superclasses": coarse},
+        "superclass_random": {"superclasses": coarse},
         "instance": {"features": features_of(n)},
         "matrix": {"matrix": np.array(MATRIX)},
     }.get(name, {})
@@ -167,7 +167,7 @@ def test_cats_and_dogs_are_exchanged_at_once() -> None:
 
 def test_a_class_map_of_any_dataset() -> None:
     clean = np.arange(100) % 10
-    noisy = inject(clean, "asymmetric", 1.0, 10, 0, asymmetric_map=DIGITS_MAP)
+    noisy = inject(clean, "asymmetric", 1.0, 10, 0, class_map=DIGITS_MAP)
     np.testing.assert_array_equal(noisy.labels, [DIGITS_MAP.get(k, k) for k in clean])
 
 
@@ -175,7 +175,7 @@ def test_cifar100_conventions_differ_as_stated() -> None:
     clean, coarse = np.arange(20_000) % 100, np.array(CIFAR100_COARSE)
 
     def share_within_superclass(name: str) -> float:
-        extra = {"coarse": CIFAR100_COARSE} if name.startswith("superclass") else {}
+        extra = {"superclasses": CIFAR100_COARSE} if name.startswith("superclass") else {}
         noisy = inject(clean, name, 0.4, 100, 0, **extra).labels
         changed = noisy != clean
         return float((coarse[noisy[changed]] == coarse[clean[changed]]).mean())
@@ -383,13 +383,13 @@ def test_draw_in_parts_is_the_draw_in_one() -> None:
         ({"labels": np.zeros((2, 2), int)}, r"labels: got int64 of shape \(2, 2\)"),
         ({"name": "asymmetric"}, r"noise\.name=asymmetric: .* no class map .*cifar10"),
         (
-            {"name": "asymmetric", "asymmetric_map": {3: 12}},
+            {"name": "asymmetric", "class_map": {3: 12}},
             r"asymmetric class map: got 3: 12, valid: 0 to 9",
         ),
         ({"name": "superclass_next"}, r"noise\.name=superclass_next: .* no superclasses.*block5"),
         ({"name": "superclass_random"}, r"noise\.name=superclass_random: .* no superclasses"),
         (
-            {"name": "superclass_next", "coarse": [0, 1]},
+            {"name": "superclass_next", "superclasses": [0, 1]},
             r"superclasses: got shape \(2,\).*10 classes",
         ),
         (
