@@ -244,12 +244,16 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
     free: dict[str, set[str]] = defaultdict(set)  # values of what no preset makes
     for run in runs:
         for key, value in run.settings.items():
-            if key not in presets[run.method]:
+            if key not in presets[run.method] and not _idle(run, key):
                 free[key].add(json.dumps(value))
 
     def named(run: Run) -> Iterator[str]:
         for key, value in run.settings.items():
-            if is_place(key) or key in ("recipe", "method", "seed", "noise.rate"):
+            if (
+                is_place(key)
+                or key in ("recipe", "method", "seed", "noise.rate")
+                or _idle(run, key)
+            ):
                 continue
             preset = presets[run.method]
             differs = value != preset[key] if key in preset else len(free[key]) > 1
@@ -257,6 +261,17 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
                 yield f"{key}={_typed(value)}"
 
     return {run.path: tuple(named(run)) for run in runs}
+
+
+def _idle(run: Run, key: str) -> bool:
+    """Whether a setting is of a part that the run does without."""
+    for part, (switch, off) in {
+        "contrastive.": ("contrastive.name", "none"),
+        "neighbours.": ("neighbours.k", 0),
+    }.items():
+        if key.startswith(part) and key != switch:
+            return bool(run.settings[switch] == off)
+    return False
 
 
 def _typed(value: Any) -> str:

@@ -273,6 +273,20 @@ def test_what_a_method_makes_is_not_named(tmp_path: Path) -> None:
     assert labels(section) == ["ce", "elr", "bsd_plus_neighbours"]
 
 
+def test_settings_of_a_part_that_a_run_does_without_are_not_named(tmp_path: Path) -> None:
+    for method in ("ce", "bsd_plus"):
+        for weight in ("0.1", "1"):
+            seed = f"seed={int(weight == '1')}"
+            run = tmp_path / f"{method}{weight}"
+            make_run(run, f"method={method}", f"contrastive.weight={weight}", seed)
+    (section,) = load(tmp_path)
+    assert labels(section) == [
+        "ce",
+        "bsd_plus contrastive.weight=0.1",
+        "bsd_plus contrastive.weight=1.0",
+    ]
+
+
 def test_options_are_named_beside_the_methods_that_take_them(tmp_path: Path) -> None:
     for method, *options in (["ce"], ["bsd_plus"], ["bsd_plus", "options.prior_strength=3"]):
         make_run(tmp_path / f"{method}{len(options)}", f"method={method}", *options)
