@@ -410,13 +410,11 @@ def read_record(path: Path) -> dict[str, Any]:
     """The settings that a run recorded in its config.yaml.
 
     Raises:
-        UserError: names the file and, for values of a wrong type, the keys; or it is no run's record, or
-            one of an earlier version. Keys and names of parts that this version does not know are no mistake.
+        UserError: names the file and, for values of a wrong type, the keys; or the record is of an earlier
+            version. Keys and names of parts that this version does not know are no mistake.
     """
     record = read_yaml(path, Config)
     refuse_earlier(record, str(path))
-    for missing in (key for key in ("recipe", "method", "seed", "epochs") if key not in record):
-        raise UserError(f"{path}: damaged, or no run's: it has no {missing}")
     try:
         Config.model_validate(record)
     except ValidationError as error:

@@ -255,6 +255,7 @@ def read_run(path: Path) -> Run:
     """
     defaults = flatten(Config.model_construct(recipe="").model_dump(mode="json"))
     record = read_record(path / "config.yaml")
+    records.check_config(record, str(path / "config.yaml"))
     settings = defaults | flatten(record)
     results = records.read_results(path / "results.json")
     if settings["precision"] == "auto":  # the device decides, so it is named

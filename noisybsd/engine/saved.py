@@ -12,6 +12,7 @@ from noisybsd.errors import UserError
 from noisybsd.files import kind_of, user_path
 from noisybsd.runs.directory import MAY_DIFFER, as_long_as, differences, load_run_state
 from noisybsd.runs.environment import pick_device
+from noisybsd.runs.records import check_config
 
 
 def run_argument(arguments: list[str]) -> tuple[Path, list[str]]:
@@ -39,7 +40,9 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
         key = override.split("=", 1)[0]
         if key not in MAY_DIFFER:
             raise UserError(f"{key}: cannot differ from the run's; valid: {', '.join(MAY_DIFFER)}")
-    return build_config(read_record(record), parse_overrides(overrides))
+    recorded = read_record(record)
+    check_config(recorded, str(record))
+    return build_config(recorded, parse_overrides(overrides))
 
 
 def is_runs_data(directory: Path, config: Config) -> bool:
@@ -65,6 +68,7 @@ def load_state(directory: Path, config: Config) -> dict[str, Any] | None:
     if state is None:
         return None
     checkpoint = directory / "checkpoint.pt"
+    check_config(state["config"], f"{checkpoint}: config")
     refuse_earlier(state["config"], str(checkpoint))
     free = tuple(f"{key}: " for key in MAY_DIFFER)
     changed = differences(as_long_as(config, state["config"]), config)

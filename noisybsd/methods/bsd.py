@@ -121,7 +121,7 @@ class PosteriorTargets(TargetRule):
         (1) align                     a  ~ p_k h_k / m_k                           (`Alignment`)
         (2) sharpen                   s  ~ a_k^(1/T)
         (3) condition on the label    q  ~ s_k P(g | k)                            (`LabelNoise`)
-        (4) weigh the visit           w  = max(1, 40/E) <a^(1/T_w), a'^(1/T_w)>, both normalised
+        (4) weigh the visit           w  = f <a^(1/T_w), a'^(1/T_w)>, both normalised
         (5)                           alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j)
         (6)                           target ~ y_k^(1/T_t),  y = alpha / sum_k alpha_k
 
@@ -136,8 +136,8 @@ class PosteriorTargets(TargetRule):
 
     (4) is the probability that two views name the same class (with one view: that two draws from its
     prediction do). While the network is undecided, hardly any time passes for the belief, and the label
-    stands; so neither a slow network nor a long run forgets labels that nothing better has come for. In a run
-    of few epochs E a visit counts for more: c and gamma suit the visits of 40 epochs.
+    stands; so neither a slow network nor a long run forgets labels that nothing better has come for. c and
+    gamma suit the visits of 40 epochs: in a run of fewer, E, a visit counts for more, f = 40 / max(E, 16).
 
     With `top_k` below the number of classes the state is sparse.
     """
@@ -152,8 +152,9 @@ class PosteriorTargets(TargetRule):
     EVIDENCE_SHARE = 0.75
     # T_w: on digits and CIFAR-10N (docs/LOG.md, visits that count in part)
     AGREEMENT_TEMPERATURE = 0.25
-    # the shortest run for which c and gamma were chosen (docs/LOG.md, a belief that keeps pace with the run)
-    LONG_RUN = 40
+    # epochs: c and gamma were chosen in runs from the first on, and were tried faster down to the second
+    # (docs/LOG.md, a belief that keeps pace with the run)
+    LONG_RUN, SHORT_RUN = 40, 16
 
     votes: Tensor
 
@@ -207,7 +208,7 @@ class PosteriorTargets(TargetRule):
         self.alignment = Alignment(*shares) if align else None
         self.label_noise = LabelNoise(labels, *shares, task.votes) if label_evidence else None
         self.sharpen, self.weigh_visits, self.epochs = sharpen, weigh_visits, task.epochs
-        self.pace = max(1.0, self.LONG_RUN / task.epochs)
+        self.pace = max(1.0, self.LONG_RUN / max(task.epochs, self.SHORT_RUN))
         self.start_epoch(0)
         self.neighbour_weight = task.neighbours.weight
         if self.neighbour_weight > 0:

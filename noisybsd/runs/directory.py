@@ -21,6 +21,7 @@ from noisybsd.files import (
     user_path,
     write_atomically,
 )
+from noisybsd.runs.records import check_config
 
 log = logging.getLogger("noisybsd")
 
@@ -154,6 +155,7 @@ def load_initial(path: Path) -> tuple[str, dict[str, Any]]:
     found = _latest(path / "checkpoint.pt", None if kind == "folder" else path)
     if found is None:
         raise UserError(f"run.init={path}: has no checkpoint")
+    check_config(found[1]["config"], f"{found[0]}: config")
     return str(found[0]), found[1]
 
 
@@ -211,6 +213,7 @@ def _claim(
     if found is not None:
         source, run.state = found
         run.source = source
+        check_config(run.state["config"], f"{source}: config")
         refuse_earlier(run.state["config"], str(source))
         _check_same(str(source), as_long_as(config, run.state["config"]), config)
         if run.checkpoint.exists() and not source.samefile(run.checkpoint):
@@ -245,7 +248,7 @@ def refuse_foreign(path: Path, what: str) -> None:
     """
     names = _names(path, what)
     if "config.yaml" in names:
-        read_record(path / "config.yaml")
+        check_config(read_record(path / "config.yaml"), f"{what}: config.yaml")
         return
     foreign = [name for name in names if name not in _FILES and not is_temporary(name)]
     if foreign:

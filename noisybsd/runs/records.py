@@ -6,7 +6,7 @@ People edit, cut and mix up these files. Their readers rely on what is checked h
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -199,3 +199,14 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             "finished run after deleting results.json"
         ) from None
     return rows
+
+
+def check_config(content: Mapping[str, Any], where: str) -> None:
+    """Refuse what is no run's record of its settings.
+
+    Raises:
+        UserError: begins with `where`.
+    """
+    missing = [key for key in ("recipe", "method", "seed", "epochs") if key not in content]
+    if missing:
+        raise UserError(f"{where}: damaged, or no run's: it has no {missing[0]}")

@@ -156,5 +156,6 @@ def findings(
         "method": "none",
         "test_labels": test_kind,
         "noisybsd": "0",
+        "holds_belief": True,
     }
     return Findings(table, arrays, about)

@@ -113,10 +113,10 @@ def test_a_visit_counts_as_much_as_the_views_agree() -> None:
 
 
 def test_in_a_short_run_a_visit_is_as_many_as_a_long_one_would_have() -> None:
-    """With 10 epochs alpha <- gamma^(4w) alpha + 4w q; from 40 epochs on nothing changes."""
+    """With 20 epochs alpha <- gamma^(2w) alpha + 2w q; from 40 on nothing changes, nor below 16."""
     probs = torch.randn(2, B, K, generator=torch.Generator().manual_seed(3)).softmax(dim=-1)
     steps = PAPER | {"weigh_visits": True}
-    for epochs, pace in ((10, 4.0), (40, 1.0), (300, 1.0)):
+    for epochs, pace in ((1, 2.5), (16, 2.5), (20, 2.0), (40, 1.0), (300, 1.0)):
         rule = posterior_rule(task(epochs=epochs), **steps)
         before = rule.posterior.alpha[INDEX].clone()
         rule.observe(INDEX, probs)

@@ -22,6 +22,7 @@ FITS: dict[str, tuple[Any, ...]] = {
     "config": ({"a": 1},),
     "data_sha256": ("x",),
     "wandb_id": ("x",),
+    "extended_after": ([1],),
 }
 
 
