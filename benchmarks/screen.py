@@ -289,6 +289,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     # the contrastive half, and the views
     "no contrastive term": ("contrastive.name=none",),
     "simclr": ("contrastive.name=simclr",),
+    "contrastive weight 1": ("contrastive.weight=1",),
     "contrastive weight 0.1": ("contrastive.weight=0.1",),
     "negatives by disagreement": ("contrastive.name=supcon_by_agreement",),
     "no negatives": ("contrastive.name=no_negatives",),

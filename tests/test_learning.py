@@ -68,6 +68,7 @@ def test_three_annotators_are_worth_more_than_one(tmp_path: Path) -> None:
     accuracy = {name: each["test_accuracy_last"] for name, each in found.items()}
     right = {name: each["label_correction_accuracy"] for name, each in found.items()}
     assert accuracy["three"] >= accuracy["one"] + 0.02
-    assert right["three"] >= right["one"] + 0.2 and right["three"] >= 0.88
+    assert right["three"] >= right["one"] + 0.1 and right["three"] >= 0.95
+    assert right["one"] >= 0.75  # 64 % are given right: a belief moves within five epochs too
     agreement = report(tmp_path / "three", [])["estimates"]["agreement"]
     assert agreement["pairs"] == pytest.approx((votes == np.roll(votes, 1, axis=1)).mean())

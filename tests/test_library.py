@@ -111,7 +111,7 @@ def test_a_dataset_by_name() -> None:
     [
         ("digit", {}, "name: got 'digit'"),
         ("digits", {"limits": 5}, "limits: unknown key (got 5); did you mean limit?"),
-        ("digits", {"limit": 0}, "got 0 (valid: int ≥ 1"),
+        ("digits", {"limit": 0}, "got 0 (valid: int or null ≥ 1"),
         ("cifar10", {"download": False, "root": "nowhere"}, "nowhere"),
     ],
 )
