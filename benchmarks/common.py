@@ -57,9 +57,18 @@ def rounded(value: float, digits: int = 4) -> float:
 def write_csv(path: Path | None, rows: Sequence[Row], device: torch.device | None = None) -> None:
     """Print the rows; with a path write them too, with hardware, versions and commit in each."""
     for row in rows:
-        print("  ".join(f"{key}={value}" for key, value in row.items() if value is not None))
-    if path is None:
-        return
+        print_row(row)
+    if path is not None:
+        save_csv(path, rows, device)
+
+
+def print_row(row: Row) -> None:
+    text = "  ".join(f"{key}={value}" for key, value in row.items() if value is not None)
+    print(text, flush=True)
+
+
+def save_csv(path: Path, rows: Sequence[Row], device: torch.device | None = None) -> None:
+    """Write rows, with hardware, versions and commit in each."""
     facts = describe_environment(device or torch.device("cpu"))
     about = {
         "hardware": facts["hardware"],

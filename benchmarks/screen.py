@@ -45,6 +45,7 @@ ALWAYS = ("tracking.wandb=disabled", "device=cpu")
 DIGITS = "recipe=digits_sym40"
 # a third of the epochs of the CPU recipe, and of its warm-up
 CPU = ("recipe=cifar10n_worst_cpu", "epochs=5", "optimizer.warmup_epochs=1.2")
+GPU = ("recipe=cifar10n_worst_fast",)
 # target rules alone: a linear head on features that no run changes
 FROZEN = (
     *("recipe=own_quick", "data.name=cifar10n", "data.labels=worst", "network.size=112"),
@@ -52,6 +53,7 @@ FROZEN = (
 )
 DATA = {
     "all of CIFAR-10N worst, 5 epochs": CPU,
+    "all of CIFAR-10N worst, 16 epochs, width 64": GPU,
     "all of CIFAR-10N worst, linear head on frozen features": FROZEN,
     "digits, symmetric 80 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.8"),
     "digits, asymmetric 40 %": (DIGITS, "noise.name=asymmetric", "noise.rate=0.4"),
@@ -297,6 +299,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "classified: weak view only": ("loss=weak_view",),
     "classified: strong view only": ("loss=strong_view",),
     "randaugment": ("augment.name=cifar_randaugment",),
+    "randaugment, contrastive weight 0.1": (
+        "augment.name=cifar_randaugment",
+        "contrastive.weight=0.1",
+    ),
     "rising classes are no negatives": ("loss=rising_mask",),
     "mixup": ("loss=mixup_beside", "augment.mixup=4"),
 }
@@ -390,6 +396,7 @@ def trials(
     found = []
     for name in data:
         known = [load_config(trial(runs, name, BASE, 0, settings).arguments)]
+        different = []
         for variant in variants:
             # a variant that these settings forbid is to fail alone, when its turn comes
             with contextlib.suppress(UserError):
@@ -397,7 +404,9 @@ def trials(
                 if variant != BASE and config in known:
                     continue
                 known.append(config)
-            found += [trial(runs, name, variant, seed, settings) for seed in seeds]
+            different.append(variant)
+        # one seed of all variants first: a screen that is cut short has compared them
+        found += [trial(runs, name, each, seed, settings) for seed in seeds for each in different]
     return found
 
 

@@ -99,8 +99,8 @@ def test_every_line_of_a_list_is_a_run(runs: ModuleType, name: str) -> None:
     configs = [load_config(arguments) for arguments in listed.values()]
     if name == "list.txt":  # the first ones are our method and what it is held against
         assert [(c.recipe, c.method) for c in configs[:2]] == [
-            ("cifar10n_worst_fast", "bsd_plus"),
-            ("cifar10n_worst_fast", "ce"),
+            ("cifar10n_worst", "bsd_plus"),
+            ("cifar10n_worst", "ce"),
         ]
         assert all(config.epochs <= 150 for config in configs)
     if name == "smoke.txt":

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# The first call of a GPU day: install, smoke, step profile; start the queue, and run the GPU tests beside it.
+# The first call of a GPU day: install, smoke, step profile; start the queue, the screen and the check of the
+# fast network, and run the GPU tests beside them.
 # README.md says how to use it. Variables, with their defaults:
 #   OUT             an empty folder whose files come back (needed)
 #   STATE           /tmp/gpu_day: all that is made; the same folder in the second call
 #   QUEUE_SECONDS   560: when the queue stops, counted from its start
 #   LIST            list.txt beside this file
-#   WORKERS         3: runs side by side
+#   WORKERS         3: runs of the list side by side
+#   JOBS            2: runs of the screen side by side, beside them
 #   SMOKE_SECONDS   120: what the smoke may take
 #   TEST_SECONDS    what the GPU tests may take; default: until 190 s after the start, for the limit is 210
 #   DEVICE          cuda; cpu is for a rehearsal
 #   SETTINGS        none: further settings of all runs, e.g. for a rehearsal
 #   STEP            --steps 30: further arguments of benchmarks/step.py
+#   FAST            the same for the step of cifar10n_worst_fast
 #   PYTHON          python3
 set -u
 : "${OUT:?name an empty folder whose files come back}"
@@ -19,7 +22,7 @@ cd "$here/../.." || exit 1
 state=${STATE:-/tmp/gpu_day} python=${PYTHON:-python3} device=${DEVICE:-cuda}
 began=$SECONDS
 say() { echo "[$((SECONDS - began)) s] $*"; }
-bring_back() { cp "$state"/out/* "$OUT"; }
+. "$here/bring_back.sh"
 mkdir -p "$state/out"
 if ! flock -n "$state/lock" true; then echo "the queue of an earlier call still works; second.sh waits for it"; exit 1; fi
 
@@ -52,16 +55,26 @@ read -ra step <<<"${STEP:---steps 30}"
 "$python" benchmarks/step.py --device "$device" --methods ce,bsd_plus --rounds 3 "${step[@]}" \
   --out "$state/out/step.csv" --profile "$state/out/step.txt" >"$state/step.log" 2>&1 ||
   { say "step.py failed"; tail -n 8 "$state/step.log"; }
+read -ra fast <<<"${FAST:---steps 50}"
+"$python" benchmarks/step.py --device "$device" --network fast_resnet --methods ce,bsd_plus --rounds 3 "${fast[@]}" \
+  --out "$state/out/step_fast.csv" --profile "$state/out/step_fast.txt" >>"$state/step.log" 2>&1 ||
+  { say "step.py failed"; tail -n 8 "$state/step.log"; }
 say "step profile"; grep -o '^method=[a-z_]*  ms_median=[0-9.]*' "$state/step.log"
 
 # in a session of its own, or it would end with this call
 setsid nohup "$python" "$here/runs.py" "${LIST:-$here/list.txt}" "$state" "${QUEUE_SECONDS:-560}" \
   --workers "${WORKERS:-3}" "${settings[@]}" >"$state/out/queue.log" 2>&1 </dev/null &
-say "queue started"
+name="all of CIFAR-10N worst, 16 epochs, width 64" variants=$(paste -sd ';' "$here/screen.txt")
+setsid nohup flock "$state/screen.lock" timeout -s INT -k 25 "${QUEUE_SECONDS:-560}" \
+  "$python" benchmarks/screen.py --runs "$state/screen" --jobs "${JOBS:-2}" --seeds 0,1 --data "$name" \
+  --variants "$variants" --out "$state/out/screen" "${settings[@]}" >"$state/out/screen.log" 2>&1 </dev/null &
+setsid nohup "$python" benchmarks/fast_network.py --device "$device" --out "$state/out/fast_network.csv" \
+  data.root="$state/data" data.verify=false >"$state/out/fast_network.log" 2>&1 </dev/null &
+say "queue and screen started"
 left=$((190 - (SECONDS - began)))
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests) # the others take long to import
 timeout -s INT -k 10 "${TEST_SECONDS:-$((left > 10 ? left : 10))}" \
   "$python" -m pytest -q -m gpu -n 4 -p no:cacheprovider "${files[@]}" >"$state/out/gpu_tests.txt" 2>&1
 say "GPU tests: $(tail -n 1 "$state/out/gpu_tests.txt")"
-cat "$state/out/queue.log"
+cat "$state/out/queue.log" "$state/out/screen.log" "$state/out/fast_network.log"
 bring_back

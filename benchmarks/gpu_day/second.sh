@@ -8,8 +8,10 @@ set -u
 : "${OUT:?name an empty folder whose files come back}"
 state=${STATE:-/tmp/gpu_day} end=$((SECONDS + ${1:-540}))
 [[ -e $state/out/queue.log ]] || { echo "$state: no queue was started there; first.sh comes first"; exit 1; }
-bring_back() { cp "$state"/out/* "$OUT"; }
+. "$(dirname "$0")/bring_back.sh"
+works() { ! flock -n "$state/lock" true || ! flock -n "$state/screen.lock" true; }
 # the queue holds the lock as long as it works; what was copied comes back even if this call is cut off
-while ((SECONDS < end)) && ! flock -n "$state/lock" true; do bring_back; sleep 5; done
+while ((SECONDS < end)) && works; do bring_back; sleep 5; done
 bring_back
-cat "$state/out/queue.log" "$state/out/status.csv"
+cat "$state/out/queue.log" "$state/out/status.csv" "$state"/out/fast_network.csv
+tail -n 60 "$state/out/screen.log"
