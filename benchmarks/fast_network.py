@@ -103,7 +103,7 @@ def train(
     optimizer = build_optimizer([network], config)
     average = WeightEma(network, 0.99)
     slow = [t.clone() for t in network.state_dict().values() if t.is_floating_point()]
-    crop = RandomCropFlip(32, padding=variant.shift, flip=0.0)
+    crop = RandomCropFlip(32, padding=variant.shift, flip=0.0).to(device)
     mirrored = torch.rand(len(images.labels), device=device) < 0.5
 
     per_epoch = len(images.labels) // variant.batch
