@@ -328,25 +328,24 @@ def rows_of(runs: list[Trial]) -> list[Row]:
                 {"data": run.data, "variant": run.variant, "seed": run.seed}
                 | {key: rounded(results[key], 5) for key in COLUMNS}
                 | {"network_passes": results["network_passes"]}
-                | {"run_commit": results["git_commit"]}
+                | {"run_hardware": results["hardware"], "run_commit": results["git_commit"]}
             )
     return rows
 
 
-def write_markdown(path: Path, rows: list[Row], settings: list[str]) -> None:
+def write_markdown(path: Path, rows: list[Row]) -> None:
     lines = [
         "Variants of `bsd_plus`, one change each. Last epoch, mean ± sample standard deviation over "
         "seeds; in brackets the paired difference",
         "of the accuracy to the recipe as it is, in points, with its 95 % t-interval, not corrected for "
         "the number of comparisons.",
-        f"Made by benchmarks/screen.py, from {path.with_suffix('.csv').name}; runs of commit "
-        + ", ".join(dict.fromkeys(row["run_commit"][:7] for row in rows))
-        + f"; for all of them {', '.join([*ALWAYS, *settings])}.",
+        f"Made by benchmarks/screen.py, from {path.with_suffix('.csv').name}.",
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
         here = [row for row in rows if row["data"] == data]
         base = {r["seed"]: 100 * r["test_accuracy_last"] for r in here if r["variant"] == BASE}
-        lines += ["", f"## {data} ({', '.join(DATA[data])})", ""]
+        made = dict.fromkeys(f"{row['run_hardware']}, commit {row['run_commit'][:7]}" for row in here)
+        lines += ["", f"## {data}", "", f"`{' '.join(DATA[data])}`; {'; '.join(made)}.", ""]
         lines.append("| variant | n | " + " | ".join(n for n, _ in COLUMNS.values()) + " |")
         lines.append("|---|---:|" + "---:|" * len(COLUMNS))
         for variant in dict.fromkeys(row["variant"] for row in here):
@@ -416,7 +415,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/screen"))
     parser.add_argument("--out", type=Path, help="without suffix; default: only run")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 0: only the table")
     parser.add_argument("--variants", default="all", help="names, separated by semicolons")
     parser.add_argument("--data", default="all", help="names, separated by semicolons")
     parser.add_argument("--seeds", default="0,1,2")
@@ -438,14 +437,14 @@ def main() -> None:
     seeds = [int(seed) for seed in known.seeds.split(",")]
     runs = trials(known.runs, data, variants, seeds, settings)
     # a variant that these settings forbid has no record: it is to fail alone, when its turn comes
-    recorded = [run for run in runs if (run.directory / "config.yaml").exists()]
+    recorded = [run for run in runs if known.jobs and (run.directory / "config.yaml").exists()]
     if mistakes := [
         line
         for run in recorded
         for line in sweep.another_configuration(run, load_config(run.arguments), "--runs")
     ]:
         parser.error("\n".join(mistakes))
-    todo = [run for run in runs if not run.finished]
+    todo = [run for run in runs if not run.finished and known.jobs > 0]
     if busy := [run.name for run in todo if run.busy]:
         sys.exit(f"another process trains {', '.join(busy)}")
     if sweep.run_here(todo, known.jobs, [], lambda line: print(line, flush=True)):
@@ -453,8 +452,8 @@ def main() -> None:
     rows = rows_of(runs)
     if known.out is not None:
         write_csv(known.out.with_suffix(".csv"), rows)
-        write_markdown(known.out.with_suffix(".md"), rows, settings)
-    if len(rows) < len(runs):
+        write_markdown(known.out.with_suffix(".md"), rows)
+    if known.jobs > 0 and len(rows) < len(runs):
         sys.exit(f"{len(runs) - len(rows)} of {len(runs)} runs failed")
 
 

@@ -27,7 +27,7 @@ key=value changes any of its settings, e.g.
   python -m noisybsd.train recipe=cifar10n_worst data.root=data seed=1 method=ce
   torchrun --nproc-per-node 8 -m noisybsd.train recipe=clothing1m    (on 8 GPUs)
 
-results.json names the commit that trained. In a copy of a checkout without .git, set NOISYBSD_COMMIT to it.
+results.json names the commit that trained. In a copy of a checkout, set NOISYBSD_COMMIT to it.
 """
 
 

@@ -316,7 +316,7 @@ def test_the_write_up_names_partial_runs_and_compares_finished_ones(
         "| `digits_sym40-ce-s2` | partial, epoch 12 of 60 | 43.21 |  | 0.1000 |  | 9,000 | 7 |"
         in text
     )
-    assert "| `digits_sym40-ce-s3` | not trained |" in text
+    assert "Not trained: `digits_sym40-ce-s3`." in text
     compared = text[text.index("# Finished runs") :]
     assert re.search(r"\| bsd_plus \| 1 \|", compared) and re.search(r"\| ce \| 1 \|", compared)
     assert str(tmp_path) not in text

@@ -28,7 +28,7 @@ if ! flock -n "$state/lock" true; then echo "the queue of an earlier call still 
 
 unset PYTHONDONTWRITEBYTECODE # each run imports the same modules
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} TORCHINDUCTOR_CACHE_DIR=$state/inductor
-[[ -d .git ]] || export NOISYBSD_COMMIT=${NOISYBSD_COMMIT:-$(cat .data/commit)}
+export NOISYBSD_COMMIT=${NOISYBSD_COMMIT:-$(cat .data/commit)} # a .git there may be of another commit
 
 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$state/site" .whl/*.whl &
 install=$!

@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_day/write_up.py FOLDER results/gpu.md
 
-FOLDER holds status.csv and records.tar.gz, and step.csv and gpu_tests.txt if the day came so far. The runs
-are compared by `python -m noisybsd.compare`; a run that was cut off is called partial and is not compared.
+FOLDER holds status.csv and records.tar.gz, and step.csv, step_fast.csv, fast_network.csv and gpu_tests.txt if
+the day came so far. The runs are compared by `python -m noisybsd.compare`; a run that was cut off is called
+partial and is not compared.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, str]
@@ -41,16 +45,17 @@ def number(value: str, digits: int = 0) -> str:
     return f"{float(value):,.{digits}f}" if value else ""
 
 
-def speed(file: Path) -> Iterator[str]:
-    """Of whole training steps, from step.csv."""
+def speed(files: Sequence[Path]) -> Iterator[str]:
+    """Of whole training steps, from the tables of step.py."""
     yield "## Speed of a training step"
     yield ""
-    if not file.exists():
+    rows = [row for file in files if file.exists() for row in read_csv(file)]
+    if not rows:
         yield "Not measured."
         return
-    rows = read_csv(file)
     yield from table(
         (
+            "network",
             "method",
             "ms",
             "image-views/s",
@@ -61,6 +66,7 @@ def speed(file: Path) -> Iterator[str]:
         ),
         [
             (
+                row["network"],
                 row["method"],
                 number(row["ms_median"], 2),
                 number(row["views_per_second"]),
@@ -73,11 +79,49 @@ def speed(file: Path) -> Iterator[str]:
         ],
     )
     yield ""
-    yield f"{rows[0]['hardware']}; {rows[0]['versions']}; commit {rows[0]['git_commit']}"
+    yield about(rows[0])
     yield ""
     yield (
         "Aimed at: 65,000 image-views/s on an H200. Published speeds: docs/performance.md. Two views of "
         "each image; an epoch of 50,000 images, without evaluation; the peak: benchmarks/step.py --help."
+    )
+
+
+def about(row: Row) -> str:
+    return f"{row['hardware']}; {row['versions']}; commit {row['git_commit']}"
+
+
+def network(file: Path) -> Iterator[str]:
+    """Whether the fast network learns as its source says, from fast_network.csv."""
+    yield "## The fast network on clean labels"
+    yield ""
+    if not file.exists():
+        yield "Not measured."
+        return
+    rows = read_csv(file)
+    keys = ("accuracy", "mirrored", "shifted", "train_accuracy")
+    variants = dict.fromkeys(row["variant"] for row in rows)
+
+    def mean(variant: str, key: str) -> str:
+        return f"{statistics.mean(float(r[key]) for r in rows if r['variant'] == variant):.2f}"
+
+    yield from table(
+        ("training", "n", "test %", "with mirror images", "and with shifts", "last batches %"),
+        [
+            (
+                variant,
+                str(sum(row["variant"] == variant for row in rows)),
+                *(mean(variant, key) for key in keys),
+            )
+            for variant in variants
+        ],
+    )
+    yield ""
+    yield about(rows[0])
+    yield ""
+    yield (
+        f"{rows[0]['epochs']} epochs of {rows[0]['n_train']} images, width {rows[0]['width']}, mean over seeds. "
+        "Each training differs from the source's in what its name says; benchmarks/fast_network.py --help."
     )
 
 
@@ -91,11 +135,9 @@ def tests(file: Path) -> Iterator[str]:
 
 
 def state(row: Row) -> str:
-    """How far a run came, in words."""
+    """How far a run that was started came, in words."""
     if row["state"] == "finished":
         return f"finished, {row['epochs']} epochs"
-    if row["state"] == "waiting":
-        return "not trained"
     return f"{row['state']}, epoch {row['epoch'] or 0} of {row['epochs'] or '?'}"
 
 
@@ -117,9 +159,13 @@ def runs(rows: list[Row]) -> Iterator[str]:
                 number(row["seconds"]),
             )
             for row in rows
+            if row["state"] != "waiting"
         ],
     )
     yield ""
+    if waiting := [f"`{row['run']}`" for row in rows if row["state"] == "waiting"]:
+        yield f"Not trained: {', '.join(waiting)}."
+        yield ""
     yield (
         "Of the last epoch that was trained. A partial run was cut off before its learning rate came down: "
         "its numbers are not a result of the recipe. Images/s and s are those with other runs beside it."
@@ -127,24 +173,38 @@ def runs(rows: list[Row]) -> Iterator[str]:
 
 
 def comparison(records: Path) -> Iterator[str]:
-    """The finished runs, compared."""
+    """The finished runs, compared where they trained on the same for as long."""
     yield "# Finished runs, compared"
-    yield ""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(records) as archive:
             archive.extractall(folder, filter="data")
-        if not list(Path(folder).glob("runs/*/results.json")):
+        groups: dict[str, list[str]] = {}
+        for results in sorted(Path(folder).glob("runs/*/results.json")):
+            run = results.parent
+            config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+            data, noise = config["data"], config["noise"]
+            name = f"{config['recipe']}: {data['name']}, labels {data['labels']}, "
+            name += "" if noise["name"] == "none" else f"{noise['name']} noise {noise['rate']}, "
+            groups.setdefault(f"{name}{config['epochs']} epochs", []).append(f"runs/{run.name}")
+        if not groups:
+            yield ""
             yield "No run has finished."
-            return
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        subprocess.run(
-            [sys.executable, "-m", "noisybsd.compare", "runs", "out=table.md"],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": path},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        yield from Path(folder, "table.md").read_text("utf-8").splitlines()
+        for name, members in groups.items():
+            compare = [*("-m", "noisybsd.compare"), *members, "out=table.md", "published=false"]
+            subprocess.run(
+                [sys.executable, *compare],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": path},
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            yield from ("", f"## {name}", "")
+            lines = Path(folder, "table.md").read_text("utf-8").splitlines()
+            # the notes on hardware, versions and columns are alike in all groups
+            yield from (line for line in lines if not line.startswith(("#", "- ")))
+        if groups:
+            yield from (line for line in lines if line.startswith("- ") and "made by:" not in line)
 
 
 def main() -> None:
@@ -155,9 +215,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     parts = [
-        speed(args.folder / "step.csv"),
+        speed([args.folder / "step.csv", args.folder / "step_fast.csv"]),
         tests(args.folder / "gpu_tests.txt"),
         runs(read_csv(args.folder / "status.csv")),
+        network(args.folder / "fast_network.csv"),
         comparison(args.folder / "records.tar.gz"),
     ]
     lines = ["# One GPU, a quarter of an hour", ""]

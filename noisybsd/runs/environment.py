@@ -84,13 +84,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout noisybsd runs from, `-dirty` if changed.
+    """The commit of the checkout noisybsd runs from, `-dirty` if changed; None without a .git.
 
-    Without a .git, as in a copy of a checkout, it is what NOISYBSD_COMMIT says; None if that is unset.
+    NOISYBSD_COMMIT, if set, names it instead: for a copy of a checkout, where there is no .git or another one.
     """
+    if named := os.environ.get("NOISYBSD_COMMIT"):
+        return named
     root = PACKAGE.parent
     if not (root / ".git").exists():
-        return os.environ.get("NOISYBSD_COMMIT") or None
+        return None
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
