@@ -344,7 +344,9 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
     for data in dict.fromkeys(row["data"] for row in rows):
         here = [row for row in rows if row["data"] == data]
         base = {r["seed"]: 100 * r["test_accuracy_last"] for r in here if r["variant"] == BASE}
-        made = dict.fromkeys(f"{row['run_hardware']}, commit {row['run_commit'][:7]}" for row in here)
+        made = dict.fromkeys(
+            f"{row['run_hardware']}, commit {row['run_commit'][:7]}" for row in here
+        )
         lines += ["", f"## {data}", "", f"`{' '.join(DATA[data])}`; {'; '.join(made)}.", ""]
         lines.append("| variant | n | " + " | ".join(n for n, _ in COLUMNS.values()) + " |")
         lines.append("|---|---:|" + "---:|" * len(COLUMNS))

@@ -59,7 +59,11 @@ read -ra fast <<<"${FAST:---steps 50}"
 "$python" benchmarks/step.py --device "$device" --network fast_resnet --methods ce,bsd_plus --rounds 3 "${fast[@]}" \
   --out "$state/out/step_fast.csv" --profile "$state/out/step_fast.txt" >>"$state/step.log" 2>&1 ||
   { say "step.py failed"; tail -n 8 "$state/step.log"; }
-say "step profile"; grep -o '^method=[a-z_]*  ms_median=[0-9.]*' "$state/step.log"
+if [[ $device == cuda ]]; then
+  timeout 60 "$python" benchmarks/cuda_graph.py --out "$state/out/cuda_graph.csv" >>"$state/step.log" 2>&1 ||
+    { say "cuda_graph.py failed"; tail -n 8 "$state/step.log"; }
+fi
+say "step profile"; grep -oE '^(method=[a-z_]*  ms_median=[0-9.]*|recipe=.*)' "$state/step.log"
 
 # in a session of its own, or it would end with this call
 setsid nohup "$python" "$here/runs.py" "${LIST:-$here/list.txt}" "$state" "${QUEUE_SECONDS:-560}" \

@@ -120,8 +120,8 @@ def network(file: Path) -> Iterator[str]:
     yield about(rows[0])
     yield ""
     yield (
-        f"{rows[0]['epochs']} epochs of {rows[0]['n_train']} images, width {rows[0]['width']}, mean over seeds. "
-        "Each training differs from the source's in what its name says; benchmarks/fast_network.py --help."
+        f"{rows[0]['epochs']} epochs of {rows[0]['n_train']} images, width {rows[0]['width']}, mean over "
+        "seeds. The names say what differs from the source's training; benchmarks/fast_network.py --help."
     )
 
 

@@ -198,10 +198,21 @@ class Trainer:
 
         Never waits for the GPU; on several, torch's SyncBatchNorm does, once a layer.
         """
-        step, num_views = self.step_number, len(self.config.augment.views)
+        step = self.step_number
         seed_generators(step_seed(self.config.seed, distributed.rank(), step), self.device)
         set_learning_rate(self.optimizer, self.lr(step))
+        passed = self.learn(index, images, step)
+        self.step_number += 1
+        self.images_seen += distributed.world_size() * len(index)
+        self.network_passes += 3 * passed
 
+    def learn(self, index: Tensor, images: Tensor, step: int) -> int:
+        """The part of a step that the device does; the host has seeded it and set the learning rate.
+
+        Returns:
+            how many images have passed the network, of all processes.
+        """
+        num_views = len(self.config.augment.views)
         views = self.draw_views(images, self.config.augment.views, self.mirrored(index))
         mixup, alpha = None, self.config.augment.mixup
         if alpha > 0:
@@ -244,9 +255,7 @@ class Trainer:
         self.monitor.record(index, logits.detach()[0])
         correct = (logits.detach()[0].argmax(dim=1) == self.labels[index]).float().mean()
         self.sums.add(step, loss, classification, contrast, correct)
-        self.step_number += 1
-        self.images_seen += len(index)
-        self.network_passes += 3 * len(views) * len(index)
+        return len(views) * len(index)
 
     def train_epoch(self, tracker: Tracker, stop: StopSignal) -> None:
         """The rest of the present epoch.

@@ -86,7 +86,7 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the checkout noisybsd runs from, `-dirty` if changed; None without a .git.
 
-    NOISYBSD_COMMIT, if set, names it instead: for a copy of a checkout, where there is no .git or another one.
+    NOISYBSD_COMMIT, if set, names it instead: for a copy of a checkout, which may be without its .git.
     """
     if named := os.environ.get("NOISYBSD_COMMIT"):
         return named
