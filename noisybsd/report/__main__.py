@@ -86,7 +86,8 @@ def _print_rate(said: dict[str, Any], known: str) -> None:
         print(f"estimated wrong: unknown ({estimate} by the {source}){known}\n{doubt}")
     elif "low" in rate:
         interval = f"95 % interval {rate['low']:.2%} to {rate['high']:.2%}"
-        print(f"estimated wrong: {estimate} ({interval}, if the belief is honest){known}")
+        print(f"estimated wrong: {estimate}{known}")
+        print(f"  {interval}, if the belief errs as rarely as it expects")
     else:
         print(f"estimated wrong: {estimate} (by the confident joint of the {source}){known}")
 

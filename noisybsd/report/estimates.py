@@ -108,8 +108,7 @@ def noise_and_transition(
         labels: (N,) given.
     """
     if is_belief:
-        rate = noise_rate(probs[np.arange(len(labels)), labels])
-        return {**rate, "source": "belief"}, transition(probs, labels)
+        return {**noise_rate(probs, labels), "source": "belief"}, transition(probs, labels)
     counts = confident_counts(probs, labels)
     joint = _calibrated(counts, labels)
     rate = _joint_noise_rate(joint, counts.sum(axis=0))
@@ -137,25 +136,31 @@ def _joint_noise_rate(joint: Floats, counted: Floats) -> dict[str, float | None]
     }
 
 
-def noise_rate(given_prob: Floats) -> dict[str, float | None]:
+def noise_rate(belief: Floats, labels: Ints) -> dict[str, float | None]:
     """The expected share of wrong labels, 1/N Σ_i (1 - y_i[given]), with a 95 % interval.
 
-    If label i is wrong with probability 1 - y_i[given], independently of the others, the number of
-    wrong labels is Poisson-binomial, of variance Σ_i y_i (1 - y_i); the interval is its normal
-    approximation. It covers the chance left by an honest belief, not a belief that is too sure.
+    A label can be misjudged only where the belief's favourite class is the wrong one. So the true share is
+    within D ± E, with D the share of labels that are not the favourite, and E the share of wrong favourites.
+    The belief expects 1 - max_k y_i[k] of each favourite to be wrong; E is taken as the 97.5 % point of
+    their number, a Poisson-binomial in normal approximation. The interval holds also where all errors
+    point the same way, as where a network memorises labels. It assumes that the belief errs no more often
+    than it expects.
 
     Args:
-        given_prob: (N,) belief in the given labels.
+        belief: (N,K).
+        labels: (N,) given.
     """
-    n = len(given_prob)
+    n = len(labels)
     if n == 0:
         return {"estimate": None, "low": None, "high": None}
-    p = given_prob.astype(np.float64)
-    estimate, half = float((1 - p).mean()), Z95 * float(np.sqrt((p * (1 - p)).sum())) / n
+    estimate = float(1 - belief[np.arange(n), labels].mean(dtype=np.float64))
+    disputed = float((belief.argmax(axis=1) != labels).mean())
+    doubt = 1 - belief.max(axis=1).astype(np.float64)
+    errors = float(doubt.mean()) + Z95 * float(np.sqrt((doubt * (1 - doubt)).sum())) / n
     return {
         "estimate": estimate,
-        "low": max(0.0, estimate - half),
-        "high": min(1.0, estimate + half),
+        "low": max(0.0, disputed - errors),
+        "high": min(1.0, disputed + errors),
     }
 
 

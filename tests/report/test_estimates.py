@@ -43,31 +43,52 @@ def dirichlet(n: int, classes: int) -> np.ndarray:
 
 
 def test_noise_rate_is_the_expected_share_of_wrong_labels() -> None:
-    p = [0.9, 0.2, 0.5, 1.0]
-    found = noise_rate(np.array(p))
+    belief = dirichlet(4, 3)
+    labels = np.array([0, 1, 2, 0])
+    p = belief[range(4), labels]
     # the distribution of the number wrong, outcome by outcome
     outcomes = list(itertools.product((0, 1), repeat=4))
     chances = [
         np.prod([q if right else 1 - q for q, right in zip(p, o, strict=True)]) for o in outcomes
     ]
     wrong = np.array([4 - sum(o) for o in outcomes])
-    mean = float(np.dot(chances, wrong)) / 4
-    deviation = float(np.sqrt(np.dot(chances, (wrong / 4 - mean) ** 2)))
-    assert found["estimate"] == pytest.approx(mean)
-    assert found["high"] == pytest.approx(mean + 1.959964 * deviation)
-    assert found["low"] == pytest.approx(max(0, mean - 1.959964 * deviation))
+    assert noise_rate(belief, labels)["estimate"] == pytest.approx(np.dot(chances, wrong) / 4)
 
 
-def test_the_interval_covers_what_an_honest_belief_leaves_open() -> None:
-    random = np.random.default_rng(1)
-    covered = 0
-    for _ in range(3000):
-        p = random.beta(4, 1, 200)
-        rate = (random.random(200) >= p).mean()
-        found = noise_rate(p)
+def test_the_interval_is_as_wide_as_the_belief_expects_to_be_wrong() -> None:
+    favourite, doubt = np.arange(100) % 4, np.where(np.arange(100) < 20, 0.2, 0.01)
+    belief = (doubt / 3)[:, None] * np.ones(4)
+    belief[range(100), favourite] = 1 - doubt
+    labels = np.where(np.arange(100) < 30, (favourite + 1) % 4, favourite)
+    found = noise_rate(belief, labels)
+    expected = doubt.mean()
+    above = 1.959964 * np.sqrt((doubt * (1 - doubt)).sum()) / 100
+    assert found["low"] == pytest.approx(0.3 - expected - above)
+    assert found["high"] == pytest.approx(0.3 + expected + above)
+
+
+@pytest.mark.parametrize("errors", ["by chance", "the given label is believed", "never given"])
+def test_the_interval_holds_the_truth_wherever_the_errors_point(errors: str) -> None:
+    """If the belief is wrong as often as it expects, and whether or not its errors are all of a kind."""
+    random, covered = np.random.default_rng(1), 0
+    n, classes = 400, 5
+    for _ in range(300):
+        sure = random.uniform(0.8, 1, n)
+        favourite = random.integers(0, classes, n)
+        belief = ((1 - sure) / (classes - 1))[:, None] * np.ones(classes)
+        belief[range(n), favourite] = sure
+        mistaken = random.random(n) >= sure
+        other = (favourite + random.integers(1, classes, n)) % classes
+        clean = np.where(mistaken, other, favourite)
+        noisy = np.where(random.random(n) < 0.3, (clean + 1) % classes, clean)
+        if errors == "the given label is believed":
+            noisy = np.where(mistaken, favourite, noisy)
+        elif errors == "never given":
+            noisy = np.where(mistaken, clean, noisy)
+        found = noise_rate(belief, noisy)
         assert found["low"] is not None and found["high"] is not None
-        covered += found["low"] <= rate <= found["high"]
-    assert 0.94 < covered / 3000 < 0.975
+        covered += found["low"] <= (clean != noisy).mean() <= found["high"]
+    assert covered / 300 > 0.95
 
 
 def doubtful_network(n: int = 3000, classes: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,7 +107,7 @@ def test_a_network_in_doubt_is_counted_by_its_confident_predictions() -> None:
     joint = confident_joint(probabilities, labels)
     assert joint.sum(axis=0) == pytest.approx(np.bincount(labels))
     assert 1 - joint.trace() / len(labels) == pytest.approx(truth, abs=0.03)
-    plain = noise_rate(probabilities[np.arange(len(labels)), labels])["estimate"]
+    plain = noise_rate(probabilities, labels)["estimate"]
     assert plain is not None and plain > truth + 0.2  # doubt taken for noise
 
 
