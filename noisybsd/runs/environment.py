@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
@@ -16,6 +17,8 @@ from noisybsd import distributed
 from noisybsd.config import Config
 from noisybsd.errors import UserError
 from noisybsd.files import PACKAGE
+
+log = logging.getLogger("noisybsd")
 
 _PACKAGES = ("torch", "torchvision", "kornia", "faiss-gpu", "faiss-cpu", "numpy", "scikit-learn")
 
@@ -33,12 +36,25 @@ def pick_device(config: Config) -> torch.device:
             "valid: cpu, auto"
         )
     if config.device == "cpu" or not available:
+        if config.precision == "bf16" and _imitates_bf16():
+            log.warning(
+                "precision=bf16: this CPU has no instructions for bf16 and imitates it, which is slower; "
+                "use precision=fp32"
+            )
         return torch.device("cpu")
     device = distributed.own_device(torch.device("cuda"))
     _try_out(device)
     torch.backends.cudnn.benchmark = True  # shapes are static
     torch.set_float32_matmul_precision("high")
     return device
+
+
+def _imitates_bf16() -> bool:
+    """Whether this is an x86 CPU without AVX512-BF16 and AMX; False where torch does not tell."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # of torch 2.11
+        return False
+    has = torch.cpu.get_capabilities()
+    return has.get("architecture") == "x86_64" and not (has["avx512_bf16"] or has["amx_bf16"])
 
 
 def _why_no_gpu() -> str:

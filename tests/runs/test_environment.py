@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,3 +111,30 @@ def test_the_commit_of_a_copy_is_the_variable(
     monkeypatch.delenv("NOISYBSD_COMMIT")
     said = environment.git_commit()
     assert said is not None and said != "a" * 40
+
+
+@pytest.mark.parametrize(
+    ("has", "warns"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "aarch64", "bf16": True}, False),
+        (None, False),  # a torch that does not tell
+    ],
+)
+def test_a_cpu_that_imitates_bf16_is_told_of(
+    has: dict[str, Any] | None,
+    warns: bool,
+    tiny: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if has is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(logging.getLogger("noisybsd"), "propagate", True)
+    environment.pick_device(load_config(tiny("device=cpu", "precision=fp32")))
+    assert not caplog.records
+    environment.pick_device(load_config(tiny("device=cpu", "precision=bf16")))
+    assert any("precision=fp32" in record.message for record in caplog.records) == warns
