@@ -168,9 +168,9 @@ def noise_rate(labels: Any, pred_probs: Any = None, belief: Any = None) -> Noise
     """The share of labels that are wrong, without knowing any right one.
 
     From a belief, the mean of what it leaves for other classes than the given one. From predictions, the
-    confident joint. The interval of a belief holds the truth if the belief errs as rarely as it expects,
-    whichever way its errors point. That of predictions is of chance alone, and hardly ever holds the truth
-    where classes overlap, which the confident joint takes for noise: results/labels.md has the measurements.
+    confident joint. The interval of a belief holds the truth if the belief errs at most twice as often as
+    it expects, whichever way its errors point. That of predictions is of chance alone, and hardly ever holds
+    the truth where classes overlap, which the confident joint takes for noise: see results/labels.md.
 
     Args:
         labels: (N,) integers from 0 to K-1.
