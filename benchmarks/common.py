@@ -15,6 +15,7 @@ import torch
 from noisybsd.runs.environment import describe_environment
 
 Row = dict[str, Any]
+ABOUT = ("hardware", "versions", "git_commit")  # the last columns: what made a table
 
 
 def take_turns(

@@ -8,7 +8,8 @@ is captured anew in each epoch, since what an epoch sets on the host, such as th
 rule, is part of it; what every step sets, learning rate, decay of the weight average and seed, is read from
 the device.
 
-Three trainers take the same steps from the same start: two as they are, one by the graph.
+Three trainers take the same steps from the same start: two as they are, one by the graph, all within an
+epoch: that a second capture works is not tried here.
 
 Columns:
     recipe          with its own network, batch size and method bsd_plus; `settings` beside it
@@ -38,6 +39,7 @@ from noisybsd.config import load_config
 from noisybsd.engine.monitor import EpochSums
 from noisybsd.engine.trainer import Trainer, seed_generators, step_seed
 from noisybsd.models.optim import WeightEma
+from noisybsd.runs.environment import pick_device
 
 EAGER_STEPS = 3  # before the first capture: libraries choose and load their kernels
 
@@ -136,10 +138,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("settings", nargs="*", metavar="key=value")
     args = parser.parse_args()
-    device, rows = torch.device("cuda"), []
+    rows = []
     for recipe in args.recipes.split(","):
         fixed = [f"recipe={recipe}", "device=cuda", "data.storage=resident", "epochs=100000"]
         config = load_config([*fixed, *args.settings])
+        device = pick_device(config)
         dataset = random_dataset(50_000, 10, 32)
         trainers = [kind(config, dataset, device) for kind in (Trainer, Trainer, GraphTrainer)]
         eager, second, graph = trainers

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import json
 import statistics
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from common import Row, rounded, write_csv
+from common import ABOUT, Row, rounded, write_csv
 from torch import Tensor
 
 from noisybsd import sweep, train, training
@@ -329,23 +330,51 @@ def rows_of(runs: list[Trial]) -> list[Row]:
                 | {key: rounded(results[key], 5) for key in COLUMNS}
                 | {"network_passes": results["network_passes"]}
                 | {"run_hardware": results["hardware"], "run_commit": results["git_commit"]}
+                | {"run_torch": results["versions"]["torch"]}
             )
     return rows
+
+
+def rows_of_others(path: Path, rows: list[Row]) -> list[Row]:
+    """The rows of an earlier table whose runs are not among these, in the order of data and variants."""
+    if not path.exists():
+        return rows
+    with path.open(newline="", encoding="utf-8") as file:
+        earlier = list(csv.DictReader(file))
+    here = {(row["data"], row["variant"], row["seed"]) for row in rows}
+    kept: list[Row] = []
+    for row in earlier:
+        number = {key: float(row[key]) for key in (*COLUMNS, "network_passes") if row[key]}
+        row = {**row, **dict.fromkeys(COLUMNS), **number, "seed": int(row["seed"])}
+        if (row["data"], row["variant"], row["seed"]) not in here:
+            kept.append({key: row[key] for key in row if key not in ABOUT})
+    order = {name: place for place, name in enumerate([*DATA, *VARIANTS])}
+    last = len(order)
+    return sorted(
+        [*rows, *kept],
+        key=lambda row: (
+            order.get(row["data"], last),
+            order.get(row["variant"], last),
+            row["seed"],
+        ),
+    )
 
 
 def write_markdown(path: Path, rows: list[Row]) -> None:
     lines = [
         "Variants of `bsd_plus`, one change each. Last epoch, mean ± sample standard deviation over "
         "seeds; in brackets the paired difference",
-        "of the accuracy to the recipe as it is, in points, with its 95 % t-interval, not corrected for "
-        "the number of comparisons.",
+        "of the accuracy to the recipe as it is, in points, with its 95 % t-interval (of two seeds or "
+        "more), not corrected for the number of comparisons.",
         f"Made by benchmarks/screen.py, from {path.with_suffix('.csv').name}.",
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
         here = [row for row in rows if row["data"] == data]
         base = {r["seed"]: 100 * r["test_accuracy_last"] for r in here if r["variant"] == BASE}
         made = dict.fromkeys(
-            f"{row['run_hardware']}, commit {row['run_commit'][:7]}" for row in here
+            f"{row['run_hardware']}, torch {row['run_torch']}, commit {row['run_commit'][:7]}"
+            f"{'-dirty' * row['run_commit'].endswith('-dirty')}"
+            for row in here
         )
         lines += ["", f"## {data}", "", f"`{' '.join(DATA[data])}`; {'; '.join(made)}.", ""]
         lines.append("| variant | n | " + " | ".join(n for n, _ in COLUMNS.values()) + " |")
@@ -365,8 +394,9 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
                     if row["seed"] in base and variant != BASE
                 ]
             )
-            if paired is not None and paired.low is not None and paired.high is not None:
-                cells[0] += f" ({paired.mean:+.1f} [{paired.low:+.1f}, {paired.high:+.1f}])"
+            if paired is not None:
+                interval = "" if paired.low is None else f" [{paired.low:+.1f}, {paired.high:+.1f}]"
+                cells[0] += f" ({paired.mean:+.1f}{interval})"
             lines.append(f"| {variant} | {len(mine)} | " + " | ".join(cells) + " |")
     path.write_text("\n".join(lines) + "\n")
 
@@ -453,8 +483,9 @@ def main() -> None:
         sys.exit("stopped; the same command continues")
     rows = rows_of(runs)
     if known.out is not None:
-        write_csv(known.out.with_suffix(".csv"), rows)
-        write_markdown(known.out.with_suffix(".md"), rows)
+        table = rows_of_others(known.out.with_suffix(".csv"), rows)
+        write_csv(known.out.with_suffix(".csv"), table)
+        write_markdown(known.out.with_suffix(".md"), table)
     if known.jobs > 0 and len(rows) < len(runs):
         sys.exit(f"{len(runs) - len(rows)} of {len(runs)} runs failed")
 

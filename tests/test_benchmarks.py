@@ -365,3 +365,28 @@ def test_what_a_graph_of_a_step_is_told_from_outside_is_all_that_changes(
     graph.sums.step.fill_(7)  # type: ignore[operator]
     graph.sums.add(0, *torch.tensor([torch.nan, 0.0, 0.0, 0.0]))
     assert graph.sums.first_bad_step() == 7
+
+
+def test_a_screen_keeps_the_rows_of_runs_that_are_elsewhere(tmp_path: Path) -> None:
+    from common import save_csv
+    from screen import BASE, COLUMNS, rows_of_others, write_markdown
+
+    def row(data: str, variant: str, seed: int, accuracy: float) -> dict[str, object]:
+        numbers = dict.fromkeys(COLUMNS, accuracy) | {"network_passes": 6.0}
+        made = {"run_hardware": "a GPU", "run_commit": "abc", "run_torch": "2.11"}
+        return {"data": data, "variant": variant, "seed": seed, **numbers, **made}
+
+    digits = "digits, symmetric 50 %"
+    save_csv(
+        tmp_path / "screen.csv",
+        [row(digits, "mixup", 0, 0.9), row(digits, BASE, 0, 0.8), row("gone", BASE, 1, 0.5)],
+    )
+    found = rows_of_others(tmp_path / "screen.csv", [row(digits, BASE, 0, 0.85)])
+    assert found == [
+        row(digits, BASE, 0, 0.85),
+        row(digits, "mixup", 0, 0.9),
+        row("gone", BASE, 1, 0.5),
+    ]
+    write_markdown(tmp_path / "screen.md", found[:2])
+    assert "| mixup | 1 | 90.00 (+5.0) |" in (tmp_path / "screen.md").read_text()
+    assert rows_of_others(tmp_path / "none.csv", found) == found

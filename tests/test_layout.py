@@ -2,6 +2,7 @@
 
 import ast
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 from helpers import ROOT
 
@@ -22,11 +23,16 @@ LEVELS = (
     COMMANDS,
     ("__init__",),
 )
+
+
+def module_name(file: Path) -> str:
+    """As others import it: a folder's __init__.py by the folder's name; the package's own is apart."""
+    name = ".".join(file.relative_to(ROOT / "noisybsd").with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
 FILES = {
-    ".".join(file.relative_to(ROOT / "noisybsd").with_suffix("").parts): ast.parse(
-        file.read_bytes()
-    )
-    for file in (ROOT / "noisybsd").rglob("*.py")
+    module_name(file): ast.parse(file.read_bytes()) for file in (ROOT / "noisybsd").rglob("*.py")
 }
 
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The first call of a GPU day: install, smoke, step profile; start the queue, the screen and the check of the
-# fast network, and run the GPU tests beside them.
+# The first call of a GPU day: install, smoke, step profile; start the queue, the screen and the GPU tests.
 # README.md says how to use it. Variables, with their defaults:
 #   OUT             an empty folder whose files come back (needed)
 #   STATE           /tmp/gpu_day: all that is made; the same folder in the second call
 #   QUEUE_SECONDS   560: when the queue stops, counted from its start
 #   LIST            list.txt beside this file
-#   WORKERS         3: runs of the list side by side
-#   JOBS            2: runs of the screen side by side, beside them
+#   WORKERS         2: runs of the list side by side
+#   JOBS            1: runs of the screen side by side, beside them
 #   SMOKE_SECONDS   120: what the smoke may take
-#   TEST_SECONDS    what the GPU tests may take; default: until 190 s after the start, for the limit is 210
+#   TEST_SECONDS    180: what the GPU tests may take; the second call waits for them
+#   CALL_SECONDS    190: when this call ends at the latest, for the limit is 210
 #   DEVICE          cuda; cpu is for a rehearsal
 #   SETTINGS        none: further settings of all runs, e.g. for a rehearsal
 #   STEP            --steps 30: further arguments of benchmarks/step.py
@@ -18,8 +18,9 @@
 set -u
 : "${OUT:?name an empty folder whose files come back}"
 here=$(cd "$(dirname "$0")" && pwd)
+OUT=$(realpath "$OUT") state=$(realpath -m "${STATE:-/tmp/gpu_day}")
 cd "$here/../.." || exit 1
-state=${STATE:-/tmp/gpu_day} python=${PYTHON:-python3} device=${DEVICE:-cuda}
+python=${PYTHON:-python3} device=${DEVICE:-cuda}
 began=$SECONDS
 say() { echo "[$((SECONDS - began)) s] $*"; }
 . "$here/bring_back.sh"
@@ -60,25 +61,24 @@ read -ra fast <<<"${FAST:---steps 50}"
   --out "$state/out/step_fast.csv" --profile "$state/out/step_fast.txt" >>"$state/step.log" 2>&1 ||
   { say "step.py failed"; tail -n 8 "$state/step.log"; }
 if [[ $device == cuda ]]; then
-  timeout 60 "$python" benchmarks/cuda_graph.py --out "$state/out/cuda_graph.csv" >>"$state/step.log" 2>&1 ||
+  timeout 45 "$python" benchmarks/cuda_graph.py --out "$state/out/cuda_graph.csv" >>"$state/step.log" 2>&1 ||
     { say "cuda_graph.py failed"; tail -n 8 "$state/step.log"; }
 fi
 say "step profile"; grep -oE '^(method=[a-z_]*  ms_median=[0-9.]*|recipe=.*)' "$state/step.log"
 
 # in a session of its own, or it would end with this call
 setsid nohup "$python" "$here/runs.py" "${LIST:-$here/list.txt}" "$state" "${QUEUE_SECONDS:-560}" \
-  --workers "${WORKERS:-3}" "${settings[@]}" >"$state/out/queue.log" 2>&1 </dev/null &
+  --workers "${WORKERS:-2}" "${settings[@]}" >"$state/out/queue.log" 2>&1 </dev/null &
 name="all of CIFAR-10N worst, 16 epochs, width 64" variants=$(paste -sd ';' "$here/screen.txt")
 setsid nohup flock "$state/screen.lock" timeout -s INT -k 25 "${QUEUE_SECONDS:-560}" \
-  "$python" benchmarks/screen.py --runs "$state/screen" --jobs "${JOBS:-2}" --seeds 0,1 --data "$name" \
+  "$python" benchmarks/screen.py --runs "$state/screen" --jobs "${JOBS:-1}" --seeds 1,2 --data "$name" \
   --variants "$variants" --out "$state/out/screen" "${settings[@]}" >"$state/out/screen.log" 2>&1 </dev/null &
-setsid nohup "$python" benchmarks/fast_network.py --device "$device" --out "$state/out/fast_network.csv" \
-  data.root="$state/data" data.verify=false >"$state/out/fast_network.log" 2>&1 </dev/null &
-say "queue and screen started"
-left=$((190 - (SECONDS - began)))
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests) # the others take long to import
-timeout -s INT -k 10 "${TEST_SECONDS:-$((left > 10 ? left : 10))}" \
-  "$python" -m pytest -q -m gpu -n 4 -p no:cacheprovider "${files[@]}" >"$state/out/gpu_tests.txt" 2>&1
+setsid nohup flock "$state/tests.lock" timeout -s INT -k 10 "${TEST_SECONDS:-180}" \
+  "$python" -m pytest -q -m gpu -n 4 -p no:cacheprovider "${files[@]}" >"$state/out/gpu_tests.txt" 2>&1 </dev/null &
+say "queue, screen and GPU tests started"
+sleep 1
+while ((SECONDS - began < ${CALL_SECONDS:-190})) && ! flock -n "$state/tests.lock" true; do sleep 1; done
 say "GPU tests: $(tail -n 1 "$state/out/gpu_tests.txt")"
-cat "$state/out/queue.log" "$state/out/screen.log" "$state/out/fast_network.log"
+cat "$state/out/queue.log" "$state/out/screen.log"
 bring_back
