@@ -1,7 +1,7 @@
 """Learning works: two thirds of the demo's run on digits with 40 % of the labels drawn at random.
 
 The bounds leave room for another machine's arithmetic and none for a method that does not work: with
-the given labels as targets the same run has an ECE of ECE_GIVEN and is LEAD_GIVEN points above cross-entropy.
+the given labels as targets the same run has an ECE of 0.34, though it is 5 points above cross-entropy.
 """
 
 from __future__ import annotations
