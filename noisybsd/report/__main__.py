@@ -87,7 +87,7 @@ def _print_rate(said: dict[str, Any], known: str) -> None:
     elif "low" in rate:
         interval = f"95 % interval {rate['low']:.2%} to {rate['high']:.2%}"
         print(f"estimated wrong: {estimate}{known}")
-        print(f"  {interval}, if the belief errs at most twice as often as it expects")
+        print(f"  {interval},\n  if the belief errs at most twice as often as it expects")
     else:
         print(f"estimated wrong: {estimate} (by the confident joint of the {source}){known}")
 
