@@ -11,7 +11,7 @@ test set are made on clean test labels with noise of the training labels' own tr
 driver are, opens the page.
 
 Columns of `runs`, a row for each quantity of a run:
-    recipe … samples        which run
+    recipe … noise          which run
     quantity, value         what was estimated or measured, and how much
     low, high               its 95 % interval
     truth                   what the clean labels say, for an estimate
@@ -68,6 +68,8 @@ def run_rows(directory: Path) -> Iterator[Row]:
         "seed": results["seed"],
         "samples": len(found.table),
     }
+    if noise := results["data"]["noise"]:
+        about["noise"] = f"{noise['name']} {noise['rate']}"
     said = estimates(found)
     rate, matrix = said["noise_rate"], said["transition"]
     gap = np.abs(matrix - said["transition_true"])
@@ -274,6 +276,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("runs")
     runs.add_argument("directories", nargs="+", type=Path)
+    runs.add_argument("--quantity", help="only this one, and no table of rankings")
     size = commands.add_parser("scale")
     size.add_argument("--samples", type=int, default=50_000)
     size.add_argument("--top", type=int, nargs="+", default=[2000])
@@ -282,13 +285,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "runs":
         rows = [row for directory in args.directories for row in run_rows(directory)]
+        rows = [row for row in rows if args.quantity in (None, row["quantity"])]
     else:
         rows = [scale(args.samples, top) for top in args.top]
     short = [
         {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows
     ]
     write_csv(args.out, short)
-    if args.command == "runs" and args.out is not None:
+    if args.command == "runs" and args.out is not None and args.quantity is None:
         about = f"AUROC of finding wrong labels, last epoch; from {args.out.name}, which has all else.\n\n"
         args.out.with_suffix(".md").write_text(about + summary(short), encoding="utf-8")
 
