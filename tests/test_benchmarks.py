@@ -209,7 +209,7 @@ def test_every_variant_of_the_screen_is_a_configuration_of_its_own() -> None:
     assert len(made) == len({run.directory for run in runs}) == len(runs)
     frozen = {run.variant for run in runs if "recipe=own_quick" in run.arguments}
     assert "whole visits" in frozen and "no contrastive term" not in frozen  # it has none
-    cpu = {run.variant for run in runs if run.data == "all of CIFAR-10N worst, 5 epochs"}
+    cpu = {run.variant for run in runs if run.data == "all of CIFAR-10N worst, 16 epochs, width 16"}
     same = {"contrastive weight 0.1", "randaugment, contrastive weight 0.1"}  # 0.1 is the recipe's
     assert {*VARIANTS} - cpu == same
     base = [load_config(run.arguments) for run in runs if run.variant == BASE]
