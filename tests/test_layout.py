@@ -1,6 +1,8 @@
 """Who may import whom: a file its own folder and the levels below, and no files in a circle."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -64,3 +66,9 @@ def test_a_module_imports_its_own_folder_and_lower_levels() -> None:
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     TopologicalSorter({module: imports(module) for module in FILES}).prepare()
+
+
+def test_a_process_that_decodes_images_does_not_import_kornia() -> None:
+    """It takes each of them seconds to import."""
+    program = "import sys, noisybsd.data.loader; sys.exit('kornia' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT
+from helpers.posterior import reference_targets
 from helpers.training import SOONER, NoReadback, NoTracker
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.methods import parts, registry
 from noisybsd.methods.bsd import PosteriorTargets
-from noisybsd.methods.posterior import reference_targets
 from noisybsd.methods.presets import METHODS
 from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
 from noisybsd.runs.signals import Stopped

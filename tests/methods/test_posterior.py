@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.posterior import reference_targets
 
 from noisybsd.methods.bsd import PosteriorTargets
-from noisybsd.methods.posterior import Posterior, SparsePosterior, override_time, reference_targets
+from noisybsd.methods.posterior import Posterior, SparsePosterior, override_time
 from noisybsd.methods.registry import options
 
 N, K = 5, 4
