@@ -44,10 +44,10 @@ from noisybsd.models.networks import Network
 
 ALWAYS = ("tracking.wandb=disabled", "device=cpu")
 DIGITS = "recipe=digits_sym40"
-# whole runs: a third of the epochs of the CPU recipe misorders (docs/LOG.md, five epochs on a CPU and frozen features)
+# whole runs: a third of the epochs of the CPU recipe misorders (docs/LOG.md, five epochs on a CPU)
 CPU = ("recipe=cifar10n_worst_cpu",)
 GPU = ("recipe=cifar10n_worst_fast",)
-# target rules alone: a linear head on features that no run changes; its order is not that of whole runs (the same entry)
+# target rules alone: a linear head on features that no run changes. Its order is not that of whole runs.
 FROZEN = (
     *("recipe=own_quick", "data.name=cifar10n", "data.labels=worst", "network.size=112"),
     *("epochs=20", "batch_size=256"),
