@@ -23,7 +23,7 @@ from noisybsd.data.names import kinds
 from noisybsd.data.pack import LISTED, decoded
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
-from noisybsd.data.splits import Missing, Split, labels_of_both
+from noisybsd.data.splits import Missing, Split
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
@@ -121,8 +121,7 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
         yield True, votes_told(votes)
     for name in dict.fromkeys([*card.labels, data.labels]):
         if name != "default":
-            both = labels_of_both(read.train, read.held_out)
-            yield _labels_finding(card, data, name, both, read.class_names)
+            yield _labels_finding(card, data, name, read.both, read.class_names)
     if (known := known_clean(read.train.clean_labels)) not in (None, "known"):
         yield True, f"clean labels {known}"
     splits = {"train": read.train} | ({} if test is None else {"test": test})

@@ -15,7 +15,7 @@ from noisybsd.data.label_files import write_labels
 from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
 from noisybsd.data.readers.registry import EVALUATIONS
-from noisybsd.data.splits import Missing, labels_of_both
+from noisybsd.data.splits import Missing
 from noisybsd.errors import UserError, did_you_mean, shown
 from noisybsd.files import user_path
 from noisybsd.settings import DataConfig, NoiseConfig
@@ -129,8 +129,7 @@ def noise(config: Config, out: Path | None) -> int:
     if config.noise.name == "none":
         raise UserError("noise: noise.name is missing, e.g. noise.name=symmetric noise.rate=0.4")
     read, _ = read_splits(card, data)
-    both = labels_of_both(read.train, read.held_out)
-    train, _ = with_labels(card, data, both, read.class_names)
+    train, _ = with_labels(card, data, read.both, read.class_names)
     noisy = draw_noise(card, config.noise, config.seed, train, len(read.class_names))
     clean = before_noise(train)
     notes = {

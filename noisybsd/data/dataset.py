@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from noisybsd.data.cards import Card, load_card
 from noisybsd.data.download import checksum, fetch
@@ -38,7 +39,7 @@ from noisybsd.data.splits import (
     check_labels,
     hold_out,
     image_size,
-    labels_of_both,
+    labels_of,
     need,
     verified,
 )
@@ -68,6 +69,7 @@ class Dataset:
         held_out: the test images with the labels given to them, where they were held out of the training
             images; `test` has clean labels where these are known.
         calibration: training images that are not trained on, to calibrate probabilities; data.calibration.
+            These and `train` have `rows` then.
     """
 
     name: str
@@ -82,6 +84,28 @@ class Dataset:
     notes: dict[str, Any]
     held_out: Split | None = None
     calibration: Split | None = None
+
+    @property
+    def judged(self) -> tuple[Split, ...]:
+        """The splits whose labels are noisy: `train`, `calibration` and `held_out`, those there are."""
+        splits = (self.train, self.calibration, self.held_out)
+        return tuple(split for split in splits if split is not None)
+
+    @property
+    def order(self) -> npt.NDArray[np.int64]:
+        """(N,): which image of `judged`, these in a row, is the i-th sample: in the order in which the
+        training images were read, and then the held-out ones."""
+        order = np.arange(sum(map(len, self.judged)))
+        if self.calibration is not None:
+            assert self.train.rows is not None and self.calibration.rows is not None
+            rows = np.concatenate([self.train.rows, self.calibration.rows])
+            order[: len(rows)] = np.argsort(rows)
+        return order
+
+    @property
+    def samples(self) -> Split:
+        """Labels and paths of the images of `judged`, in `order`; without the images."""
+        return labels_of(*self.judged).take(self.order)
 
     def is_of(self, sha256: str) -> bool:
         """Whether these are the data that a run recorded by their hash."""
@@ -141,6 +165,7 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     train, calibration, calibrated = train.without_unknown(), None, ""
     if data.calibration > 0:
         chosen = calibration_rows(train.labels, data.calibration)
+        train = replace(train, rows=np.arange(len(train)))
         train, calibration = train.take(~chosen), train.take(chosen)
         calibrated = f" calibrated on {labels_sha256(calibration.labels)}"
     clean = train.clean_labels
@@ -183,8 +208,8 @@ def _labelled(
     card: Card, data: DataConfig, read: Read
 ) -> tuple[Split, Split | None, dict[str, Any]]:
     """`with_labels` for the training images and those that a pack holds out; and its note."""
-    both, n = labels_of_both(read.train, read.held_out), len(read.train)
-    whole, note = with_labels(card, data, both, read.class_names)
+    n = len(read.train)
+    whole, note = with_labels(card, data, read.both, read.class_names)
 
     def labelled(split: Split, rows: slice) -> Split:
         clean = None if whole.clean_labels is None else whole.clean_labels[rows]

@@ -41,6 +41,8 @@ class Split:
         embeddings: float16 (N,A,F), features of A views of each image, the image itself first: what a
             network with a frozen backbone is given in the images' place.
         votes: float32 (N,K), see data/votes.py; None: every image has one label. Only to train on.
+        rows: int64 (N,), where each image stands among the training images as they were read, for two
+            splits that were one; None: not known.
     """
 
     images: torch.Tensor | ImageFiles
@@ -50,6 +52,7 @@ class Split:
     skipped: list[str] = field(default_factory=list)
     embeddings: torch.Tensor | None = None
     votes: Votes | None = None
+    rows: npt.NDArray[np.int64] | None = None
 
     @property
     def inputs(self) -> torch.Tensor | ImageFiles:
@@ -73,6 +76,7 @@ class Split:
             None if self.paths is None else [self.paths[i] for i in index],
             embeddings=None if self.embeddings is None else self.embeddings[index],
             votes=None if self.votes is None else self.votes[index],
+            rows=None if self.rows is None else self.rows[index],
         )
 
     def without_unknown(self) -> Split:
@@ -108,6 +112,11 @@ class Read:
     left_out: Counter[str] = field(default_factory=Counter)
     notices: list[str] = field(default_factory=list)
     held_out: Split | None = None
+
+    @property
+    def both(self) -> Split:
+        """The training images, followed by those held out of them, with all that is known of their labels."""
+        return self.train if self.held_out is None else labels_of(self.train, self.held_out)
 
 
 def image_size(card: Card, data: DataConfig) -> tuple[int, int]:
@@ -243,24 +252,19 @@ def hold_out(train: Split, data: DataConfig) -> tuple[Split, Split]:
     return train.take(~chosen), train.take(chosen)
 
 
-def labels_of_both(one: Split, other: Split | None) -> Split:
-    """The labels and paths of two splits in a row, without their images; or the one split as it is."""
-    if other is None:
-        return one
-    splits = (one, other)
+def labels_of(*splits: Split) -> Split:
+    """The labels and paths of splits in a row, without their images."""
     clean = [
         np.full(len(each), UNKNOWN) if each.clean_labels is None else each.clean_labels
         for each in splits
     ]
-    paths = [path for each in splits for path in each.paths or ()]
+    votes = [each.votes for each in splits if each.votes is not None]
     return Split(
-        torch.empty(0),
+        torch.empty(sum(map(len, splits)), 0),
         np.concatenate([each.labels for each in splits]),
         np.concatenate(clean),
-        paths or None,
-        votes=None
-        if one.votes is None or other.votes is None
-        else np.concatenate([one.votes, other.votes]),
+        [path for each in splits for path in each.paths or ()] or None,
+        votes=np.concatenate(votes) if len(votes) == len(splits) else None,
     ).without_unknown()
 
 

@@ -73,7 +73,7 @@ class Trainer:
         self.num_classes = len(dataset.class_names)
         train = dataset.train
         self.labels = torch.as_tensor(train.labels, device=device)  # (N,)
-        self.test = self._share(dataset.test)
+        self.test = self.share(dataset.test)
         self.views: Views | EmbeddedViews = self.image_views
         features = None  # their width, where they are what the network is given
         if train.embeddings is not None:
@@ -120,7 +120,7 @@ class Trainer:
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
 
-    def _share(self, split: Split) -> Split:
+    def share(self, split: Split) -> Split:
         """This process's share of a split to predict, on the device if it fits there."""
         if distributed.world_size() > 1:
             split = split.take(np.r_[distributed.share(len(split))])
@@ -354,7 +354,7 @@ class Trainer:
         belief, seen = self.rule.belief(), self.monitor.visits > 0
         assert belief is not None  # or the configuration is refused
         noise = transition(belief[seen], self.labels[seen])
-        share, found = self._share(split), dict[str, float]()
+        share, found = self.share(split), dict[str, float]()
         for suffix, network in self.networks().items():
             before, _, right = self.predict_test(network)
             found[f"uncalibrated_ece{suffix}"] = prediction_metrics(before, right)["ece"]

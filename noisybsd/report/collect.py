@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow
@@ -26,7 +26,7 @@ from noisybsd import __version__, distributed
 from noisybsd.data.duplicates import LookedAtFiles, Looks, looks_of
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.loader import ResidentLoader
-from noisybsd.data.splits import Split, labels_of_both
+from noisybsd.data.splits import Split
 from noisybsd.engine.trainer import Trainer
 from noisybsd.models.bank import FeatureBank, vote
 from noisybsd.report.findings import Findings, Floats, Ints, Pictures, label_table
@@ -60,46 +60,53 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     """Ask a trainer for its findings: one pass over training and test images, one search.
 
     For a method without a belief, its network's predictions take that place. A sample never visited is
-    believed to be of its given class. For an image that was held out, the predictions of the network,
-    which never saw its label, are the belief too.
+    believed to be of its given class. For an image that was held out, to test or to calibrate on, the
+    predictions of the network, which never saw its label, are the belief too.
 
     Args:
         directory: the run's, for the record.
     """
     config, dataset = trainer.config, trainer.dataset
-    train, held_out = labels_of_both(dataset.train, dataset.held_out), dataset.held_out
+    samples, order = dataset.samples, dataset.order
 
     network, bank, looks = _look_at_training_images(trainer)
-    tested, logits, z, test_looks = _look_at_test_images(trainer)
-    test = logits.softmax(dim=1).cpu().numpy()
-    scores, thumbnails = _of_training(trainer, network, bank), looks.thumbnails
-    if held_out is not None:
-        also = _of_held_out(trainer, len(held_out), tested, test, z, bank)
-        scores = _Scores(*map(_followed_by, scores, also))
-        thumbnails = np.concatenate([thumbnails, test_looks.thumbnails])
-    identical_to, in_test = _identical(looks.hashes, test_looks.hashes, held_out is not None)
+    tests = _look_at(trainer, dataset.test, trainer.test)
+    parts, seen = [_of_training(trainer, network, bank)], [looks]
+    if dataset.calibration is not None:
+        apart = _look_at(trainer, dataset.calibration, trainer.share(dataset.calibration))
+        parts.append(_of_held_out(trainer, len(dataset.calibration), apart, bank))
+        seen.append(apart.looks)
+    if dataset.held_out is not None:
+        parts.append(_of_held_out(trainer, len(dataset.held_out), tests, bank))
+        seen.append(tests.looks)
+    scores = _in_order(parts, order)
+    hashes = [each for part in seen for each in part.hashes]
+    of_test = {*tests.looks.hashes} - {None}
+    to_train = len(samples) - len(dataset.held_out or ())  # the samples that are no test images
+    identical_to = _identical([hashes[i] for i in order])
+    in_test = [i < to_train and hashes[i] in of_test for i in order.tolist()]
     known = np.isfinite(scores.belief).all(axis=1, keepdims=True)
-    given = np.eye(trainer.num_classes, dtype=np.float32)[train.labels]
+    given = np.eye(trainer.num_classes, dtype=np.float32)[samples.labels]
     belief = np.where(known, scores.belief, given)
     belief /= belief.sum(axis=1, keepdims=True)
     return Findings(
         label_table(
-            train,
+            samples,
             dataset.class_names,
             **{**scores._asdict(), "belief": belief},
             identical_to=identical_to,
             in_test=in_test,
-            held_out=np.arange(len(train)) >= len(dataset.train),
+            held_out=order >= len(dataset.train),
         ),
         {
             "belief": belief,
             "network": scores.network,
             "neighbours": scores.votes,
-            "thumbnails": thumbnails,
-            "labels": train.labels,
-            "test": test,
-            "test_labels": dataset.test.labels[tested],
-            **({} if train.votes is None else {"votes": train.votes}),
+            "thumbnails": np.concatenate([each.thumbnails for each in seen])[order],
+            "labels": samples.labels,
+            "test": tests.probabilities,
+            "test_labels": dataset.test.labels[tests.rows],
+            **({} if samples.votes is None else {"votes": samples.votes}),
         },
         {
             "run": str(directory),
@@ -129,8 +136,16 @@ class _Scores(NamedTuple):
     strength: Floats
 
 
-def _followed_by(one: Any, other: Any) -> Any:
-    return one + other if isinstance(one, list) else np.concatenate([one, other])
+def _in_order(parts: list[_Scores], order: Ints) -> _Scores:
+    """The rows of several parts, those of training first, as the samples stand in the table."""
+    near = [row for part in parts for row in part.neighbours]
+    row_of = np.argsort(order).tolist()  # neighbours have the numbers of training, not of the table
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])[order]
+        for name in _Scores._fields
+        if name != "neighbours"
+    }
+    return _Scores(**arrays, neighbours=[[row_of[j] for j in near[i]] for i in order])
 
 
 def _of_training(trainer: Trainer, network: Floats, bank: FeatureBank) -> _Scores:
@@ -153,21 +168,13 @@ def _of_training(trainer: Trainer, network: Floats, bank: FeatureBank) -> _Score
     )
 
 
-def _of_held_out(
-    trainer: Trainer, count: int, rows: Ints, predicted: Floats, z: Tensor, bank: FeatureBank
-) -> _Scores:
-    """Of the held-out images (H): what the network says that never saw them or their labels.
-
-    Args:
-        count: H.
-        rows: (M,), those that could be read.
-        predicted, z: (M,K) and (M,D), theirs.
-    """
+def _of_held_out(trainer: Trainer, count: int, seen: _Seen, bank: FeatureBank) -> _Scores:
+    """Of `count` (H) held-out images: what the network says that never saw them or their labels."""
     network = np.full((count, trainer.num_classes), np.nan, np.float32)
     votes, neighbours = np.zeros_like(network), [list[int]() for _ in range(count)]
-    network[rows] = predicted
-    votes[rows], found = _nearest(trainer, bank, z)
-    for row, near in zip(rows, found, strict=True):
+    network[seen.rows] = seen.probabilities
+    votes[seen.rows], found = _nearest(trainer, bank, seen.z)
+    for row, near in zip(seen.rows, found, strict=True):
         neighbours[row] = near
     unseen = np.full(count, np.nan, np.float32)  # what training alone could know
     never = np.full(count, -1)
@@ -233,28 +240,41 @@ def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Loo
     return probabilities, bank, looks
 
 
-def _look_at_test_images(trainer: Trainer) -> tuple[Ints, Tensor, Tensor, Looks]:
-    """Which test images can be read (M,), by their place in the test split; logits (M,K) and embeddings
-    (M,D) of these; and what all of the split look like."""
-    whole, test = trainer.dataset.test, trainer.test
+class _Seen(NamedTuple):
+    """What the network says of images that were not trained on.
+
+    Args:
+        rows: (M,), where those that could be read stand in their split.
+        probabilities, z: (M,K) and (M,D), theirs.
+        looks: of all images of the split.
+    """
+
+    rows: Ints
+    probabilities: Floats
+    z: Tensor
+    looks: Looks
+
+
+def _look_at(trainer: Trainer, whole: Split, share: Split) -> _Seen:
+    """Run the network on the images of a split, of which this process has its `share`."""
     rows = np.arange(len(whole))[distributed.share(len(whole))]
-    if len(test) < len(rows):  # the unreadable ones were left out when it was decoded
-        assert whole.paths is not None and test.paths is not None
+    if len(share) < len(rows):  # the unreadable ones were left out when it was decoded
+        assert whole.paths is not None and share.paths is not None
         place = {path: i for i, path in enumerate(whole.paths)}
-        rows = np.array([place[path] for path in test.paths], np.int64)
-    images = test.images
+        rows = np.array([place[path] for path in share.paths], np.int64)
+    images = share.images
     if isinstance(images, ImageFiles):  # decoded in every pass: in this one they are looked at too
         images = LookedAtFiles(images)
-    split = replace(test, images=images, labels=rows)
+    split = replace(share, images=images, labels=rows)
     outputs = trainer.predict(trainer.network, split)
     _look(split)
     logits, z, kept = map(distributed.gather_rows, outputs)
     looks = Looks.unknown(len(whole))
-    for share, part in distributed.each((rows, looks_of(images))):
-        looks.thumbnails[share] = part.thumbnails
-        for i, digest in zip(share.tolist(), part.hashes, strict=True):
+    for of_share, part in distributed.each((rows, looks_of(images))):
+        looks.thumbnails[of_share] = part.thumbnails
+        for i, digest in zip(of_share.tolist(), part.hashes, strict=True):
             looks.hashes[i] = digest
-    return kept.cpu().numpy(), logits, z, looks
+    return _Seen(kept.cpu().numpy(), logits.softmax(dim=1).cpu().numpy(), z, looks)
 
 
 def _look(split: Split) -> None:
@@ -264,26 +284,14 @@ def _look(split: Split) -> None:
             pass
 
 
-def _identical(
-    hashes: Hashes, test_hashes: Hashes, held_out: bool
-) -> tuple[list[int | None], list[bool]]:
-    """For each image the first of the same pixels, if there are several; and which training images are
-    test images too.
-
-    Args:
-        held_out: whether the test images are among the samples.
-    """
-    samples = hashes + test_hashes * held_out
+def _identical(hashes: Hashes) -> list[int | None]:
+    """For each image the first of the same pixels, if there are several."""
     first: dict[bytes, int] = {}
-    count = Counter(samples)
-    identical_to: list[int | None] = []
-    for i, digest in enumerate(samples):
-        several = digest is not None and count[digest] > 1
-        identical_to.append(first.setdefault(digest, i) if digest and several else None)
-    tested = {*test_hashes} - {None}
-    return identical_to, [digest in tested for digest in hashes] + [False] * (
-        len(samples) - len(hashes)
-    )
+    count = Counter(hashes)
+    return [
+        first.setdefault(digest, i) if digest and count[digest] > 1 else None
+        for i, digest in enumerate(hashes)
+    ]
 
 
 def log_to_wandb(findings: Findings, images: Pictures, top: int = 200) -> None:

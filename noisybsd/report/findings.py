@@ -63,7 +63,7 @@ class Findings:
 
     @property
     def held_out(self) -> Bools:
-        """(N,), which samples training did not see, but held out for testing."""
+        """(N,), which samples training did not see, but held out to test or to calibrate on."""
         return self.table["held_out"].to_numpy()
 
     @property
@@ -272,14 +272,15 @@ class Pictures:
 
     Args:
         parts: (n,C,S,S) uint8, or as many files, of the training samples and of the held-out ones.
+        order: (N,), which of these in a row is the i-th sample; None: the i-th.
     """
 
     parts: Sequence[torch.Tensor | ImageFiles]
+    order: Ints | None = None
 
     @classmethod
     def of(cls, dataset: Dataset) -> Pictures:
-        held_out = [] if dataset.held_out is None else [dataset.held_out.images]
-        return cls([dataset.train.images, *held_out])
+        return cls([split.images for split in dataset.judged], dataset.order)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -295,6 +296,7 @@ class Pictures:
             largest: pixels of a side that files are decoded to at most.
         """
         found: list[torch.Tensor | None] = [None] * len(index)
+        index = index if self.order is None else self.order[index]
         start = 0
         for part in self.parts:
             inside = np.flatnonzero((index >= start) & (index < start + len(part)))

@@ -24,7 +24,7 @@ from noisybsd.data.dataset import (
 )
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.names import as_text
-from noisybsd.data.splits import Split, calibration_rows, labels_of_both
+from noisybsd.data.splits import Split
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config
 from noisybsd.errors import UserError, brief, shown
@@ -134,7 +134,7 @@ def apply_review(
     """
     review = read_review(path)
     dataset = run_dataset(config)
-    samples, classes = labels_of_both(dataset.train, dataset.held_out), len(dataset.class_names)
+    samples, classes = dataset.samples, len(dataset.class_names)
     if not dataset.is_of(review.data_sha256):
         raise UserError(
             f"review={path}: belongs to another dataset than that of data.name={config.data.name} in "
@@ -155,8 +155,7 @@ def apply_review(
             f"review={path}: given: got {review.given[i]} for index {review.index[i]}, whose given label is "
             f"{samples.labels[review.index[i]]} in the run"
         )
-    calibrated = 0 if dataset.calibration is None else len(dataset.calibration)
-    whole, test, rows = _in_reading_order(config, samples, classes, calibrated)
+    whole, test, rows = _in_reading_order(config, samples, classes)
     whole.labels[rows[review.index]] = review.label
     counts = Counter(review.decision)
     changed = int((review.label != review.given).sum())
@@ -194,27 +193,20 @@ def _reviewed(review: Review, samples: Split, file: Path) -> Ints:
 
 
 def _in_reading_order(
-    config: Config, samples: Split, num_classes: int, calibrated: int
+    config: Config, samples: Split, num_classes: int
 ) -> tuple[Split, Split | None, Ints]:
     """All training images as the dataset is read, before any is held out or left out, with the labels that
     the run was trained on.
-
-    Args:
-        calibrated: how many were held out to calibrate on.
 
     Returns:
         these (L), the test images that the dataset comes with, and rows (N,), where `samples` are among L.
     """
     card = load_card(config.data.name)
     read, _ = read_splits(card, config.data)
-    both = labels_of_both(read.train, read.held_out)
-    whole, _ = with_labels(card, config.data, both, read.class_names)
+    whole, _ = with_labels(card, config.data, read.both, read.class_names)
     if samples.paths is None:  # only data.limit leaves out any, and noise is drawn for all
         whole, _ = with_noise(card, config.noise, config.seed, whole, num_classes)
         rows = np.arange(len(samples))
-        if calibrated:
-            read_rows = np.arange(len(samples) + calibrated)
-            rows = read_rows[~calibration_rows(whole.labels[read_rows], config.data.calibration)]
         if (whole.labels[rows] != samples.labels).any():
             raise UserError(
                 f"data.limit={config.data.limit}: took images from all over the dataset; a review "

@@ -85,8 +85,12 @@ def _as_judged(dataset: Dataset, findings: Findings) -> Dataset:
             return split
         return split.take(np.array([as_text(path) in judged for path in split.paths], bool))
 
-    held_out = None if dataset.held_out is None else part(dataset.held_out)
-    return replace(dataset, train=part(dataset.train), held_out=held_out)
+    return replace(
+        dataset,
+        train=part(dataset.train),
+        calibration=None if dataset.calibration is None else part(dataset.calibration),
+        held_out=None if dataset.held_out is None else part(dataset.held_out),
+    )
 
 
 def _address(images: Pictures | None, directory: Path) -> str | None:

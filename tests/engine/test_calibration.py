@@ -160,12 +160,16 @@ def test_a_rule_without_a_belief_is_refused(tiny: Tiny) -> None:
         load_config(tiny("method=ce", CALIBRATED))
 
 
-def test_a_review_goes_to_the_images_that_were_trained_on(tiny: Tiny) -> None:
+@pytest.mark.parametrize("of", ["train", "calibration"])
+def test_a_review_goes_to_the_image_that_was_reviewed(tiny: Tiny, of: str) -> None:
     assert train(tiny(CALIBRATED, "epochs=1", "run.dir=run")) == 0
     config = load_run_config(Path("run"), [])
     data = load_dataset(config.data, config.noise, config.seed)
-    row = int(np.flatnonzero(data.train.labels != data.train.clean_labels)[-1])
-    given, clean = int(data.train.labels[row]), int(data.train.clean_labels[row])
+    split = getattr(data, of)
+    wrong = int(np.flatnonzero(split.labels != split.clean_labels)[-1])
+    given, clean = int(split.labels[wrong]), int(split.clean_labels[wrong])
+    row = int(split.rows[wrong])
+    assert data.samples.labels[row] == given
     Path("review.csv").write_text(
         "index,path,given,given_name,decision,label,label_name,data_sha256\n"
         f"{row},,{given},{given},wrong,{clean},{clean},{data.sha256}\n"
@@ -175,7 +179,7 @@ def test_a_review_goes_to_the_images_that_were_trained_on(tiny: Tiny) -> None:
     before = load_dataset(plain.data, plain.noise, plain.seed).train
     after = np.load("labels.npy")
     (changed,) = np.flatnonzero(after != before.labels)
-    assert torch.equal(before.images[changed], data.train.images[row]) and after[changed] == clean
+    assert torch.equal(before.images[changed], split.images[wrong]) and after[changed] == clean
 
 
 # --- a run ----------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import torch
 from helpers.reported import NASTY_CLASSES, hide_cleanlab, own_images, run, trainer_of
 
 from noisybsd.data.__main__ import main as data
+from noisybsd.data.dataset import load_dataset
 from noisybsd.data.splits import Split
-from noisybsd.report.findings import Findings, label_table
+from noisybsd.report.findings import Findings, Pictures, label_table
 from noisybsd.report.write import load_run, report
 
 
@@ -58,7 +59,7 @@ def test_every_image_is_in_the_table_and_on_the_page(directory: Path) -> None:
     assert sorted(columns["index"]) == [*range(90)]
     assert columns["held_out"] == [bool(found.held_out[i]) for i in columns["index"]]
     held = int(found.held_out.sum())
-    assert 10 < held < 26 and f"{held} more held out for testing" in page
+    assert 10 < held < 26 and f"{held} more held out of training" in page
     # the estimates are of the training images
     metrics = json.loads((directory / "labels_metrics.json").read_text("utf-8"))["estimates"]
     assert (
@@ -135,6 +136,77 @@ def test_packed_images_are_held_out_alike_and_take_the_same_label_file(
     for one, other in zip(looked, expected, strict=True):
         assert one is not None and other is not None and one.shape == (3, 18, 18)
         assert abs(one.float() - other.float()).mean() < 8  # its margin is a mirror image
+
+
+# --- the images that probabilities are calibrated on -----------------------------------------------
+
+
+def test_images_to_calibrate_on_stand_in_their_places_and_are_judged_by_the_network(
+    tmp_path: Path,
+) -> None:
+    """Of images that are no files, so that a row of the table is a row of the dataset."""
+    settings = ("neighbours.k=5", "data.calibration=0.2")
+    found, trainer = found_in(run(tmp_path / "run", *settings)), trainer_of(tmp_path / "run")
+    data, config = trainer.dataset, trainer.config
+    whole = load_dataset(
+        config.data.model_copy(update={"calibration": 0.0}), config.noise, config.seed
+    ).train
+    assert found.arrays["labels"].tolist() == whole.labels.tolist()
+    assert found.clean is not None and whole.clean_labels is not None
+    assert found.clean.tolist() == whole.clean_labels.tolist()
+    held = np.flatnonzero(found.held_out)
+    assert data.calibration is not None and len(held) == len(data.calibration) > 40
+    assert held[0] < 30 and (np.diff(held) > 1).any()  # in between, not at the end
+    # the pictures are those of the rows
+    pictures = Pictures.of(data).look_at(np.arange(len(whole)))
+    for picture, image in zip(pictures, whole.images, strict=True):
+        assert picture is not None and torch.equal(picture, image)
+    # what the network says, at its temperature, which is not 1
+    assert trainer.network.temperature != 1
+    for images, rows, name in ((data.calibration, held, "belief"), (whole, slice(None), "network")):
+        expected = trainer.predict(trainer.network, images)[0].softmax(dim=1).numpy()
+        np.testing.assert_allclose(found.arrays[name][rows], expected, atol=1e-5)
+    visits = found.column("visits")
+    assert (visits[held] == 0).all() and (np.delete(visits, held) > 0).all()
+    # the neighbours of each are of the training images, with the labels that the table counts
+    for i, row in enumerate(found.table.to_pylist()):
+        assert len(row["neighbours"]) == 5 and not found.held_out[row["neighbours"]].any()
+        share = (found.arrays["labels"][row["neighbours"]] == row["given"]).mean()
+        assert row["neighbour_agreement"] == pytest.approx(share, abs=1e-6), i
+    assert sorted(found.table["rank"].to_pylist()) == [*range(1, len(whole) + 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        hide_cleanlab(patch)
+        said = report(tmp_path / "run", [])["estimates"]
+    assert (said["samples"], said["held_out"]) == (len(whole) - len(held), len(held))
+
+
+def test_files_to_test_and_to_calibrate_on_are_both_in_the_table(tmp_path: Path) -> None:
+    settings = own_images(tmp_path / "data")
+    more = ("data.calibration=0.2", "data.on_error=skip", "data.workers=0")
+    data = trainer_of(run(tmp_path / "first", *settings, *more)).dataset
+    assert data.calibration is not None and data.held_out is not None
+    assert data.calibration.paths is not None and data.held_out.paths is not None
+    broken = data.calibration.paths[2]
+    (tmp_path / "data" / broken).write_text("no image")
+    found = found_in(run(tmp_path / "second", *settings, *more))
+    rows = {row["path"]: row for row in found.table.to_pylist()}
+    assert len(rows) == len(found.table) == 90
+    apart = {path for path, row in rows.items() if row["held_out"]}
+    assert apart == {*data.calibration.paths, *data.held_out.paths}
+    last = found.table["path"].to_pylist()[-len(data.held_out) :]
+    assert last == data.held_out.paths
+    assert rows[broken]["final_prob"] is None and rows[broken]["neighbours"] == []
+    assert rows[broken]["rank"] == 90
+    others = found.held_out & (found.column("path") != broken)
+    assert np.isfinite(found.column("final_prob")[others]).all()
+    pictures = load_run(tmp_path / "second", []).images
+    assert pictures is not None
+    for i, picture in enumerate(pictures.look_at(np.arange(90))):
+        path = found.table["path"][i].as_py()
+        assert (picture is None) == (path == broken)
+        if picture is not None:  # the colour of the true class, the number in the name
+            true = int(path.split("/")[1][:3]) % 3
+            assert picture.float().mean(dim=(1, 2)).argmax() == true
 
 
 def test_held_out_samples_are_ranked_among_themselves_and_merged_by_shares() -> None:
