@@ -30,7 +30,7 @@ from noisybsd.methods.beliefs import as_tensor, whole_number
 from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
 from noisybsd.report.estimates import estimates, mislabelled, noise_and_transition
-from noisybsd.report.findings import Bools, Findings, Floats, Ints, Pictures
+from noisybsd.report.findings import Findings, Floats, Ints, Pictures
 from noisybsd.report.page import PICTURE, Run, build_page
 
 SLACK = 0.01  # how far from 1 the probabilities of a sample may sum: float16 rounds
@@ -60,11 +60,13 @@ def find_label_issues(
 
     Without a belief, confident learning says how many labels of each class are really of each other class,
     and so many of the least plausible ones are issues: Northcutt et al. 2021, arXiv 1911.00068, pruning by
-    noise rate. With a belief, the labels that it contradicts are issues.
+    noise rate. A belief is pooled with the predictions (docs/report.md), and the labels that both together
+    contradict are issues.
 
     Args:
         labels: (N,) integers from 0 to K-1, the given labels.
-        pred_probs: (N,K) probabilities of a model that did not learn from these samples; rows sum to 1.
+        pred_probs: (N,K) probabilities of a model that did not learn from these samples; with a belief, those
+            that the trained network gives to the images without augmentation. Rows sum to 1.
         belief: (N,K), of a `BSD`; None: there is none.
         ranked: True: return the indices of the issues, the most suspicious first.
 
@@ -80,14 +82,13 @@ def find_label_issues(
         array([4, 5])
     """
     given, probs, believed, _ = _checked(labels, pred_probs, belief, None)
-    issues = _issues(given, probs, believed)
+    final = findings.pooled(believed, probs)
+    issues = mislabelled(probs, given) if belief is None else final.argmax(axis=1) != given
     if not ranked:
         return issues
     rows = np.flatnonzero(issues)
     # probabilities that are alike, as many zeros are, are told apart by the largest other one
-    at = (rows, given[rows])
-    trust = findings.trust(believed[at], probs[at])
-    return rows[np.lexsort((-probs[rows].max(axis=1), trust))]
+    return rows[np.lexsort((-probs[rows].max(axis=1), final[rows, given[rows]]))]
 
 
 def label_table(
@@ -105,8 +106,8 @@ def label_table(
 
     Args:
         labels: (N,) integers from 0 to K-1; or, with class_names, names.
-        pred_probs: (N,K) probabilities of a model that did not learn from these samples; rows sum to 1.
-        belief: (N,K), of a `BSD`; None: the predictions stand for it.
+        pred_probs: (N,K) probabilities as `find_label_issues` takes them; rows sum to 1.
+        belief: (N,K), of a `BSD`, to be pooled with the predictions; None: the predictions stand alone.
         embeddings: (N,D), for neighbours and how far these agree with the label; None: no neighbours.
         class_names: K names; None: the numbers.
         paths: N image files.
@@ -138,7 +139,10 @@ def label_table(
         left_epoch=np.full(n, -1),
         strength=None,
     )
-    table = table.append_column("issue", pyarrow.array(_issues(given, probs, believed)))
+    issues = mislabelled(probs, given)
+    if belief is not None:
+        issues = table["suggested"].to_numpy() != given
+    table = table.append_column("issue", pyarrow.array(issues))
     about = {
         "run": "",
         "dataset": f"{n:,} labels",
@@ -167,15 +171,15 @@ def label_table(
 def noise_rate(labels: Any, pred_probs: Any = None, belief: Any = None) -> NoiseRate:
     """The share of labels that are wrong, without knowing any right one.
 
-    From a belief, the mean of what it leaves for other classes than the given one. From predictions, the
-    confident joint. The interval of a belief holds the truth if the belief errs at most twice as often as
-    it expects, whichever way its errors point. That of predictions is of chance alone, and hardly ever holds
-    the truth where classes overlap, which the confident joint takes for noise: see results/labels.md.
+    From a belief, pooled with the predictions where these are given too, the mean of what it leaves for other
+    classes than the given one. From predictions alone, the confident joint. The interval of a belief holds
+    the truth if the belief errs at most twice as often as it expects, whichever way its errors point. That of
+    predictions is of chance alone, and hardly ever holds the truth where classes overlap, which the confident
+    joint takes for noise: see results/labels.md.
 
     Args:
         labels: (N,) integers from 0 to K-1.
-        pred_probs: (N,K) probabilities of a model that did not learn from these samples.
-        belief: (N,K), used in place of predictions.
+        pred_probs, belief: (N,K), as `find_label_issues` takes them; one of them, or both.
 
     Raises:
         ValueError: names the argument, the value and what is valid.
@@ -231,12 +235,6 @@ def summary_of(table: pyarrow.Table) -> tuple[dict[str, Any], dict[str, Any]]:
     classes = len(about["class_names"])
     matrix = np.frombuffer(metadata[_MATRIX], "<f8").reshape(classes, classes)
     return about, {**about.pop("estimates"), "transition": matrix}
-
-
-def _issues(given: Ints, probs: Floats, believed: Floats) -> Bools:
-    if believed is not probs:
-        return believed.argmax(axis=1) != given
-    return mislabelled(probs, given)
 
 
 def _neighbours(embeddings: Any, given: Ints, classes: int) -> tuple[list[list[int]], Floats]:
@@ -306,12 +304,14 @@ def _checked(
 
 
 def _either(labels: Any, pred_probs: Any, belief: Any) -> tuple[Floats, Ints, bool]:
-    """The belief, or without one the predictions, (N,K); the labels (N,); and whether it is a belief."""
+    """Predictions, a belief, or both pooled, (N,K); the labels (N,); and whether a belief is among them."""
     if pred_probs is None and belief is None:
         raise UserError("pred_probs: got None; valid: probabilities (N, K), or give belief")
-    name, values = ("pred_probs", pred_probs) if belief is None else ("belief", belief)
-    probs = _probabilities(values, name)
-    return probs, _labels(labels, probs, name, None), belief is not None
+    if pred_probs is None:
+        believed = _probabilities(belief, "belief")
+        return believed, _labels(labels, believed, "belief", None), True
+    given, probs, believed, _ = _checked(labels, pred_probs, belief, None)
+    return findings.pooled(believed, probs), given, belief is not None
 
 
 def _names(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:

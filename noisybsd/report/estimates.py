@@ -1,7 +1,8 @@
 """What a run's findings say of the labels as a whole, and which ranking finds the wrong ones.
 
-The estimates need no clean labels. Where a benchmark has clean ones, the truth stands beside them, and
-every way to rank labels by suspicion is measured against it.
+The estimates need no clean labels. They follow from the final belief (`findings.pooled`), which is called
+the belief here. Where a benchmark has clean labels, the truth stands beside the estimates, and every way to
+rank labels by suspicion is measured against it.
 
 Dimensions: N samples (the training ones, unless held-out ones are mentioned), K classes, M test images.
 """
@@ -50,7 +51,7 @@ def estimates(findings: Findings) -> dict[str, Any]:
     held_out, held_out_disputed = int(apart.sum()), int(disputed[apart].sum())
     findings = findings.trained
     seen = findings.seen
-    belief, labels = findings.arrays["belief"][seen], findings.arrays["labels"][seen]
+    belief, labels = findings.final_belief[seen], findings.arrays["labels"][seen]
     rate, matrix = noise_and_transition(belief, labels, findings.about["holds_belief"])
     if origin(rate) == "predictions":
         del rate["low"], rate["high"]
@@ -365,8 +366,8 @@ def _test_estimates(findings: Findings, matrix: Floats) -> dict[str, Any]:
 def suspicions(findings: Findings) -> dict[str, Floats | str]:
     """Every ranking: a score (N,), larger is more suspicious; or a sentence on why it is not available.
 
-    - `belief × network`: the report's own ranking, see `labels.trust`.
-    - `belief`: little belief in the given label.
+    - `final belief`: the report's own ranking, see `findings.pooled`.
+    - `belief`: little belief in the given label, before it is pooled with the final network.
     - `confident learning`: what cleanlab flags from the network's predictions without augmentation,
       and within flagged and others by normalised margin. Northcutt et al. 2021, arXiv 1911.00068.
       The paper asks for predictions of a network that never saw the label; these are the run's own.
@@ -384,8 +385,8 @@ def suspicions(findings: Findings) -> dict[str, Floats | str]:
         return np.where(np.isnan(values), -np.inf, values)
 
     found: dict[str, Floats | str] = {
-        "belief × network": -findings.column("rank"),
-        "belief": -findings.column("given_prob"),
+        "final belief": -findings.column("rank"),
+        "belief": -findings.arrays["belief"][rows, labels],
         "confident learning": confident_learning(labels, network),
         "area under the margin": quiet(-findings.column("area_under_margin")),
         "loss": quiet(-findings.column("network_prob")),

@@ -42,8 +42,8 @@ class Findings:
 
     Args:
         table: N rows in the dataset's order; `label_table` says which columns.
-        arrays: float32 probabilities. `belief` (N,K), what the run believes of each sample's class;
-            `network` (N,K), its network's predictions without augmentation, NaN where an image is
+        arrays: float32 probabilities. `belief` (N,K), what training came to believe of each sample's class;
+            `network` (N,K), the final network's predictions without augmentation, NaN where an image is
             unreadable; `neighbours` (N,K), the given labels of the nearest others, each an equal
             share, zeros if it has none; `test` (M,K), the predictions on the test set. The given
             labels, `labels` (N,) and `test_labels` (M,) int64. And `thumbnails` (N,64) float16, the grey
@@ -71,6 +71,11 @@ class Findings:
         """(N,), of which samples the run can say something: trained on, or held out and readable."""
         readable = np.isfinite(self.column("final_prob"))
         return (self.column("visits") > 0) | (self.held_out & readable)
+
+    @property
+    def final_belief(self) -> Floats:
+        """(N,K), the belief pooled with what the final network predicts: see `pooled`."""
+        return pooled(self.arrays["belief"], self.arrays["network"])
 
     @property
     def trained(self) -> Findings:
@@ -170,9 +175,9 @@ def label_table(
     | index, path | position in this table; image file, relative to data.root |
     | held_out | whether training did not see the sample: its belief is what the network predicts |
     | given, given_name | the given label |
-    | suggested, suggested_name | the most probable class by belief |
-    | given_prob, suggested_prob | belief in either |
-    | entropy | of the belief, in nats |
+    | suggested, suggested_name | the most probable class by the final belief, see `pooled` |
+    | given_prob, suggested_prob | the final belief in either |
+    | entropy | of the final belief, in nats |
     | strength | pseudo-count behind the belief, of a Dirichlet posterior |
     | left_epoch | first epoch, from 1, after which the belief favoured another class |
     | neighbour_agreement | share of the nearest neighbours with the same given label |
@@ -183,12 +188,12 @@ def label_table(
     | neighbours | indices of the nearest neighbours, nearest first |
     | identical_to | the first sample with the same pixels; null without a duplicate |
     | in_test | of a training image: whether a test image has the same pixels |
-    | rank | 1 is the most suspicious: the least given_prob * final_prob. Held-out samples, whose belief leans
-      on no label, are ranked among themselves, and the two rankings are merged by their shares |
+    | rank | 1 is the most suspicious: the least given_prob. Held-out samples, whose belief leans on no label,
+      are ranked among themselves, and the two rankings are merged by their shares |
     | clean, clean_name, given_right, suggested_right | where the right label is known |
 
     Args:
-        belief: (N,K), rows sum to one.
+        belief: (N,K), of training; rows sum to one.
         network: (N,K), the final network's probabilities; rows of NaN where it could not look.
         votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
@@ -196,12 +201,13 @@ def label_table(
         identical_to, in_test, held_out: (N,) each; default: none, no, no.
     """
     labels, rows = train.labels, np.arange(len(train))
+    belief = pooled(belief, network)
     suggested = belief.argmax(axis=1)
     given_prob, final_prob = belief[rows, labels], network[rows, labels]
     # ties, such as samples never visited, are broken by the last prediction during training
     held_out = np.zeros(len(train), bool) if held_out is None else held_out
     unknown = (visits == 0) & ~(held_out & np.isfinite(final_prob))
-    order = np.lexsort((network_prob, trust(given_prob, final_prob), unknown))
+    order = np.lexsort((network_prob, given_prob, unknown))
     place = np.empty(len(train))
     for part in (held_out, ~held_out):
         place[order[part[order]]] = (np.arange(part.sum()) + 0.5) / part.sum()
@@ -255,15 +261,23 @@ def label_table(
     return pyarrow.table(columns)
 
 
-def trust(given_prob: Floats, final_prob: Floats) -> Floats:
-    """Trust in each given label (N,), in [0,1]: belief times the final network's probability.
+def pooled(belief: Floats, network: Floats) -> Floats:
+    """The final belief (N,K): what training came to believe, and what the final network predicts, as one.
 
-    The belief averages all predictions since the first epochs; the final network, on the image without
-    augmentation, knows more and remembers nothing. The product is a score and not a probability:
-    normalised over the classes, it ranked worse on a subset of CIFAR-10N (docs/LOG.md). If an image is
-    unreadable, the belief stands alone.
+    z[k] ∝ sqrt(y[k] p[k]), the logarithmic opinion pool of both with equal weights (Genest and Zidek 1986,
+    "Combining Probability Distributions", section 3). The belief y averages predictions since the first
+    epochs; the final network's prediction p for the image without augmentation knows more and remembers
+    nothing. Where the image is unreadable (p is NaN), or both exclude each other, the belief stands alone.
+    docs/LOG.md tells what the pool gains.
+
+    Args:
+        belief, network: (N,K), rows sum to one.
     """
-    return given_prob * np.where(np.isnan(final_prob), 1, final_prob)
+    if belief is network:
+        return belief
+    both = np.sqrt(belief) * np.sqrt(network)
+    total = both.sum(axis=1, keepdims=True)
+    return np.where(total > 0, both / np.where(total > 0, total, 1), belief)
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,23 @@ def test_ranked_issues_begin_with_the_least_probable_label() -> None:
     assert (np.diff(PROBS[ranked, GIVEN[ranked]]) >= -1e-6).all()
 
 
-def test_with_a_belief_the_labels_that_it_contradicts_are_issues() -> None:
+def test_with_a_belief_the_labels_that_both_together_contradict_are_issues() -> None:
     belief = example(seed=1)[2]
+    final = np.sqrt(belief * PROBS)
     issues = find_label_issues(GIVEN, PROBS, belief=belief)
-    assert issues.tolist() == (belief.argmax(1) != GIVEN).tolist()
+    assert issues.tolist() == (final.argmax(1) != GIVEN).tolist()
+    assert issues.tolist() != (belief.argmax(1) != GIVEN).tolist()
+    of_given = final[range(N), GIVEN] / final.sum(axis=1)
+    ranked = find_label_issues(GIVEN, PROBS, belief=belief, ranked=True)
+    assert sorted(ranked) == np.flatnonzero(issues).tolist()
+    assert (np.diff(of_given[ranked]) > -1e-6).all()
+    table = label_table(GIVEN, PROBS, belief=belief)
+    assert table["issue"].to_pylist() == issues.tolist()
+    assert noise_rate(GIVEN, PROBS, belief).estimate == pytest.approx(1 - of_given.mean(), abs=1e-5)
+    joint = np.zeros((K, K))
+    np.add.at(joint.T, GIVEN, final / final.sum(axis=1, keepdims=True))
+    expected = joint / joint.sum(axis=1, keepdims=True)
+    assert np.allclose(noise_matrix(GIVEN, PROBS, belief), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16", "pandas"])
@@ -234,5 +247,7 @@ def test_wrong_arguments_of_the_other_functions_are_named(tmp_path: Path) -> Non
 def test_a_belief_goes_into_the_table() -> None:
     beliefs = noisybsd.BSD(GIVEN, K, epochs=2)
     table = label_table(GIVEN, PROBS, belief=beliefs.mean())
-    assert table["suggested"].to_pylist() == GIVEN.tolist()
+    pool = np.sqrt(beliefs.mean().double().numpy() * PROBS)
+    expected = pool[range(N), GIVEN] / pool.sum(axis=1)
+    assert np.allclose(table["given_prob"].to_numpy(), expected, atol=1e-5)
     assert np.allclose(table["final_prob"].to_numpy(), PROBS[range(N), GIVEN])

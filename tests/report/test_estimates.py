@@ -299,9 +299,9 @@ def test_every_ranking_is_measured_on_the_same_labels() -> None:
         )
     )
     assert found is not None
-    wrong, rows = clean != labels, np.arange(80)
+    wrong, rows, pool = clean != labels, np.arange(80), np.sqrt(belief * network)
     by_hand = {
-        "belief × network": belief[rows, labels] * network[rows, labels],
+        "final belief": pool[rows, labels] / pool.sum(axis=1),
         "belief": belief[rows, labels],
         "area under the margin": margin,
         "loss": seen_prob,
@@ -365,7 +365,7 @@ def test_the_ranking_measured_is_the_reports() -> None:
     belief = [[1.0, 0.0], [0.9, 0.1], [0.2, 0.8]]
     network = [[0.01, 0.99], [0.9, 0.1], [0.2, 0.8]]
     found = findings(belief, [0, 0, 0], network=network, visits=[0, 1, 1])
-    score = suspicions(found)["belief × network"]
+    score = suspicions(found)["final belief"]
     assert not isinstance(score, str)
     assert np.argsort(-score).tolist() == np.argsort(found.column("rank")).tolist() == [2, 1, 0]
 

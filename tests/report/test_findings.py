@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose
 
 from noisybsd.engine.trainer import Trainer
 from noisybsd.report.collect import collect, log_to_wandb, record
-from noisybsd.report.findings import Findings, Pictures
+from noisybsd.report.findings import Findings, Pictures, pooled
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,10 @@ def test_each_row_is_what_the_run_knows_of_the_sample(trainer: Trainer, found: F
         given = int(train.labels[i])
         total = sum(alpha[i].tolist())
         y = [a / total for a in alpha[i].tolist()]
+        assert found.arrays["belief"][i].tolist() == pytest.approx(y, rel=1e-4)
+        p = found.arrays["network"][i].tolist()
+        pool = [math.sqrt(a * b) for a, b in zip(y, p, strict=True)]
+        y = [a / sum(pool) for a in pool]
         suggested = y.index(max(y))
         assert row["given"] == given and row["suggested"] == suggested
         assert row["given_name"] == trainer.dataset.class_names[given]
@@ -74,7 +78,7 @@ def test_rank_one_is_what_belief_and_final_network_trust_least(found: Findings) 
     rank, final = found.column("rank"), found.column("final_prob")
     assert sorted(rank) == list(range(1, 301))
     order = np.argsort(rank)
-    assert (np.diff((found.column("given_prob") * final)[order]) >= 0).all()
+    assert (np.diff(found.column("given_prob")[order]) >= 0).all()
     assert final.tolist() == found.arrays["network"][range(300), found.column("given")].tolist()
 
 
@@ -82,7 +86,27 @@ def test_where_the_network_could_not_look_the_belief_ranks_alone() -> None:
     belief = [[0.5, 0.5], [0.6, 0.4], [0.9, 0.1]]
     network = [[np.nan, np.nan], [0.5, 0.5], [0.7, 0.3]]
     found = findings(belief, [0, 0, 0], network=network, network_prob=[1, 1, 1])
-    assert found.column("rank").tolist() == [2, 1, 3]  # 0.5, 0.30, 0.63
+    assert found.column("given_prob") == pytest.approx([0.5, 0.5505, 0.8209], abs=1e-4)
+    assert found.column("rank").tolist() == [1, 2, 3]
+
+
+def test_a_belief_and_a_network_that_exclude_each_other_leave_the_belief() -> None:
+    found = findings([[1, 0, 0], [0.5, 0.5, 0]], [0, 0], network=[[0, 0, 1], [0, 0.5, 0.5]])
+    assert found.column("given_prob").tolist() == [1, 0]
+    assert found.final_belief.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_the_pool_leans_neither_way() -> None:
+    random = np.random.default_rng(0)
+    one, other = (random.dirichlet(np.ones(5), 50).astype(np.float32) for _ in range(2))
+    found = pooled(one, other)
+    assert found.dtype == np.float32
+    assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+    assert_allclose(found, pooled(other, one), rtol=1e-5)
+    assert_allclose(pooled(one, one.copy()), one, rtol=1e-5)
+    # odds are the geometric mean of both odds
+    odds = np.sqrt(one[:, 0] / one[:, 1] * other[:, 0] / other[:, 1])
+    assert_allclose(found[:, 0] / found[:, 1], odds, rtol=1e-4)
 
 
 def test_the_network_is_asked_without_augmentation(trainer: Trainer, found: Findings) -> None:

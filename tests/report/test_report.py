@@ -321,8 +321,8 @@ def test_no_disputed_label() -> None:
 
 def test_the_page_says_by_what_it_ranks() -> None:
     page = page_of(findings([[0.9, 0.1], [0.2, 0.8]], [0, 0], clean=[0, 1]))
-    assert "the run's belief in the given label, times the final network's probability" in page.said
-    assert "in the order of the first" in page.said and "ranks by belief" not in page.said
+    assert "Ordered by the run's final belief in the given label" in page.said
+    assert "in the order of the first ranking, “final belief”" in page.said
 
 
 def test_no_sample_visited() -> None:

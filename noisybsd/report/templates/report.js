@@ -157,8 +157,8 @@ function details(row) {
     isHeldOut(row)
       ? "held out: judged by the network, which never saw it"
       : rows.left[row] === null
-        ? "belief never left the given label"
-        : `belief left the given label after epoch ${rows.left[row]}`,
+        ? "in training the belief never left the given label"
+        : `the belief left the given label after epoch ${rows.left[row]}`,
     rows.margin[row] === null ? null : `margin ${rows.margin[row]}`,
   ];
   return lines.filter(Boolean).join("\n");
