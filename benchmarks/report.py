@@ -133,7 +133,8 @@ def summary(rows: list[Row]) -> str:
     for row in rows:
         ranking, _, metric = row["quantity"].partition(": ")
         if metric == "auroc":
-            title = f"{row['recipe']}, {row['method']} ({row['samples']:,} labels)"
+            noise = f", {row['noise']}" if row.get("noise") else ""
+            title = f"{row['recipe']}{noise}, {row['method']} ({row['samples']:,} labels)"
             columns.setdefault(title, {}).setdefault(ranking, []).append(row["value"])
     rankings = dict.fromkeys(ranking for found in columns.values() for ranking in found)
     best = {title: max(map(fmean, found.values())) for title, found in columns.items()}

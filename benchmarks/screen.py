@@ -41,8 +41,10 @@ from noisybsd.methods.plain import CrossEntropy
 from noisybsd.methods.posterior import Posterior
 from noisybsd.methods.registry import LOSSES, TARGET_RULES
 from noisybsd.models.networks import Network
+from noisybsd.runs.directory import is_place
 
 ALWAYS = ("tracking.wandb=disabled", "device=cpu")
+UNSAID = ("device", "data.verify")  # the table says the hardware
 DIGITS = "recipe=digits_sym40"
 # whole runs: a third of the epochs of the CPU recipe misorders (docs/LOG.md, five epochs on a CPU)
 CPU = ("recipe=cifar10n_worst_cpu",)
@@ -326,7 +328,7 @@ def rows_of(runs: list[Trial]) -> list[Row]:
         if run.finished:
             results = json.loads((run.directory / "results.json").read_text())
             rows.append(
-                {"data": run.data, "variant": run.variant, "seed": run.seed}
+                {"data": run.data, "variant": run.variant, "seed": run.seed, "settings": run.told}
                 | {key: rounded(results[key], 5) for key in COLUMNS}
                 | {"network_passes": results["network_passes"]}
                 | {"run_hardware": results["hardware"], "run_commit": results["git_commit"]}
@@ -347,7 +349,7 @@ def rows_of_others(path: Path, rows: list[Row]) -> list[Row]:
         number = {key: float(row[key]) for key in (*COLUMNS, "network_passes") if row[key]}
         row = {**row, **dict.fromkeys(COLUMNS), **number, "seed": int(row["seed"])}
         if (row["data"], row["variant"], row["seed"]) not in here:
-            kept.append({key: row[key] for key in row if key not in ABOUT})
+            kept.append({"settings": ""} | {key: row[key] for key in row if key not in ABOUT})
     order = {name: place for place, name in enumerate([*DATA, *VARIANTS])}
     last = len(order)
     return sorted(
@@ -364,21 +366,30 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
     lines = [
         "Variants of `bsd_plus`, one change each. Last epoch, mean ± sample standard deviation over "
         "seeds; in brackets the paired difference",
-        "of the accuracy to the recipe as it is, in points, with its 95 % t-interval (of two seeds or "
-        "more), not corrected for the number of comparisons.",
+        "of the accuracy to the recipe as it is, with the same seed on the same hardware, in points, with "
+        "its 95 % t-interval (of two seeds or more),",
+        "not corrected for the number of comparisons. Passes: network passes per sample and epoch.",
         f"Made by benchmarks/screen.py, from {path.with_suffix('.csv').name}.",
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
         here = [row for row in rows if row["data"] == data]
-        base = {r["seed"]: 100 * r["test_accuracy_last"] for r in here if r["variant"] == BASE}
+        # other hardware or other settings are another experiment
+        pair = ("seed", "settings", "run_hardware", "run_torch")
+        base = {
+            tuple(row[key] for key in pair): 100 * row["test_accuracy_last"]
+            for row in here
+            if row["variant"] == BASE
+        }
         made = dict.fromkeys(
             f"{row['run_hardware']}, torch {row['run_torch']}, commit {row['run_commit'][:7]}"
             f"{'-dirty' * row['run_commit'].endswith('-dirty')}"
             for row in here
         )
-        lines += ["", f"## {data}", "", f"`{' '.join(DATA.get(data, ()))}`; {'; '.join(made)}.", ""]
-        lines.append("| variant | n | " + " | ".join(n for n, _ in COLUMNS.values()) + " |")
-        lines.append("|---|---:|" + "---:|" * len(COLUMNS))
+        command = [*DATA.get(data, ()), *dict.fromkeys(row["settings"] for row in here)]
+        lines += ["", f"## {data}", "", f"`{' '.join(command).strip()}`; {'; '.join(made)}.", ""]
+        names = ["variant", "seeds", *(name for name, _ in COLUMNS.values()), "passes"]
+        lines.append("| " + " | ".join(names) + " |")
+        lines.append("|---|---|" + "---:|" * (len(COLUMNS) + 1))
         for variant in dict.fromkeys(row["variant"] for row in here):
             mine = [row for row in here if row["variant"] == variant]
             cells = []
@@ -389,15 +400,17 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
                 cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
             paired = paired_difference(
                 [
-                    100 * row["test_accuracy_last"] - base[row["seed"]]
+                    100 * row["test_accuracy_last"] - base[tuple(row[key] for key in pair)]
                     for row in mine
-                    if row["seed"] in base and variant != BASE
+                    if tuple(row[key] for key in pair) in base and variant != BASE
                 ]
             )
             if paired is not None:
                 interval = "" if paired.low is None else f" [{paired.low:+.1f}, {paired.high:+.1f}]"
                 cells[0] += f" ({paired.mean:+.1f}{interval})"
-            lines.append(f"| {variant} | {len(mine)} | " + " | ".join(cells) + " |")
+            seeds = ", ".join(str(row["seed"]) for row in mine)
+            passes = "/".join(dict.fromkeys(f"{row['network_passes']:g}" for row in mine))
+            lines.append(f"| {variant} | {seeds} | " + " | ".join([*cells, passes]) + " |")
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -408,6 +421,7 @@ class Trial(sweep.Run):
     data: str
     variant: str
     seed: int
+    told: str  # what the command line sets for all runs, without what says where things are
 
     def command(self) -> list[str]:
         return [sys.executable, __file__, "--one", *self.arguments, f"run.dir={self.directory}"]
@@ -417,7 +431,9 @@ def trial(runs: Path, data: str, variant: str, seed: int, settings: list[str]) -
     arguments = (*DATA[data], *VARIANTS[variant], f"seed={seed}", *ALWAYS)
     plain = f"{data} {variant}".replace(" %", "")
     name = "".join(c if c.isalnum() else "-" for c in plain)
-    return Trial((*arguments, *settings), runs / f"{name}-{seed}", data, variant, seed)
+    keys = {each: each.split("=")[0] for each in settings}
+    told = " ".join(each for each, key in keys.items() if not is_place(key) and key not in UNSAID)
+    return Trial((*arguments, *settings), runs / f"{name}-{seed}", data, variant, seed, told)
 
 
 def trials(

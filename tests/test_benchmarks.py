@@ -371,10 +371,18 @@ def test_a_screen_keeps_the_rows_of_runs_that_are_elsewhere(tmp_path: Path) -> N
     from common import save_csv
     from screen import BASE, COLUMNS, rows_of_others, write_markdown
 
-    def row(data: str, variant: str, seed: int, accuracy: float) -> dict[str, object]:
+    def row(
+        data: str,
+        variant: str,
+        seed: int,
+        accuracy: float,
+        hardware: str = "a GPU",
+        settings: str = "",
+    ) -> dict[str, object]:
         numbers = dict.fromkeys(COLUMNS, accuracy) | {"network_passes": 6.0}
-        made = {"run_hardware": "a GPU", "run_commit": "abc", "run_torch": "2.11"}
-        return {"data": data, "variant": variant, "seed": seed, **numbers, **made}
+        made = {"run_hardware": hardware, "run_commit": "abc", "run_torch": "2.11"}
+        about = {"data": data, "variant": variant, "seed": seed, "settings": settings}
+        return {**about, **numbers, **made}
 
     digits = "digits, symmetric 50 %"
     save_csv(
@@ -388,5 +396,16 @@ def test_a_screen_keeps_the_rows_of_runs_that_are_elsewhere(tmp_path: Path) -> N
         row("gone", BASE, 1, 0.5),
     ]
     write_markdown(tmp_path / "screen.md", found[:2])
-    assert "| mixup | 1 | 90.00 (+5.0) |" in (tmp_path / "screen.md").read_text()
+    text = (tmp_path / "screen.md").read_text()
+    assert "| mixup | 0 | 90.00 (+5.0) |" in text and text.endswith("| 6 |\n")
     assert rows_of_others(tmp_path / "none.csv", found) == found
+    # pairs of two seeds have an interval; runs on other hardware or with other settings are no pairs
+    alike = [row(digits, BASE, s, 0.8 + s / 100) for s in (0, 1)]
+    better = [row(digits, "mixup", s, 0.81 + 3 * s / 100) for s in (0, 1)]
+    elsewhere = row(digits, "simclr", 0, 0.9, hardware="a CPU")
+    longer = row(digits, "one view", 0, 0.9, settings="epochs=9")
+    write_markdown(tmp_path / "screen.md", [*alike, *better, elsewhere, longer])
+    text = (tmp_path / "screen.md").read_text()
+    assert "| mixup | 0, 1 | 82.50 ± 2.12 (+2.0 [-10.7, +14.7]) |" in text
+    assert "| simclr | 0 | 90.00 | 90.00 |" in text and "| one view | 0 | 90.00 | 90.00 |" in text
+    assert " epochs=9`; a GPU, torch 2.11, commit abc; a CPU" in text

@@ -330,7 +330,7 @@ def _published(runs: Sequence[Run]) -> Iterator[dict[str, str]]:
 
 
 def describe(section: Section) -> str:
-    """One line: data, noise and budget of a section."""
+    """One line: data, noise, budget and seeds of a section."""
     settings = [run.settings for run in section.runs]
 
     def each(key: str) -> str:
@@ -344,9 +344,11 @@ def describe(section: Section) -> str:
         for key, kind in (("data.limit", "training"), ("data.test_limit", "test"))
         if each(key) != "null"
     )
+    seeds = sorted({run.seed for run in section.runs})
     return (
         f"{each('data.name')}{limit}; labels: {noise}{wrong}; {each('network.name')}; "
-        f"{each('epochs')} epochs, batch size {each('batch_size')}"
+        f"{each('epochs')} epochs, batch size {each('batch_size')}; "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     )
 
 

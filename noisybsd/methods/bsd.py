@@ -74,7 +74,7 @@ class LabelNoise(nn.Module):
     no label is proof.
     """
 
-    RANDOM = 0.1  # 0.3 was tried too: docs/LOG.md, on three parts evidence, one part prediction
+    RANDOM = 0.1  # not tuned
 
     labels: Tensor
     shares: Tensor | None
@@ -148,12 +148,12 @@ class PosteriorTargets(TargetRule):
     EVIDENCE_TEMPERATURE, TARGET_TEMPERATURE = 0.7, 0.25
     # the shares of the run between which both rise to 1: on CIFAR-10N (docs/LOG.md, sharp first)
     SOFTENS = 0.5, 0.9
-    # of what labels' worth is learned from (docs/LOG.md, three parts evidence; results/ablations.md)
+    # of what labels' worth is learned from (docs/LOG.md, three parts evidence)
     EVIDENCE_SHARE = 0.75
     # T_w: on digits and CIFAR-10N (docs/LOG.md, visits that count in part)
     AGREEMENT_TEMPERATURE = 0.25
-    # epochs: c and gamma were chosen in runs from the first on, and were tried faster down to the second
-    # (docs/LOG.md, a belief that keeps pace with the run)
+    # epochs: c and gamma were chosen in runs of at least LONG_RUN; in shorter ones visits count more, which was
+    # tried down to SHORT_RUN (docs/LOG.md, a belief that keeps pace with the run)
     LONG_RUN, SHORT_RUN = 40, 16
 
     votes: Tensor
