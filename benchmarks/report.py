@@ -31,6 +31,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -71,40 +72,29 @@ def run_rows(directory: Path) -> Iterator[Row]:
     if noise := results["data"]["noise"]:
         about["noise"] = f"{noise['name']} {noise['rate']}"
     said = estimates(found)
-    rate, matrix = said["noise_rate"], said["transition"]
-    gap = np.abs(matrix - said["transition_true"])
-    yield {
-        **about,
-        "quantity": "noise rate",
-        "value": rate["estimate"],
-        "low": rate.get("low"),  # of a belief alone
-        "high": rate.get("high"),
-        "truth": said["noise_rate_true"],
-    }
-    disputed = said["disputed"] / said["samples_seen"]
-    yield {
-        **about,
-        "quantity": "disputed labels",
-        "value": disputed,
-        "truth": said["noise_rate_true"],
-    }
-    yield {
-        **about,
-        "quantity": "transition, mean |error|",
-        "value": float(np.nanmean(gap)),
-        "truth": 0,
-    }
-    yield {
-        **about,
-        "quantity": "transition, max |error|",
-        "value": float(np.nanmax(gap)),
-        "truth": 0,
-    }
+    yield from ({**about, **row} for row in _label_rows(said))
+    if said["noise_rate"]["source"] == "belief":  # what it would say without the final network
+        alone = replace(found, arrays={**found.arrays, "network": found.arrays["belief"]})
+        for row in _label_rows(estimates(alone)):
+            yield {**about, **row, "quantity": f"{row['quantity']}, belief alone"}
     for row in _test_rows(found, said):
         yield {**about, **row}
     for name, row in (detection_metrics(found) or {}).items():
         for metric, value in row.items():
             yield {**about, "quantity": f"{name}: {metric}", "value": value}
+
+
+def _label_rows(said: Row) -> Iterator[Row]:
+    """What is said of the labels as a whole, beside the truth."""
+    rate, truth = said["noise_rate"], said["noise_rate_true"]
+    interval = {key: rate.get(key) for key in ("low", "high")}  # of a belief
+    gap = np.abs(said["transition"] - said["transition_true"])
+    yield {"quantity": "noise rate", "value": rate["estimate"], **interval, "truth": truth}
+    disputed = said["disputed"] / said["samples_seen"]
+    yield {"quantity": "disputed labels", "value": disputed, "truth": truth}
+    yield {"quantity": "suggestions right", "value": said["suggested_right"]}
+    yield {"quantity": "transition, mean |error|", "value": float(np.nanmean(gap)), "truth": 0}
+    yield {"quantity": "transition, max |error|", "value": float(np.nanmax(gap)), "truth": 0}
 
 
 def _test_rows(found: Findings, said: Row) -> Iterator[Row]:

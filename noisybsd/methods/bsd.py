@@ -152,8 +152,8 @@ class PosteriorTargets(TargetRule):
     EVIDENCE_SHARE = 0.75
     # T_w: on digits and CIFAR-10N (docs/LOG.md, visits that count in part)
     AGREEMENT_TEMPERATURE = 0.25
-    # epochs: c and gamma were chosen in runs of at least LONG_RUN; in shorter ones visits count more, which was
-    # tried down to SHORT_RUN (docs/LOG.md, a belief that keeps pace with the run)
+    # epochs: c and gamma were chosen in runs of LONG_RUN and more; in shorter ones visits count more, which
+    # was tried down to SHORT_RUN (docs/LOG.md, a belief that keeps pace with the run)
     LONG_RUN, SHORT_RUN = 40, 16
 
     votes: Tensor
