@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from noisybsd.errors import UserError
 from noisybsd.settings import NeighboursConfig
 
 # types of options
@@ -184,8 +185,16 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (V,B,K) or (B,K).
-        targets: (B,K).
+        targets: (B,K), probabilities; or of the shape of the logits.
+
+    Raises:
+        ValueError: the targets are of another shape.
     """
+    if targets.shape not in (logits.shape, logits.shape[-2:]):
+        raise UserError(
+            f"targets: got {targets.dtype} of shape {tuple(targets.shape)}; valid: probabilities of shape "
+            f"{tuple(logits.shape[-2:])}. torch.nn.functional.cross_entropy takes labels"
+        )
     return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 

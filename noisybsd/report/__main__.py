@@ -43,14 +43,19 @@ def _print(directory: Path, metrics: dict[str, Any]) -> None:
     from noisybsd.report.duplicates import told
 
     said, detection, console = metrics["estimates"], metrics["detection"], Console()
-    print(f"{said['disputed']:,} of {said['samples']:,} labels are disputed by the run's belief")
+    for notice in metrics["notices"]:
+        print(notice)
+    seen = f"{said['samples_seen']:,} labels"
+    if said["samples_seen"] < said["samples"]:
+        seen += f" that training saw ({said['samples']:,} there are)"
+    print(f"{said['disputed']:,} of {seen} are disputed by the run's belief")
     if said["held_out"]:
-        disputed = f"{said['held_out_disputed']:,} of {said['held_out']:,}"
+        disputed = f"{said['held_out_disputed']:,} of {said['held_out_seen']:,}"
         print(f"{disputed} held-out ones are disputed by the network, which never saw them")
     truth = said.get("noise_rate_true")
     known = "" if truth is None else f"; in truth {truth:.2%}"
-    if truth is not None and said["verified"] < said["samples_seen"]:
-        known += f" among {said['verified']:,} verified ones"
+    if truth is not None and said["verified"] < said["samples"]:
+        known += f" among the {said['verified']:,} of them whose right label is known"
     _print_rate(said, known)
     if doubled := told(metrics["duplicates"]):
         print(doubled)

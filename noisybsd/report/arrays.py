@@ -29,6 +29,7 @@ from noisybsd.files import write_atomically
 from noisybsd.methods.beliefs import as_tensor, whole_number
 from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
+from noisybsd.report.checked import table_mistakes
 from noisybsd.report.estimates import estimates, mislabelled, noise_and_transition
 from noisybsd.report.findings import Findings, Floats, Ints, Pictures
 from noisybsd.report.page import PICTURE, Run, build_page
@@ -144,6 +145,7 @@ def label_table(
         issues = table["suggested"].to_numpy() != given
     table = table.append_column("issue", pyarrow.array(issues))
     about = {
+        "format": findings.FORMAT,
         "run": "",
         "dataset": f"{n:,} labels",
         "class_names": list(names),
@@ -213,6 +215,8 @@ def write_report(
         ValueError: names the argument, the value and what is valid.
     """
     about, said = summary_of(table)
+    for mistake in table_mistakes(table, about):
+        raise UserError(f"table: {mistake}; valid: all rows and columns that label_table returns")
     whole_number(top, "top", 1)
     found = Findings(table, {"labels": table["given"].to_numpy()}, about)
     page = build_page(Run(found, [], _pictures(images, table), []), said, None, top)
@@ -265,6 +269,8 @@ def _pictures(images: Any, table: pyarrow.Table) -> Pictures | None:
                 f"images: got the folder {images}, but the table has no paths; valid: pictures, or a table "
                 "made with paths"
             )
+        if not Path(images).is_dir():
+            raise UserError(f"images: got {str(images)!r}; valid: a folder that is there")
         return Pictures([ImageFiles(paths, images, PICTURE)])
     pixels = as_tensor(images, "images").cpu()
     if pixels.ndim == 3:
@@ -336,7 +342,7 @@ def _labels(labels: Any, probs: Floats, beside: str, names: Sequence[str] | None
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise UserError(
             f"labels: got {values.dtype} of shape {values.shape}; valid: integers of shape ({n},)"
-            + ", or names with class_names" * (names is None)
+            + ", or names with the class_names of label_table" * (names is None)
         )
     if len(values) != n:
         raise UserError(f"labels: got {len(values)}; valid: {n}, one for each row of {beside}")

@@ -32,7 +32,7 @@ _OPTIONAL = (
 )  # where the right label is known
 _NULLABLE = (
     *("path", "identical_to", "strength", "left_epoch", "neighbour_agreement", "area_under_margin"),
-    *("network_prob", "final_prob", *_OPTIONAL),
+    *("given_prob", "suggested_prob", "entropy", "network_prob", "final_prob", *_OPTIONAL),
 )
 _COLUMNS: dict[str, Any] = {
     **dict.fromkeys(
@@ -50,6 +50,7 @@ SLACK = 1e-4  # how far a probability in float32 may be outside of [0,1]
 class About(Record):
     """What labels.parquet says of the run that it is about."""
 
+    format: int
     run: str
     dataset: str
     class_names: list[str] = Field(min_length=1)

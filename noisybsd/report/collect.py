@@ -29,7 +29,7 @@ from noisybsd.data.loader import ResidentLoader
 from noisybsd.data.splits import Split
 from noisybsd.engine.trainer import Trainer
 from noisybsd.models.bank import FeatureBank, vote
-from noisybsd.report.findings import Findings, Floats, Ints, Pictures, label_table
+from noisybsd.report.findings import FORMAT, Findings, Floats, Ints, Pictures, label_table
 
 log = logging.getLogger("noisybsd")
 
@@ -109,6 +109,7 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
             **({} if samples.votes is None else {"votes": samples.votes}),
         },
         {
+            "format": FORMAT,
             "run": str(directory),
             "dataset": dataset.name,
             "class_names": list(dataset.class_names),

@@ -37,8 +37,8 @@ def estimates(findings: Findings) -> dict[str, Any]:
         of predictions hardly ever holds the truth where classes overlap (results/labels.md);
         suggestions_wrong: the share of its own suggestions that the belief expects to be wrong;
         disputed: how many labels the belief contradicts;
-        held_out: how many samples training did not see, and held_out_disputed: how many of these the
-        network contradicts; all else is of the training samples;
+        held_out: how many samples were held out of training, held_out_seen: how many of these the network
+        could judge, and held_out_disputed: how many it contradicts; all else is of the training samples;
         transition (K,K), see `transition`; test, None without a test set: accuracy on it as it is
         labelled, ece, its reliability diagram, and either expected_on_noisy_labels (clean test
         labels) or on_clean_labels {estimate, low, high} (others). Of data with several labels for an image
@@ -48,7 +48,11 @@ def estimates(findings: Findings) -> dict[str, Any]:
     """
     disputed = findings.column("given") != findings.column("suggested")
     apart = findings.held_out & (not findings.held_out.all())
-    held_out, held_out_disputed = int(apart.sum()), int(disputed[apart].sum())
+    of_held_out = {
+        "held_out": int(apart.sum()),
+        "held_out_seen": int((apart & findings.seen).sum()),
+        "held_out_disputed": int(disputed[apart].sum()),
+    }
     findings = findings.trained
     seen = findings.seen
     belief, labels = findings.final_belief[seen], findings.arrays["labels"][seen]
@@ -61,8 +65,7 @@ def estimates(findings: Findings) -> dict[str, Any]:
         "noise_rate": rate,
         "suggestions_wrong": float(1 - belief.max(axis=1).mean()) if len(belief) else None,
         "disputed": int((belief.argmax(axis=1) != labels).sum()),
-        "held_out": held_out,
-        "held_out_disputed": held_out_disputed,
+        **of_held_out,
         "transition": matrix,
         "test": _test_estimates(findings, matrix) if len(findings.arrays["test_labels"]) else None,
     }

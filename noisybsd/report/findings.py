@@ -31,6 +31,8 @@ from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
 from noisybsd.report.checked import array_mistakes, table_mistakes
 
+FORMAT = 2  # of labels.parquet: raised where a column comes to mean another thing
+
 Floats = npt.NDArray[Any]  # float32 or float64
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -49,8 +51,8 @@ class Findings:
             labels, `labels` (N,) and `test_labels` (M,) int64. And `thumbnails` (N,64) float16, the grey
             values of 8x8 pixels, NaN where an image is unreadable. And `votes` (N,K), of data with several
             labels for an image.
-        about: JSON-able: run, dataset, class_names, data_sha256, epoch, method, holds_belief (false:
-            `belief` is what the network predicts), test_labels.
+        about: JSON-able: format (`FORMAT`), run, dataset, class_names, data_sha256, epoch, method,
+            holds_belief (false: `belief` is what the network predicts), test_labels.
     """
 
     table: pyarrow.Table
@@ -110,7 +112,7 @@ class Findings:
 
     @classmethod
     def read(cls, directory: Path) -> Findings | None:
-        """The findings that `write` wrote; None if they are missing.
+        """The findings that `write` wrote; None if they are missing, or of a version with another format.
 
         Raises:
             UserError: it is there and damaged.
@@ -128,6 +130,8 @@ class Findings:
             raise _damaged(
                 table_path, f"it or {arrays_path.name} is not readable: {first}"
             ) from None
+        if isinstance(about, dict) and about.get("format") != FORMAT:
+            return None
         for mistake in table_mistakes(table, about):
             raise _damaged(table_path, mistake)
         for mistake in array_mistakes(arrays, table, about):
@@ -176,8 +180,8 @@ def label_table(
     | held_out | whether training did not see the sample: its belief is what the network predicts |
     | given, given_name | the given label |
     | suggested, suggested_name | the most probable class by the final belief, see `pooled` |
-    | given_prob, suggested_prob | the final belief in either |
-    | entropy | of the final belief, in nats |
+    | given_prob, suggested_prob | the final belief in either; null if nothing is known |
+    | entropy | of the final belief, in nats; null if nothing is known |
     | strength | pseudo-count behind the belief, of a Dirichlet posterior |
     | left_epoch | first epoch, from 1, after which the belief favoured another class |
     | neighbour_agreement | share of the nearest neighbours with the same given label |
@@ -215,6 +219,7 @@ def label_table(
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
     positive = np.where(belief > 0, belief, 1).astype(np.float64)
+    entropy = (positive * np.log(1 / positive)).sum(axis=1)
     alone = votes.sum(axis=1) == 0
     paths = None if train.paths is None else [as_text(path) for path in train.paths]
 
@@ -233,9 +238,9 @@ def label_table(
         "given_name": names(labels),
         "suggested": suggested,
         "suggested_name": names(suggested),
-        "given_prob": given_prob,
-        "suggested_prob": belief.max(axis=1),
-        "entropy": -(positive * np.log(positive)).sum(axis=1).astype(np.float32),
+        "given_prob": pyarrow.array(given_prob, mask=unknown),
+        "suggested_prob": pyarrow.array(belief.max(axis=1), mask=unknown),
+        "entropy": pyarrow.array(entropy.astype(np.float32), mask=unknown),
         "strength": (
             pyarrow.nulls(len(train), pyarrow.float32()) if strength is None else numbers(strength)
         ),

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from noisybsd.data.names import as_text
 from noisybsd.data.splits import Split
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config
-from noisybsd.errors import UserError, brief, shown
+from noisybsd.errors import UserError, brief, did_you_mean, shown
 from noisybsd.files import read_text, user_path
 from noisybsd.report.findings import Ints
 from noisybsd.report.links import link_classes
@@ -56,8 +58,10 @@ class Review:
     path: list[str]
 
 
-def read_review(path: Path) -> Review:
+def read_review(path: Path, class_names: Sequence[str]) -> Review:
     """Read the CSV that a report's page downloads.
+
+    A person may have written the right class into it: its number or its name, into the column label.
 
     Raises:
         UserError: names the file, the line and what is valid.
@@ -79,9 +83,9 @@ def read_review(path: Path) -> Review:
         wrong = row["decision"] == "wrong"
         try:
             index, given = int(row["index"]), int(row["given"])
-            label = int(row["label"] or given) if wrong else given
         except (TypeError, ValueError):
-            raise UserError(f"{place}: index, given and label must be integers") from None
+            raise UserError(f"{place}: index and given must be integers") from None
+        label = _right_class(row, given, class_names, place) if wrong else given
         if row["decision"] not in DECISIONS:
             raise UserError(
                 f"{place}: decision: got {row['decision']!r}, valid: {', '.join(DECISIONS)}"
@@ -96,7 +100,7 @@ def read_review(path: Path) -> Review:
         raise UserError(
             f"review={path}: {len(without):,} labels are marked as wrong, and no other class is given: "
             f"{', '.join(without[:NAMED])}{' …' * (len(without) > NAMED)}. Write the right class into the "
-            "column label (a number, in the order of the page), or mark them unsure"
+            "column label (its name, or its number from 0), or mark them unsure"
         )
     if not rows:
         raise UserError(f"review={path}: holds no decisions")
@@ -111,6 +115,32 @@ def read_review(path: Path) -> Review:
         hashes.pop(),
         list(names),
     )
+
+
+def _right_class(
+    row: dict[str, str | None], given: int, class_names: Sequence[str], place: str
+) -> int:
+    """The class that a row says is the right one.
+
+    Raises:
+        UserError: there is no such class, or the columns label and label_name name two.
+    """
+    cell, name = (row["label"] or "").strip(), (row.get("label_name") or "").strip()
+    names, label = [as_text(each) for each in class_names], given
+    if number := re.fullmatch(r"(-?[0-9]+)(\.0*)?", cell):  # a spreadsheet may write 2.0
+        label = int(number[1])
+        if not 0 <= label < len(names):
+            raise UserError(f"{place}: label: got {cell}, valid: 0 to {len(names) - 1}, or a name")
+    elif cell:
+        if cell not in names:
+            raise UserError(f"{place}: label: {did_you_mean(cell, names)}")
+        label = names.index(cell)
+    # who writes into the column label alone leaves the given label's name
+    if name and name not in (names[label], names[given] if 0 <= given < len(names) else ""):
+        raise UserError(
+            f"{place}: label is {cell or given} ({names[label]}) and label_name {name!r}: make them one class"
+        )
+    return label
 
 
 def apply_review(
@@ -132,21 +162,17 @@ def apply_review(
     Raises:
         UserError: the review is of other images or labels than the run's, or damaged.
     """
-    review = read_review(path)
     dataset = run_dataset(config)
+    review = read_review(path, dataset.class_names)
     samples, classes = dataset.samples, len(dataset.class_names)
     if not dataset.is_of(review.data_sha256):
         raise UserError(
             f"review={path}: belongs to another dataset than that of data.name={config.data.name} in "
             f"data.root={config.data.root}: {dataset.other_than(review.data_sha256)}"
         )
-    for name, values, count in (
-        ("index", review.index, len(samples)),
-        ("label", review.label, classes),
-    ):
-        outside = values[(values < 0) | (values >= count)]
-        if len(outside):
-            raise UserError(f"review={path}: {name}: got {outside[0]}, valid: 0 to {count - 1}")
+    outside = review.index[(review.index < 0) | (review.index >= len(samples))]
+    if len(outside):
+        raise UserError(f"review={path}: index: got {outside[0]}, valid: 0 to {len(samples) - 1}")
     review = replace(review, index=_reviewed(review, samples, path))
     other = np.flatnonzero(samples.labels[review.index] != review.given)
     if len(other):

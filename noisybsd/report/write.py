@@ -48,7 +48,9 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
             dataset, findings = trainer.dataset, collect(trainer, directory)
             findings.write(directory)
         elif findings is None:
-            raise UserError(f"run={directory}: has neither a checkpoint nor labels.parquet yet")
+            raise UserError(
+                f"run={directory}: has neither a checkpoint nor a labels.parquet of this version"
+            )
         if findings.about["epoch"] < len(history):
             checkpoint = (
                 "has no checkpoint any more" if trainer is None else "has no later checkpoint"
@@ -119,11 +121,15 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     """Write the label table, the page and labels_metrics.json of the run in `directory`.
 
     Returns:
-        what labels_metrics.json holds: about, estimates, detection, out_of_fold (a sentence, where
-        data.folds is set), duplicates.
+        what labels_metrics.json holds: about, estimates, detection, notices (sentences on what the page
+        lacks), out_of_fold (a sentence, where data.folds is set), duplicates.
     """
     run, folds = load_run(directory, overrides), None
     config = load_run_config(directory, overrides)
+    if (done := run.findings.about["epoch"]) < config.epochs:
+        unfinished = f"The run is not finished: {done} of {config.epochs} epochs."
+        run = replace(run, notices=[unfinished, *run.notices])
+    notices = run.notices
     if config.data.folds is not None:
         findings, folds = out_of_fold(run.findings, directory, config)
         run = replace(run, findings=findings, notices=[*run.notices, folds])
@@ -139,6 +145,7 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": as_json(said),
         "detection": detection,
+        "notices": notices,
         "out_of_fold": folds,
         "duplicates": summary(duplicates, run.findings.arrays["labels"]),
     }

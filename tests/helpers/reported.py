@@ -16,7 +16,7 @@ from PIL import Image
 from noisybsd.data.splits import Split
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
-from noisybsd.report.findings import Findings, label_table
+from noisybsd.report.findings import FORMAT, Findings, label_table
 from noisybsd.train import main as train
 
 DIGITS = (
@@ -148,6 +148,7 @@ def findings(
         "test_labels": np.asarray([0] if test_labels is None else test_labels, np.int64),
     }
     about = {
+        "format": FORMAT,
         "run": "runs/none",
         "dataset": "none",
         "class_names": list(names),

@@ -9,7 +9,7 @@ from noisybsd.config import build_config
 from noisybsd.engine.trainer import build_task
 from noisybsd.errors import UserError
 from noisybsd.methods.bsd import Alignment, LabelNoise, PosteriorTargets, class_shares, sharpened
-from noisybsd.methods.parts import Batch, TargetRule, Task
+from noisybsd.methods.parts import Batch, TargetRule, Task, cross_entropy
 from noisybsd.methods.plain import CrossEntropy, LabelTargets
 from noisybsd.methods.registry import build_rule
 
@@ -46,6 +46,15 @@ def test_cross_entropy_is_the_mean_over_views_and_samples() -> None:
             log_p = one.logits[v, b].detach().log_softmax(dim=0)
             slow -= sum(float(targets[b, k] * log_p[k]) for k in range(K)) / (V * B)
     assert CrossEntropy(task())(one).item() == pytest.approx(slow, rel=1e-5)
+
+
+def test_cross_entropy_refuses_labels_and_targets_of_another_shape() -> None:
+    logits = torch.randn(2, 4, 4)
+    for targets in (torch.tensor([0, 1, 2, 0]), torch.ones(4, 3), torch.ones(3, 4)):
+        with pytest.raises(
+            ValueError, match=r"targets: got .* valid: probabilities of shape \(4, 4\)"
+        ):
+            cross_entropy(logits, targets)
 
 
 def test_cross_entropy_to_labels_is_torchs_own() -> None:

@@ -209,7 +209,10 @@ BAD[7, 2] = np.nan
         ({"labels": GIVEN + 1}, "labels: label 4 of sample"),
         ({"labels": GIVEN - 1}, "labels: label -1 of sample"),
         ({"labels": GIVEN * 1.0}, "labels: got float64 of shape (400,); valid: integers"),
-        ({"labels": ["cat"] * N}, "valid: integers of shape (400,), or names with class_names"),
+        (
+            {"labels": ["cat"] * N},
+            "valid: integers of shape (400,), or names with the class_names of label_table",
+        ),
         ({"labels": ["x"] * N, "class_names": "abcd"}, "labels: sample 0: class got 'x'"),
         ({"belief": PROBS[:, :2] * 0 + 0.5}, "belief: got shape (400, 2); valid: (400, 4)"),
         ({"belief": BAD}, "belief: got nan, in row 7"),
@@ -242,6 +245,30 @@ def test_wrong_arguments_of_the_other_functions_are_named(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=says):
             write_report(**{"table": table, "path": page, **wrong})  # type: ignore[arg-type]
     assert not page.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda table: table.drop_columns("neighbours"),
+            "table: it has no column neighbours; valid",
+        ),
+        (lambda table: table.drop_columns("given"), "table: it has no column given; valid"),
+        (lambda table: table.slice(0, 50), "table: column neighbours holds"),
+    ],
+)
+def test_a_part_of_the_table_makes_no_page(change: Any, says: str, tmp_path: Path) -> None:
+    z = np.random.default_rng(0).normal(size=(N, 3))
+    with pytest.raises(ValueError, match=says):
+        write_report(change(label_table(GIVEN, PROBS, embeddings=z)), tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    table = label_table(GIVEN, PROBS, paths=[f"{i}.png" for i in range(N)])
+    with pytest.raises(ValueError, match=r"images: got 'nofolder'; valid: a folder that is there"):
+        write_report(table, tmp_path / "page.html", images="nofolder")
 
 
 def test_a_belief_goes_into_the_table() -> None:

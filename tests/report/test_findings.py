@@ -136,7 +136,8 @@ def test_a_sample_never_visited_is_not_suspicious(trainer: Trainer) -> None:
         trainer.monitor.visits.copy_(before)
     assert {table[3]["rank"], table[5]["rank"]} == {299, 300}
     for i in (3, 5):
-        assert table[i]["suggested"] == table[i]["given"] and table[i]["given_prob"] == 1
+        assert table[i]["suggested"] == table[i]["given"]
+        assert table[i]["given_prob"] is table[i]["suggested_prob"] is table[i]["entropy"] is None
         assert table[i]["area_under_margin"] is None and table[i]["visits"] == 0
 
 

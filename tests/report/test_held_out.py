@@ -14,6 +14,7 @@ from helpers.reported import NASTY_CLASSES, hide_cleanlab, own_images, run, trai
 from noisybsd.data.__main__ import main as data
 from noisybsd.data.dataset import load_dataset
 from noisybsd.data.splits import Split
+from noisybsd.report.estimates import estimates
 from noisybsd.report.findings import Findings, Pictures, label_table
 from noisybsd.report.write import load_run, report
 
@@ -102,7 +103,9 @@ def test_a_held_out_image_that_cannot_be_read_ranks_last(
     more = (f"data.storage={storage}", "data.on_error=skip", "epochs=1", "data.workers=0")
     found = found_in(run(tmp_path / "run", *settings, *more))
     (row,) = [each for each in found.table.to_pylist() if each["path"] == broken]
-    assert row["final_prob"] is None and row["given_prob"] == 1 and row["held_out"]
+    assert row["final_prob"] is row["given_prob"] is row["entropy"] is None and row["held_out"]
+    said = estimates(found)
+    assert said["held_out_seen"] == said["held_out"] - 1 == len(dataset.held_out) - 1
     assert row["neighbours"] == []
     known = (found.column("visits") > 0) | (found.held_out & (found.column("path") != broken))
     assert row["rank"] > known.sum() > 80

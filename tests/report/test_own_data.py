@@ -142,7 +142,7 @@ def test_metrics_are_of_the_verified_samples(run: Path) -> None:
     assert results["data"]["clean_labels"] == f"known for {len(known)} of {len(table)} images"
     assert results["data"]["test_labels"] == "partly verified"
     page = (run / "report.html").read_text("utf-8")
-    assert f"among {metrics['estimates']['verified']} verified ones" in page
+    assert f"among the {metrics['estimates']['verified']} whose right label is known" in page
 
 
 def test_verified_labels_have_no_part_in_training(run: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from helpers.reported import NASTY_CLASSES, NASTY_FILE, findings, hide_cleanlab, own_images, run
@@ -26,7 +27,7 @@ from noisybsd.data.__main__ import main as data
 from noisybsd.data.images import ImageFiles
 from noisybsd.report.__main__ import main
 from noisybsd.report.estimates import detection_metrics, estimates
-from noisybsd.report.findings import Findings, Pictures
+from noisybsd.report.findings import FORMAT, Findings, Pictures
 from noisybsd.report.page import Run, build_page
 from noisybsd.report.plots import curves_plot, reliability_plot, transition_plot
 from noisybsd.report.sprites import SHEET, Sheets, sprite_sheets
@@ -386,6 +387,35 @@ def test_other_images_than_the_run_s_are_not_shown(digits: Path, tmp_path: Path)
     assert len(page.data["sheets"]["pictures"]["missing"]) == 300
 
 
+def test_a_table_of_another_version_is_made_anew(digits: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(digits, directory)
+    found = Findings.read(directory)
+    assert found is not None
+    name, column = "given_prob", pyarrow.array(np.full(300, 0.5, np.float32))
+    place = found.table.schema.get_field_index(name)
+    older = found.table.set_column(place, name, column)
+    Findings(older, found.arrays, {**found.about, "format": FORMAT - 1}).write(directory)
+    assert Findings.read(directory) is None
+    report(directory, [])
+    again = Findings.read(directory)
+    assert again is not None and again.table["given_prob"] == found.table["given_prob"]
+
+
+def test_the_terminal_says_what_the_page_notes(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(digits, directory)
+    lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    config = (directory / "config.yaml").read_text()
+    (directory / "config.yaml").write_text(config.replace("epochs: 3", "epochs: 5", 1))
+    assert len(lines) == 3
+    assert main([f"run={directory}"]) == 0
+    notice = "The run is not finished: 3 of 5 epochs."
+    assert notice in capsys.readouterr().out and notice in parsed(directory).said
+
+
 def test_a_run_without_checkpoint_has_what_training_wrote(digits: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(digits, directory)
@@ -395,7 +425,7 @@ def test_a_run_without_checkpoint_has_what_training_wrote(digits: Path, tmp_path
     report(directory, [])
     assert (directory / "labels.parquet").read_bytes() == before
     (directory / "pred_probs.npz").unlink()
-    with pytest.raises(ValueError, match="has neither a checkpoint nor labels"):
+    with pytest.raises(ValueError, match="has neither a checkpoint nor a labels"):
         report(directory, [])
 
 

@@ -19,6 +19,7 @@ from noisybsd.errors import UserError
 from noisybsd.report.links import link_classes
 from noisybsd.report.review import apply_review, read_review
 
+TEN = tuple("0123456789")
 COLUMNS = ("index", "path", "given", "given_name", "decision", "label", "label_name", "data_sha256")
 
 
@@ -53,7 +54,7 @@ def review(
                 "given_name": NASTY_CLASSES[2],
                 "decision": decision,
                 "label": label,
-                "label_name": NASTY_CLASSES[0],
+                "label_name": "",
                 "data_sha256": data.sha256,
             }
             writer.writerow(row | changes)
@@ -238,8 +239,13 @@ def test_a_review_of_another_dataset_is_refused_by_its_hash(config: Config, tmp_
     ("changes", "message"),
     [
         ({"decision": "maybe"}, r"line 2: decision: got 'maybe', valid: wrong, right, unsure"),
-        ({"index": "x"}, r"line 2: index, given and label must be integers"),
-        ({"label": 10}, r"label: got 10, valid: 0 to 9"),
+        ({"index": "x"}, r"line 2: index and given must be integers"),
+        ({"label": 10}, r"line 2: label: got 10, valid: 0 to 9, or a name"),
+        ({"label": "ten"}, r"line 2: label: got 'ten'; valid: 0, 1, 2"),
+        (
+            {"label": 3, "label_name": "4"},
+            r"line 2: label is 3 \(3\) and label_name '4': make them",
+        ),
         ({"index": 300}, r"index: got -?\d+, valid: 0 to 299"),
         ({"index": -1}, r"index: got -?\d+, valid: 0 to 299"),
         ({"given": 11}, r"given: got 11 for index \d+, whose given label is \d in the run"),
@@ -268,23 +274,43 @@ def test_damage_is_answered_with_its_place(
             "2 different datasets",
         ),
         ("index,given,label,decision,data_sha256\n1,2\n", "line 2: decision: got None"),
-        ("index,given,label,decision,data_sha256\n1,2,x,wrong,a\n", "must be integers"),
+        ("index,given,label,decision,data_sha256\n1,x,3,wrong,a\n", "must be integers"),
     ],
 )
 def test_files_that_are_no_review(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "r.csv"
     path.write_text(text, "utf-8")
     with pytest.raises(ValueError, match=message):
-        read_review(path)
+        read_review(path, TEN)
     with pytest.raises(ValueError, match="cannot be read"):
-        read_review(tmp_path / "missing.csv")
+        read_review(tmp_path / "missing.csv", TEN)
+
+
+@pytest.mark.parametrize(
+    ("cell", "name", "expected"),
+    [
+        ("deer", "", 2),
+        ("2", "deer", 2),
+        ("2.0", "cat", 2),
+        ("dog", "cat", 1),
+        (" deer ", "deer", 2),
+    ],
+)
+def test_the_right_class_is_written_as_a_name_or_a_number(
+    tmp_path: Path, cell: str, name: str, expected: int
+) -> None:
+    """Whoever writes into the column label alone leaves the given label's name in the other."""
+    path = tmp_path / "r.csv"
+    header = "index,given,label,label_name,decision,data_sha256\n"
+    path.write_text(f"{header}7,0,{cell},{name},wrong,f00\n", "utf-8")
+    assert read_review(path, ("cat", "dog", "deer")).label.tolist() == [expected]
 
 
 def test_a_spreadsheet_s_mark_and_names_with_line_breaks_are_read(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     text = 'index,path,given,label,decision,data_sha256\n7,"a\nb\u2028.png",2,3,wrong,f00\n'
     path.write_text("\ufeff" + text, "utf-8")
-    found = read_review(path)
+    found = read_review(path, TEN)
     assert (found.index.tolist(), found.label.tolist(), found.data_sha256) == ([7], [3], "f00")
 
 

@@ -6,7 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const rows = data.rows;
 const size = rows.index.length;
 const byId = (id) => document.getElementById(id);
-const percent = (p) => `${(100 * p).toFixed(0 < p && p < 1 && (p < 0.01 || p > 0.99) ? 1 : 0)}%`;
+const percent = (p) => p === null ? "unknown" : `${(100 * p).toFixed(0 < p && p < 1 && (p < 0.01 || p > 0.99) ? 1 : 0)}%`;
 const className = (k) => data.classes[k];
 
 function element(tag, properties = {}, ...children) {
