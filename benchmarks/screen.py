@@ -103,6 +103,18 @@ class FadingLabel(PosteriorTargets):
         return given.lerp(self.posterior.mean(index), self.faded)
 
 
+class PooledTarget(PosteriorTargets):
+    """The target pools belief and prediction for the weak view, as the label report does at the end."""
+
+    def observe(self, index: Tensor, probs: Tensor) -> None:
+        super().observe(index, probs)
+        self.prediction = probs[0] if self.alignment is None else self.alignment(probs[0])
+
+    def targets(self, index: Tensor) -> Tensor:
+        pool = (self.posterior.mean(index) * self.prediction).sqrt()
+        return sharpened(pool / pool.sum(dim=1, keepdim=True), self.target_temperature)
+
+
 class UniformAlignment(PosteriorTargets):
     """Predictions are divided by their running share, as if all classes were equally frequent."""
 
@@ -255,6 +267,7 @@ TARGET_RULES |= {
     "bank_gate": BankGate,
     "fading_label": FadingLabel,
     "fading_label_ema": FadingLabelEma,
+    "pooled_target": PooledTarget,
     "uniform_alignment": UniformAlignment,
 }
 CONTRASTIVE |= {"supcon_by_agreement": supcon_by_agreement, "no_negatives": no_negatives}
@@ -288,6 +301,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sharp to the end": ("targets=sharp_to_the_end",),
     "the label fades": ("targets=fading_label",),
     "the weight average observes": ("targets=ema_sensor",),
+    "the target pools the prediction": ("targets=pooled_target",),
     "neighbours gate": ("targets=bank_gate", *NEAR),
     "neighbours as evidence": NEAR,
     "the label fades, the weight average observes": ("targets=fading_label_ema",),

@@ -216,6 +216,20 @@ def test_every_variant_of_the_screen_is_a_configuration_of_its_own() -> None:
     assert {config.method for config in base} == {"bsd_plus"}
 
 
+def test_a_pooled_target_is_the_pool_of_the_label_report() -> None:
+    from screen import PooledTarget
+
+    from noisybsd.methods.beliefs import task_of
+    from noisybsd.report.findings import pooled
+
+    rule = PooledTarget(task_of([0, 1, 2, 0], 3, epochs=10), align=False)
+    probs = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
+    targets = rule.visit(torch.arange(4), probs.log())
+    pool = pooled(rule.posterior.mean().numpy(), probs[0].numpy())
+    sharp = pool ** (1 / rule.target_temperature)
+    np.testing.assert_allclose(targets, sharp / sharp.sum(axis=1, keepdims=True), rtol=1e-4)
+
+
 def test_negatives_by_disagreement_by_slow_loops() -> None:
     from screen import supcon_by_agreement
 
