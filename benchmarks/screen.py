@@ -18,6 +18,8 @@ import argparse
 import contextlib
 import csv
 import json
+import math
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -27,11 +29,14 @@ from typing import Any, ClassVar
 
 import torch
 from common import ABOUT, Row, rounded, write_csv
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision import transforms
 
 from noisybsd import sweep, train, training
 from noisybsd.compare.sections import paired_difference
 from noisybsd.config import load_config
+from noisybsd.data.augment import RandAugment, RandomCropFlip, RandomErase
+from noisybsd.data.views import VIEWS
 from noisybsd.engine import trainer
 from noisybsd.errors import UserError
 from noisybsd.methods.bsd import PosteriorTargets, sharpened
@@ -176,6 +181,63 @@ class EmaSensorTrainer(trainer.Trainer):
         self.network.register_forward_pre_hook(EmaSensor.note)
 
 
+class AutoAugment(RandAugment):
+    """CIFAR-10's learned policies: one of 25 pairs of operations for each image, each with its probability.
+
+    The pairs and magnitudes are torchvision's (Cubuk et al. 2019, arXiv 1805.09501, table 7). As in
+    `RandAugment` what moves pixels comes first, and outside of the image it reads the border.
+    """
+
+    BINS = 10
+
+    def __init__(self) -> None:
+        super().__init__(count=2)
+        policy = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
+        space = policy._augmentation_space(self.BINS, (1, 1))  # translations as a share of the side
+        self.pairs = [
+            [self.as_drawn(*operation, space) for operation in p] for p in policy.policies
+        ]
+
+    @classmethod
+    def as_drawn(
+        cls, name: str, probability: float, bin: int | None, space: dict[str, Any]
+    ) -> tuple[float, float, float, float]:
+        """Number of the kind, its probability, and the magnitudes of `RandAugment` for either sign."""
+        kind = "solarize" if name == "Invert" else re.sub("(?=[XY])", "_", name).lower()
+        magnitudes, signed = space[name]
+        size = 0.0 if bin is None else float(magnitudes[bin])  # inverted: above 0
+
+        def drawn(x: float) -> float:
+            if kind in cls.ENHANCE:  # x: the factor's distance from 1
+                return (0.95 + x) / 0.9
+            if kind.startswith("shear"):
+                return (math.atan(x) / math.atan(0.3) + 1) / 2
+            if kind in cls.MOVE:
+                return (x / (30.0 if kind == "rotate" else 0.3) + 1) / 2
+            return {"posterize": (x - 4) / 4, "solarize": x / 256}.get(kind, 0.0)
+
+        return cls.KINDS.index(kind), probability, drawn(size), drawn(-size if signed else size)
+
+    def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        pairs = torch.tensor(self.pairs, device=self.device)  # (25,2,4)
+        chosen = pairs[torch.randint(len(pairs), batch_shape[:1], device=self.device)]  # (B,2,4)
+        applied, negative = torch.rand(2, *chosen.shape[:2], device=self.device)
+        kind = torch.where(applied < chosen[..., 1], chosen[..., 0], 0.0).long()  # 0: identity
+        return {
+            "kind": kind,
+            "magnitude": torch.where(negative < 0.5, chosen[..., 2], chosen[..., 3]),
+        }
+
+
+def autoaugment(size: int) -> nn.Module:
+    """The weak view, AutoAugment, and Cutout of half the side."""
+    return nn.Sequential(
+        RandomCropFlip(size, padding=4),
+        AutoAugment(),
+        RandomErase(side=(0.5, 0.5), value=0.5, p=1.0, inplace=True),
+    )
+
+
 class WeakView(CrossEntropy):
     """The strong view is for the contrastive term alone."""
 
@@ -270,6 +332,7 @@ TARGET_RULES |= {
     "pooled_target": PooledTarget,
     "uniform_alignment": UniformAlignment,
 }
+VIEWS["cifar_autoaugment"] = (VIEWS["cifar"][0], autoaugment)
 CONTRASTIVE |= {"supcon_by_agreement": supcon_by_agreement, "no_negatives": no_negatives}
 LOSSES |= {
     "mixup_beside": MixupBeside,
@@ -318,6 +381,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "randaugment": ("augment.name=cifar_randaugment",),
     "randaugment, contrastive weight 0.1": (
         "augment.name=cifar_randaugment",
+        "contrastive.weight=0.1",
+    ),
+    "autoaugment, contrastive weight 0.1": (
+        "augment.name=cifar_autoaugment",
         "contrastive.weight=0.1",
     ),
     "rising classes are no negatives": ("loss=rising_mask",),

@@ -15,6 +15,7 @@ from helpers.training import TINY
 from torch import Tensor, nn
 
 from noisybsd.config import load_config
+from noisybsd.data.views import VIEWS
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.methods.bsd import PosteriorTargets
@@ -24,7 +25,7 @@ from noisybsd.methods.registry import LOSSES, TARGET_RULES
 @pytest.fixture(autouse=True, scope="module")
 def benchmarks_are_importable() -> Iterator[None]:
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    registries = [(registry, dict(registry)) for registry in (TARGET_RULES, LOSSES)]
+    registries = [(registry, dict(registry)) for registry in (TARGET_RULES, LOSSES, VIEWS)]
     yield
     sys.path.remove(str(ROOT / "benchmarks"))
     sys.modules.pop("screen", None)
@@ -214,6 +215,62 @@ def test_every_variant_of_the_screen_is_a_configuration_of_its_own() -> None:
     assert {*VARIANTS} - cpu == same
     base = [load_config(run.arguments) for run in runs if run.variant == BASE]
     assert {config.method for config in base} == {"bsd_plus"}
+
+
+def test_the_operations_of_autoaugment_are_torchvisions() -> None:
+    from screen import AutoAugment
+    from torchvision.transforms import InterpolationMode, autoaugment
+
+    ours = AutoAugment()
+    policy = autoaugment.AutoAugment(autoaugment.AutoAugmentPolicy.CIFAR10)
+    space = policy._augmentation_space(10, (1, 1))
+    images = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    seen = set()
+    for pair, drawn in zip(policy.policies, ours.pairs, strict=True):
+        for (name, probability, bin), (number, share, *both) in zip(pair, drawn, strict=True):
+            kind, (magnitudes, signed) = ours.KINDS[number], space[name]
+            assert share == probability
+            for sign, magnitude in zip((1, -1), both, strict=True):
+                size = 0.0 if bin is None else float(magnitudes[bin])
+                size *= sign if signed else 1
+                params = {
+                    "kind": torch.tensor([[number, 0]] * 4),
+                    "magnitude": torch.tensor([[magnitude, 0.0]] * 4),
+                }
+                seen.add(name)
+                if kind in ours.MOVE:  # what is outside of the image differs
+                    moved = ours.moves(params, 1, 1)
+                    amount = {
+                        "rotate": moved["angle"],
+                        "shear_x": moved["shear_x"].deg2rad().tan(),
+                        "shear_y": moved["shear_y"].deg2rad().tan(),
+                        "translate_x": moved["translations"][:, 0],
+                        "translate_y": moved["translations"][:, 1],
+                    }[kind]
+                    assert amount[0].item() == pytest.approx(size, abs=1e-5)
+                    continue
+                args = (name, size, InterpolationMode.NEAREST, None)
+                expected = autoaugment._apply_op(images, *args).float()
+                found = ours(images / 255, params=params) * 255
+                # torchvision cuts to whole levels, and its grey differs in the fourth decimal
+                assert (found - expected).abs().max() < 2.1, (name, size)
+    assert {"Invert", "Solarize", "Posterize", "Sharpness", "ShearY", "TranslateX"} <= seen
+
+
+def test_autoaugment_draws_a_pair_for_each_image() -> None:
+    from screen import AutoAugment
+
+    torch.manual_seed(0)
+    ours, kinds = AutoAugment(), []
+    params = ours.generate_parameters((4000, 3, 32, 32))
+    kinds = [tuple(row) for row in params["kind"].tolist()]
+    possible = {(a, b) for p in ours.pairs for a in (p[0][0], 0) for b in (p[1][0], 0)}
+    assert {*kinds} <= possible and len({*kinds}) > 40
+    share = sum(
+        kind == (ours.KINDS.index("autocontrast"), ours.KINDS.index("equalize")) for kind in kinds
+    )
+    assert share / 4000 == pytest.approx(0.5 * 0.9 / 25, abs=0.006)
 
 
 def test_a_pooled_target_is_the_pool_of_the_label_report() -> None:
