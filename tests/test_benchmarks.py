@@ -353,6 +353,45 @@ def test_rising_classes_are_left_out_by_slow_loops() -> None:
     assert loss(Batch(index, index, second, z, targets)).item() == pytest.approx(total, rel=1e-5)
 
 
+def test_ideas_that_change_one_term_by_slow_loops() -> None:
+    from screen import MixupBeside, StrongView, UniformAlignment, WeakView, no_negatives
+
+    from noisybsd.methods.beliefs import task_of
+    from noisybsd.methods.parts import Batch, Mixup
+
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(4, 2, 3, generator=generator)  # weak and strong view, and both mixed
+    targets = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.4, 0.6]])
+    index, z = torch.tensor([0, 1]), torch.randn(4, 5, generator=generator)
+    task = task_of([0, 1], 3, 10, views=2)
+
+    def slow(view: int, wanted: Tensor) -> float:
+        """Cross-entropy of one view."""
+        total = 0.0
+        for i in range(2):
+            partition = sum(math.exp(x) for x in logits[view, i].tolist())
+            for k in range(3):
+                log_p = logits[view, i, k].item() - math.log(partition)
+                total -= wanted[i, k].item() * log_p / 2
+        return total
+
+    batch = Batch(index, index, logits[:2], z, targets)
+    assert WeakView(task)(batch).item() == pytest.approx(slow(0, targets), rel=1e-5)
+    assert StrongView(task)(batch).item() == pytest.approx(slow(1, targets), rel=1e-5)
+    mixup = Mixup(torch.tensor(0.75), torch.tensor([1, 0]))
+    mixed = 0.75 * targets + 0.25 * targets.flip(0)
+    expected = (slow(0, targets) + slow(1, targets) + slow(2, mixed) + slow(3, mixed)) / 2
+    beside = MixupBeside(task)(Batch(index, index, logits, z, targets, mixup))
+    assert beside.item() == pytest.approx(expected, rel=1e-5)
+    unit = nn.functional.normalize(z, dim=1)
+    cosines = [sum((unit[i] * unit[i + 2]).tolist()) for i in range(2)]
+    assert no_negatives(unit, targets, 0.1).item() == pytest.approx(-sum(cosines) / 2, rel=1e-5)
+    rule = UniformAlignment(task_of([0, 0, 0, 1], 3, 10))
+    rule.start_epoch(0)
+    assert rule.alignment is not None
+    assert rule.alignment.histogram.tolist() == pytest.approx([1 / 3] * 3)
+
+
 def test_a_fading_label_is_forgotten_for_what_prediction_and_label_say() -> None:
     from screen import FadingLabel
 
