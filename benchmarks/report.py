@@ -69,7 +69,8 @@ def run_rows(directory: Path) -> Iterator[Row]:
         "seed": results["seed"],
         "samples": len(found.table),
     }
-    if noise := results["data"]["noise"]:
+    noise = results["data"]["noise"]
+    if noise and noise["name"] != "none":
         about["noise"] = f"{noise['name']} {noise['rate']}"
     said = estimates(found)
     yield from ({**about, **row} for row in _label_rows(said))
