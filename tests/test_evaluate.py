@@ -123,6 +123,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_there(
     assert files(Path("run")) == before
     previous(Path("run/checkpoint.pt")).unlink()
     assert main(["run=run"]) == 2
+    Path("run/checkpoint.pt").unlink()
+    with pytest.raises(UserError, match=r"is gone; .* recipe=run/config.yaml run.dir=NEW"):
+        evaluate_run(Path("run"), [])
 
 
 def test_where_things_are_may_differ(tiny: Tiny) -> None:

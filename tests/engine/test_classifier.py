@@ -237,6 +237,10 @@ def test_an_unfinished_run_is_used_as_it_is_and_said_to_be(
     run = copied(own / "run", tmp_path / "run")
     load(run, device="cpu")
     assert caplog.text == ""
+    (run / "checkpoint.pt").rename(run / "elsewhere.pt")
+    with pytest.raises(UserError, match=r"is finished, but its checkpoint\.pt is gone"):
+        load(run)
+    (run / "elsewhere.pt").rename(run / "checkpoint.pt")
     (run / "results.json").unlink()
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("epochs: 1\n", "epochs: 9\n"))
