@@ -150,6 +150,7 @@ def read_labels(
     *,
     class_names: Sequence[str] = (),
     images: ImageNames | None = None,
+    setting: str = "",
 ) -> LabelFile:
     """Read the given labels of n samples, and the clean ones where the file has them.
 
@@ -172,6 +173,7 @@ column that names the images; in place of `label` also `label_1`, `label_2`, …
         clean_key: the one that holds the clean labels, if any does.
         class_names: what labels may be called instead of 0..num_classes-1.
         images: the names of the n images; None: they have none.
+        setting: the one by which a user gives `key`, for errors.
 
     Raises:
         UserError: names the file, the line or index, the value and what is valid.
@@ -184,7 +186,9 @@ column that names the images; in place of `label` also `label_1`, `label_2`, …
     _check_count(path, "labels", len(order), n)
     clean_column = _clean_column(table, clean_key)
     keys = [key] if isinstance(key, str) else key or ()
-    columns = table.label_columns(keys, class_names) or [_only_column(table, {clean_column})]
+    columns = table.label_columns(keys, class_names, setting or "columns")
+    if not columns:
+        columns = [_only_column(table, {clean_column}, bool(setting))]
     labels, votes = _given(table, columns, num_classes, names, n)
     clean = None
     if clean_column is not None:
@@ -243,14 +247,14 @@ def _clean_column(table: Table, clean_key: str) -> str | None:
     return table.only(CLEAN, "the clean labels") if clean_key == "clean_label" else None
 
 
-def _only_column(table: Table, others: set[str | None]) -> str:
+def _only_column(table: Table, others: set[str | None], may_choose: bool) -> str:
     """The column that is left when those of names, indices and `others` are taken away."""
     named = {*table.name_columns(), *table.called(INDEX), *others}
     candidates = [name for name in table.columns if name not in named]
     if len(candidates) != 1:
         raise UserError(
             f"{table.path}: which labels to use is not clear: expected one named label, got "
-            f"{', '.join(map(repr, table.columns))}"
+            f"{', '.join(map(repr, table.columns))}{table.by_annotators() if may_choose else ''}"
         )
     return candidates[0]
 

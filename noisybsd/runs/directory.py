@@ -200,7 +200,9 @@ def _latest(checkpoint: Path, source: Path | None = None) -> tuple[Path, dict[st
         return source, load_checkpoint(source)
     found = load_latest(checkpoint, log.warning)
     if found is None and (checkpoint.exists() or previous(checkpoint).exists()):
-        raise UserError(f"{checkpoint}: no usable checkpoint (see above); {_anew(checkpoint.parent)}")
+        raise UserError(
+            f"{checkpoint}: no usable checkpoint (see above); {_anew(checkpoint.parent)}"
+        )
     if found is not None and found[0] != checkpoint:
         log.warning("using the checkpoint before it, %s", found[0])
     return found

@@ -377,7 +377,9 @@ def test_a_finished_runs_checkpoint_is_not_needed(make: Callable[..., Config]) -
 
 def test_a_finished_runs_checkpoint_is_gone_and_not_to_come(make: Callable[..., Config]) -> None:
     path = begin(make())
-    assert str(no_checkpoint(path)).startswith(f"run={path}: has no checkpoint yet; training writes")
+    assert str(no_checkpoint(path)).startswith(
+        f"run={path}: has no checkpoint yet; training writes"
+    )
     write_json(path / "results.json", {})
     said = str(no_checkpoint(path))
     assert "its checkpoint.pt is gone" in said and "yet" not in said
