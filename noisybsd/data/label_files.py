@@ -285,10 +285,19 @@ def _check_count(source: object, what: str, count: int, n: int) -> None:
 
 
 def _labels(
-    table: Table, column: str, num_classes: int, class_names: Sequence[str], what: str = ""
+    table: Table, column: str, num_classes: int, class_names: Sequence[str], named: bool = False
 ) -> IntArray:
-    """A column's labels (N,): numbers below `num_classes`, or names of classes."""
-    values, source = table.columns[column], f"{table.path}{what}"
+    """A column's labels (N,): numbers below `num_classes`, or names of classes.
+
+    Args:
+        named: whether errors are to say which column it is.
+    """
+    prefix = f"{column}: " if named else ""
+    values, source = table.columns[column], f"{table.path}: {column}" if named else str(table.path)
+
+    def wrong(i: int, reason: str) -> UserError:
+        return table.wrong(i, prefix + reason)
+
     if not isinstance(values, list):
         return integers_below(num_classes, values, source, table.rows.__getitem__)
     names = []
@@ -304,20 +313,18 @@ def _labels(
     if None in numbers and not as_names:
         i = next(i for i, name in enumerate(names) if name not in class_names)
         if class_names:
-            raise table.wrong(
-                i, f"class {unknown_class(names[i], class_names)}, or a number from 0"
-            )
+            raise wrong(i, f"class {unknown_class(names[i], class_names)}, or a number from 0")
         i = numbers.index(None)
-        raise table.wrong(i, f"got {names[i]!r}, valid: an integer")
+        raise wrong(i, f"got {names[i]!r}, valid: an integer")
     if not as_names:
         return integers_below(
             num_classes, np.array(numbers, object), source, table.rows.__getitem__
         )
-    labels = labels_of(names, class_names, table.wrong)
+    labels = labels_of(names, class_names, wrong)
     ambiguous = None not in numbers and max(n for n in numbers if n is not None) < num_classes
     if ambiguous and (labels != np.array(numbers)).any():
         i = int((labels != np.array(numbers)).argmax())
-        raise table.wrong(
+        raise wrong(
             i,
             f"{names[i]!r} is the name of class {labels[i]} and the number of class "
             f"{class_names[int(names[i])]!r}: give numbers as a .npy file, or names in a manifest "
@@ -336,7 +343,7 @@ def _labels_if_known(
     """A column's labels (N,), UNKNOWN where its cell is empty."""
     cells = table.columns[column]
     if not isinstance(cells, list):
-        return _labels(table, column, num_classes, class_names, f": {column}")
+        return _labels(table, column, num_classes, class_names, named=True)
     known = [i for i, cell in enumerate(cells) if not is_missing(cell) or cell in class_names]
     labels = np.full(len(cells), UNKNOWN)
     if known:
@@ -345,7 +352,7 @@ def _labels_if_known(
             {column: [cells[i] for i in known]},
             [table.rows[i] for i in known],
         )
-        labels[known] = _labels(part, column, num_classes, class_names, f": {column}")
+        labels[known] = _labels(part, column, num_classes, class_names, named=True)
     return labels
 
 

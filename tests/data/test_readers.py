@@ -557,7 +557,11 @@ def test_clean_labels_of_the_test_split_alone(photos: Path) -> None:
             [(*row, "trian") for row in ROWS],
             "line 2: split is 'trian', valid: train",
         ),
-        ("path,label,clean_label", [(*row, "c") for row in ROWS], "line 2: class got 'c'"),
+        (
+            "path,label,clean_label",
+            [(*row, "c") for row in ROWS],
+            "line 2: clean_label: class got 'c'",
+        ),
         ("path,label", [(row[0], "a") for row in ROWS], "has fewer than two classes"),
         (
             "path,label,split",

@@ -106,7 +106,7 @@ def test_probabilities_may_be_rounded(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("label_1,label_2\n0,0\n,\n1,1\n", r"line 3: has no vote; leave out the image"),
-        ("label_1,label_2\ncat,dog\ndog,bird\ncat,\n", r"line 3: class got 'bird'"),
+        ("label_1,label_2\ncat,dog\ndog,bird\ncat,\n", r"line 3: label_2: class got 'bird'"),
         ("label_1,label_2\ncat,dog\ndog,Dog\ncat,\n", r"differs from 'dog' only in case"),
         ("label_1,label_2\n0,0\n1,3\n1,1\n", r"label_2: line 3: label 3 is out of range"),
         ("label_1,label_2\n0,0\n1,-1\n1,1\n", r"line 3: label_2 is '-1', a negative number"),

@@ -312,5 +312,9 @@ def _clean(table: Table, class_names: Sequence[str]) -> Labels | None:
             names.append(class_of(cells[i], class_names))
         except ValueError as error:
             raise table.wrong(i, f"{column} {error}; valid: the name of one class") from None
-    clean[known] = labels_of(names, class_names, lambda i, reason: table.wrong(known[i], reason))
+
+    def wrong(number: int, reason: str) -> UserError:
+        return table.wrong(known[number], f"{column}: {reason}")
+
+    clean[known] = labels_of(names, class_names, wrong)
     return clean
