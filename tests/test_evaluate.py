@@ -142,9 +142,13 @@ def test_where_things_are_may_differ(tiny: Tiny) -> None:
     ("arguments", "says"),
     [
         ([], "usage: "),
-        (["device=cpu"], "give one run=DIR, got 0"),
+        (["rum=run"], "give one run=DIR, got 0 in 'rum=run'"),
         (["run=run", "run=run"], "give one run=DIR, got 2"),
-        (["run=nowhere"], "run=nowhere: not a run directory, it has no config.yaml"),
+        (["run=nowhere"], "run=nowhere: not a run directory, it has no config.yaml\n"),
+        (
+            ["run=."],
+            "run=.: not a run directory, it has no config.yaml; the newest runs in it: run=run\n",
+        ),
         (["run=run", "seed=1"], "seed: cannot differ from the run's; valid: data.root, "),
         (["run=run", "batch_size=8"], "batch_size: cannot differ"),
         (["run=run", "device=gpu"], "device: "),

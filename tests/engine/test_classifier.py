@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import shutil
 import subprocess
@@ -265,6 +266,18 @@ def test_what_is_no_run_is_refused(own: Path, tmp_path: Path) -> None:
         load(tmp_path / "other")
     with pytest.raises(UserError, match=r"device: .*got 'gpu'"):
         load(own / "run", device="gpu")  # type: ignore[arg-type]
+
+
+def test_of_a_folder_of_runs_the_newest_are_named(tmp_path: Path) -> None:
+    for number, name in enumerate(["own/c", "own/a", "b", "own/d", "not_begun"]):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+        os.utime(tmp_path / name / "config.yaml", (number, number))
+        if name != "not_begun":
+            (tmp_path / name / "metrics.jsonl").touch()
+    named = ", ".join(f"run={tmp_path / name}" for name in ("own/d", "b", "own/a"))
+    with pytest.raises(UserError, match=rf"no config\.yaml; the newest runs in it: {named}$"):
+        load(tmp_path)
 
 
 def test_weights_of_another_network_are_refused_in_a_sentence(own: Path, tmp_path: Path) -> None:
