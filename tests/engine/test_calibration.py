@@ -156,8 +156,19 @@ def test_the_images_to_calibrate_on_are_not_trained_on(tiny: Tiny) -> None:
 
 
 def test_a_rule_without_a_belief_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match=r"data.calibration=0.25 .* targets=labels keeps none"):
+    refused = r"data\.calibration=0\.25 .* and method=ce keeps none: use method=\w+ or one of .*\bbsd_plus\b"
+    with pytest.raises(UserError, match=refused) as caught:
         load_config(tiny("method=ce", CALIBRATED))
+    able = (
+        str(caught.value)
+        .split("method=")[-1]
+        .split(", or ")[0]
+        .replace(" or one of", ",")
+        .split(", ")
+    )
+    assert {load_config(tiny(f"method={name}", CALIBRATED)).method for name in able} == {*able}
+    with pytest.raises(UserError, match=r"and method=bsd with targets=labels keeps none"):
+        load_config(tiny("method=bsd", "targets=labels", CALIBRATED))
 
 
 @pytest.mark.parametrize("of", ["train", "calibration"])
