@@ -232,7 +232,11 @@ def _check_place(run: RunDirectory | None) -> None:
 def _check_fits(config: Config, dataset: Dataset) -> None:
     n, processes = len(dataset.train.labels), distributed.world_size()
     if config.batch_size > n:
-        raise UserError(f"batch_size={config.batch_size} is more than the {n} training images")
+        fits = 2 ** (n.bit_length() - 1)
+        raise UserError(
+            f"batch_size={config.batch_size} is more than the {n} training images"
+            + (f"; use batch_size={fits}" if fits > 1 else "")
+        )
     if len(dataset.test) < processes:
         raise UserError(
             f"{processes} processes cannot share {len(dataset.test)} test images; use fewer processes"
