@@ -335,6 +335,17 @@ def test_a_new_folder_need_not_have_every_class(on_own_images: Callable[..., int
     assert on_own_images("data.root=foxes") == 2
 
 
+def test_of_a_folder_of_images_without_classes_the_ways_out_are_said(
+    on_own_images: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.picture(Path("new/1.png"))
+    assert on_own_images("data.root=new") == 2
+    said = capsys.readouterr().err
+    assert "data.root=new: has 1 image and no folder of a class" in said
+    for way_out in ("expected <class>/", "data.manifest=FILE", "python -m noisybsd.predict"):
+        assert way_out in said
+
+
 def test_a_new_folder_with_a_split_is_measured_on_it(
     on_own_images: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:

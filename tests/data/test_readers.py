@@ -358,7 +358,9 @@ def test_other_files_and_hidden_folders_are_not_images(tmp_path: Path) -> None:
 def test_an_empty_class_is_named(tmp_path: Path) -> None:
     trees.folders(tmp_path)
     (tmp_path / "fish").mkdir()
-    with pytest.raises(UserError, match="fish: no image in it"):
+    with pytest.raises(
+        UserError, match=r"fish: no image in it; .*: put some there, or remove the folder"
+    ):
         load("own", tmp_path)
 
 
