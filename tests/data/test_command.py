@@ -119,10 +119,10 @@ def test_check_names_images_that_are_there_twice(
     assert code == 0 and "NOTE   2 images are there more than once, 4 in all: " in text
     assert "train/cat/000.png (cat) = train/dog/copy.bmp (dog)" in text
     assert (
-        "NOTE   1 of these have different labels: train/cat/000.png (cat) = train/dog/copy" in text
+        "NOTE   1 of these has different labels: train/cat/000.png (cat) = train/dog/copy" in text
     )
     both = "train/cat/002.png (cat) = test/cat/copy.png (cat)"
-    assert f"NOTE   1 of these are both training and test images: {both}" in text
+    assert f"NOTE   1 of these is both a training and a test image: {both}" in text
 
 
 def test_check_says_how_folders_were_read(
