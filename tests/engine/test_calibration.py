@@ -209,7 +209,11 @@ def test_all_that_tells_probabilities_tells_the_calibrated_ones(
     run = Path("run")
     assert train(tiny(CALIBRATED, "run.dir=run")) == 0
     results, (*earlier, last) = strict((run / "results.json").read_text()), rows(run)
-    assert f"before temperature {last['temperature']:.2f}" in capsys.readouterr().out
+    assert f"before calibration (T={last['temperature']:.2f}) " in capsys.readouterr().out
+    log, count = (run / "log.txt").read_text(), results["calibration_samples"]
+    assert log.count(f"data.calibration=0.25: holds out {count} images; with fewer than") == 1
+    assert "evaluation images" not in log  # the test images are read before it begins
+    assert f" calibration images: {count} of " in log
     assert not any("temperature" in row for row in earlier)
     assert results["calibration_samples"] + results["train_samples"] == 128
     trainer = load_trainer(run, load_run_config(run, []))
