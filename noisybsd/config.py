@@ -220,6 +220,7 @@ def _methods_with(ability: str) -> str:
         for name, preset in METHODS.items()
         if getattr(TARGET_RULES[preset["targets"]], ability) is not getattr(TargetRule, ability)
     ]
+    able.sort(key=lambda name: name != Config.model_fields["method"].default)  # that one first
     return f"method={able[0]} or one of {', '.join(able[1:])}"
 
 
