@@ -195,13 +195,33 @@ class Config(Section):
         if self.data.calibration > 0 and rule.belief is TargetRule.belief:
             yield (
                 f"data.calibration={self.data.calibration} learns how labels err from a belief, and "
-                f"targets={self.targets} keeps none: use targets=posterior, or data.calibration=0"
+                f"{self._chosen_targets()} keeps none: use {_methods_with('belief')}, or data.calibration=0"
             )
         if near.weight > 0 and rule.observe_neighbours is TargetRule.observe_neighbours:
             yield (
-                f"neighbours.weight={near.weight} is evidence for a belief, and "
-                f"targets={self.targets} takes none: use targets=posterior"
+                f"neighbours.weight={near.weight} is evidence for a belief, and {self._chosen_targets()} "
+                f"takes none: use {_methods_with('observe_neighbours')}, or neighbours.weight=0"
             )
+
+    def _chosen_targets(self) -> str:
+        """The setting that chose the target rule: the method, or targets beside it."""
+        method = f"method={self.method}"
+        preset = METHODS[self.method]["targets"]
+        return method if self.targets == preset else f"{method} with targets={self.targets}"
+
+
+def _methods_with(ability: str) -> str:
+    """The methods, as one would type them, whose target rule does what the base of all rules does not."""
+    from noisybsd.methods.parts import TargetRule
+    from noisybsd.methods.registry import TARGET_RULES
+
+    able = [
+        name
+        for name, preset in METHODS.items()
+        if getattr(TARGET_RULES[preset["targets"]], ability) is not getattr(TargetRule, ability)
+    ]
+    able.sort(key=lambda name: name != Config.model_fields["method"].default)  # that one first
+    return f"method={able[0]} or one of {', '.join(able[1:])}"
 
 
 def method_options(targets: str, loss: str) -> dict[str, FieldInfo]:

@@ -20,9 +20,9 @@ class UserError(ValueError):
 
 
 def did_you_mean(value: str, options: Iterable[str]) -> str:
-    """The rest of an error sentence: the value received, the nearest option, all options."""
+    """The rest of an error sentence: the value received, the option it may be a typo of, all options."""
     known = sorted(options)
-    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(value), known, n=1)  # a typo, and not another word
     nearest = f", did you mean {close[0]}?" if close else ";"
     return f"got {brief(value)}{nearest} valid: {', '.join(known)}"
 

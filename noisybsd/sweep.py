@@ -187,7 +187,13 @@ def _with_own_settings(mistake: str) -> str:
     """Add a sweep's own key to the answer to an unknown key, if one is close."""
     key, unknown, _ = mistake.partition(": unknown key")
     close = difflib.get_close_matches(key.split(".")[0], _SETTINGS, n=1)
-    return f"{mistake} Or {close[0]}, a setting of the sweep?" if unknown and close else mistake
+    if not unknown or not close:
+        return mistake
+    no_guess = "--help lists every key"  # of the settings of a run
+    one = (
+        mistake.replace(no_guess, "did you mean") if mistake.endswith(no_guess) else f"{mistake} Or"
+    )
+    return f"{one} {close[0]}, a setting of the sweep?"
 
 
 def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ from noisybsd import distributed
 from noisybsd.config import Config, load_config
 from noisybsd.data.dataset import Dataset
 from noisybsd.data.votes import votes_told
+from noisybsd.engine.calibration import ENOUGH
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.engine.warm_start import start_from
@@ -232,7 +233,11 @@ def _check_place(run: RunDirectory | None) -> None:
 def _check_fits(config: Config, dataset: Dataset) -> None:
     n, processes = len(dataset.train.labels), distributed.world_size()
     if config.batch_size > n:
-        raise UserError(f"batch_size={config.batch_size} is more than the {n} training images")
+        fits = 2 ** (n.bit_length() - 1)
+        raise UserError(
+            f"batch_size={config.batch_size} is more than the {n} training images"
+            + (f"; use batch_size={fits}" if fits > 1 else "")
+        )
     if len(dataset.test) < processes:
         raise UserError(
             f"{processes} processes cannot share {len(dataset.test)} test images; use fewer processes"
@@ -305,7 +310,15 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
         ", compiled" if config.compile else "",
     )
     if data.train.votes is not None:
-        log.info("several labels for an image: %s", votes_told(data.train.votes))
+        told = votes_told(data.train.votes)
+        log.info("several labels for an image: %s among the %d to train on", told, len(data.train))
+    if data.calibration is not None and len(data.calibration) < ENOUGH:
+        log.warning(
+            "data.calibration=%g: holds out %d images; with fewer than some hundreds the temperature is "
+            "mostly chance",
+            config.data.calibration,
+            len(data.calibration),
+        )
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)
@@ -361,7 +374,7 @@ def summary(results: dict[str, Any], run: RunDirectory) -> str:
         else None,
         ("calibration error (ECE)", f"{results['test_ece_last']:.4f}"),
         (
-            f"  before temperature {results['temperature']:.2f}",
+            f"  before calibration (T={results['temperature']:.2f})",
             f"{results['uncalibrated_ece_last']:.4f}",
         )
         if results["temperature"] is not None

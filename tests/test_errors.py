@@ -25,6 +25,11 @@ def test_did_you_mean_names_the_value_the_nearest_and_all_options() -> None:
     assert did_you_mean("xyz", ["bsd", "ce"]) == "got 'xyz'; valid: bsd, ce"
 
 
+def test_another_word_is_taken_for_no_typo() -> None:
+    assert did_you_mean("elr", ["bsd", "ce"]) == "got 'elr'; valid: bsd, ce"
+    assert did_you_mean("zebra", ["deer", "frog"]) == "got 'zebra'; valid: deer, frog"
+
+
 def test_a_users_mistake_is_a_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     @command
     def main(arguments: list[str]) -> int:

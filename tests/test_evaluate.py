@@ -123,6 +123,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_there(
     assert files(Path("run")) == before
     previous(Path("run/checkpoint.pt")).unlink()
     assert main(["run=run"]) == 2
+    Path("run/checkpoint.pt").unlink()
+    with pytest.raises(UserError, match=r"is gone; .* recipe=run/config.yaml run.dir=NEW"):
+        evaluate_run(Path("run"), [])
 
 
 def test_where_things_are_may_differ(tiny: Tiny) -> None:
@@ -139,9 +142,13 @@ def test_where_things_are_may_differ(tiny: Tiny) -> None:
     ("arguments", "says"),
     [
         ([], "usage: "),
-        (["device=cpu"], "give one run=DIR, got 0"),
+        (["rum=run"], "give one run=DIR, got 0 in 'rum=run'"),
         (["run=run", "run=run"], "give one run=DIR, got 2"),
-        (["run=nowhere"], "run=nowhere: not a run directory, it has no config.yaml"),
+        (["run=nowhere"], "run=nowhere: not a run directory, it has no config.yaml\n"),
+        (
+            ["run=."],
+            "run=.: not a run directory, it has no config.yaml; the newest runs in it: run=run\n",
+        ),
         (["run=run", "seed=1"], "seed: cannot differ from the run's; valid: data.root, "),
         (["run=run", "batch_size=8"], "batch_size: cannot differ"),
         (["run=run", "device=gpu"], "device: "),
@@ -326,6 +333,17 @@ def test_a_new_folder_need_not_have_every_class(on_own_images: Callable[..., int
     assert split.labels.tolist() == [1] * 7 and measured()["images"] == 7
     trees.folders(Path("foxes"), ["fox", "dog"], n=2)
     assert on_own_images("data.root=foxes") == 2
+
+
+def test_of_a_folder_of_images_without_classes_the_ways_out_are_said(
+    on_own_images: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.picture(Path("new/1.png"))
+    assert on_own_images("data.root=new") == 2
+    said = capsys.readouterr().err
+    assert "data.root=new: has 1 image and no folder of a class" in said
+    for way_out in ("expected <class>/", "data.manifest=FILE", "python -m noisybsd.predict"):
+        assert way_out in said
 
 
 def test_a_new_folder_with_a_split_is_measured_on_it(

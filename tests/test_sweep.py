@@ -166,6 +166,7 @@ def test_all_mistakes_at_once_before_anything_starts(
 @pytest.mark.parametrize(
     ("argument", "answer"),
     [
+        ("job=2", "job: unknown key (got 2); did you mean jobs, a setting of the sweep?\n"),
         ("joobs=2", "jobs, a setting of the sweep"),
         ("retri=true", "retry, a setting of the sweep"),
         ("lancher=slurm", "launcher, a setting of the sweep"),

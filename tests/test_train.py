@@ -811,7 +811,10 @@ def test_a_learning_rate_out_of_all_proportion(
         ("optimizer.lr=nan", "optimizer.lr"),
         ("--epochs=3", "key=value"),
         ("epochs", "key=value"),
-        ("batch_size=129", "batch_size=129"),
+        (
+            "batch_size=129",
+            "batch_size=129 is more than the 128 training images; use batch_size=128",
+        ),
         ("neighbours.k=128", "neighbours.k=128"),
         ("data.name=digit", "did you mean digits?"),
         ("data.labels=worst", "data.labels"),

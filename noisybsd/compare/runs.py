@@ -274,7 +274,10 @@ def read_history(path: Path, epochs: int) -> list[dict[str, Any]]:
     """
     rows = records.read_history(path / "metrics.jsonl")
     if len(rows) != epochs:
-        raise UserError(f"{path / 'metrics.jsonl'}: damaged: {len(rows)} rows for {epochs} epochs")
+        raise UserError(
+            f"{path / 'metrics.jsonl'}: damaged: {len(rows)} rows for {epochs} epochs. "
+            f"{records.HISTORY_REMEDY}"
+        )
     return rows
 
 

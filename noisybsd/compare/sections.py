@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from noisybsd.compare.runs import Metric, Run
+from noisybsd.config import read_recipe, recipe_names
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.methods.presets import AVERAGED, METHODS
 from noisybsd.runs.directory import flatten, is_place
@@ -237,15 +238,19 @@ def compare(
 def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
     """For each run of a recipe, the settings to name beside its method.
 
-    A setting of the method's preset is named if it differs from the preset; any other one if the runs
-    differ in it.
+    A setting of the method's preset is named if it differs from the preset, unless the recipe sets it and
+    all runs have it; any other one if the runs differ in it.
     """
+    recipe = _of_recipe(runs[0].recipe)
     presets = {run.method: flatten(METHODS.get(run.method, {})) for run in runs}
     free: dict[str, set[str]] = defaultdict(set)  # values of what no preset makes
     for run in runs:
         for key, value in run.settings.items():
             if key not in presets[run.method] and not _idle(run, key):
                 free[key].add(json.dumps(value))
+
+    def is_recipes(key: str, value: Any) -> bool:
+        return recipe.get(key) == value and all(run.settings.get(key) == value for run in runs)
 
     def named(run: Run) -> Iterator[str]:
         for key, value in run.settings.items():
@@ -256,11 +261,19 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
             ):
                 continue
             preset = presets[run.method]
-            differs = value != preset[key] if key in preset else len(free[key]) > 1
+            if key in preset:
+                differs = value != preset[key] and not is_recipes(key, value)
+            else:
+                differs = len(free[key]) > 1
             if differs or (key.startswith("options.") and key not in preset):
                 yield f"{key}={_typed(value)}"
 
     return {run.path: tuple(named(run)) for run in runs}
+
+
+def _of_recipe(name: str) -> dict[str, Any]:
+    """The settings that a recipe of this package sets; none, if it has none of that name."""
+    return flatten(read_recipe(name)) if name in recipe_names() else {}
 
 
 def _idle(run: Run, key: str) -> bool:

@@ -18,17 +18,19 @@ from noisybsd.data.dataset import (
 )
 from noisybsd.data.download import checksum
 from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_of
+from noisybsd.data.find import find_images
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.names import kinds
 from noisybsd.data.pack import LISTED, decoded
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
-from noisybsd.data.splits import Missing, Split
+from noisybsd.data.splits import Missing, Split, file_split
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
 
 _STATUS = {True: "ok   ", False: "WRONG", None: "NOTE "}
+_MISSING = "not there"
 
 Finding = tuple[bool | None, str]  # whether it is as it should be; None: a person decides
 
@@ -37,14 +39,17 @@ def check(config: Config, out: Path | None) -> int:
     """Say of everything whether it is as it should be; 1 if something is not."""
     card, data = load_card(config.data.name), config.data
     print(f"{card.name}: {card.title}\n  data.root={shown(data.root)}")
-    wrong = 0
+    wrong, missing = 0, False
     for ok, finding in findings(card, data):
         wrong += ok is False
+        missing |= finding.endswith(_MISSING)
         print(f"  {_STATUS[ok]}  {shown(finding)}")
     if wrong:
-        print(
-            f"\n{wrong} thing{'s' * (wrong > 1)} wrong. How to get {card.name}: {card.obtain.strip()}"
-        )
+        print(f"\n{wrong} thing{'s' * (wrong > 1)} wrong")
+    if wrong and (
+        missing or card.layout != "own"
+    ):  # own images that are there come from nowhere else
+        print(f"How to get {card.name}: {card.obtain.strip()}")
         print(f"  source: {card.source[0]}\n  licence: {card.licence.strip()}")
     return int(wrong > 0)
 
@@ -75,9 +80,14 @@ def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
         else:
             yield from _split_findings(card, quiet)
     except Missing as error:
-        yield False, f"{error.path}: not there"
+        yield False, f"{error.path}: {_MISSING}"
     except UserError as error:
         yield False, str(error)
+        if card.layout == "own" and data.manifest is None and root.is_dir():
+            found = find_images(root).paths  # they can be read all the same, or not
+            files = file_split(card, data, found, [0] * len(found)).images
+            assert isinstance(files, ImageFiles)
+            yield from _unreadable("found", files)
 
 
 def _evaluation_findings(card: Card, data: DataConfig) -> Iterator[Finding]:

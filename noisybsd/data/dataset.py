@@ -444,6 +444,7 @@ def with_labels(
             data.annotators,
             class_names=class_names,
             images=images,
+            setting="data.annotators",
         )
         if found.by == "position":
             log.warning(

@@ -109,6 +109,11 @@ def identical(hashes: Mapping[str, Sequence[bytes | None]]) -> list[list[Member]
     return list(groups.values())
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """A number and what there is of it: `one` for 1, else `more`."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
 def describe(
     groups: Iterable[list[Member]], splits: Mapping[str, Split], class_names: Sequence[str]
 ) -> Iterator[str]:
@@ -133,8 +138,14 @@ def describe(
         return {int(splits[member.split].labels[member.index]) for member in group}
 
     total = sum(map(len, groups))
-    yield f"{len(groups):,} images are there more than once, {total:,} in all: {told(groups)}"
+    images = counted(len(groups), "image is", "images are")
+    yield f"{images} there more than once, {total:,} in all: {told(groups)}"
     if differing := [group for group in groups if len(labels(group)) > 1]:
-        yield f"{len(differing):,} of these have different labels: {told(differing)}"
+        these = counted(len(differing), "of these has", "of these have")
+        yield f"{these} different labels: {told(differing)}"
     if across := [group for group in groups if len({member.split for member in group}) > 1]:
-        yield f"{len(across):,} of these are both training and test images: {told(across)}"
+        both = (
+            "of these is both a training and a test image",
+            "of these are both training and test images",
+        )
+        yield f"{counted(len(across), *both)}: {told(across)}"

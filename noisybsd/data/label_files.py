@@ -150,6 +150,7 @@ def read_labels(
     *,
     class_names: Sequence[str] = (),
     images: ImageNames | None = None,
+    setting: str = "",
 ) -> LabelFile:
     """Read the given labels of n samples, and the clean ones where the file has them.
 
@@ -172,6 +173,7 @@ column that names the images; in place of `label` also `label_1`, `label_2`, …
         clean_key: the one that holds the clean labels, if any does.
         class_names: what labels may be called instead of 0..num_classes-1.
         images: the names of the n images; None: they have none.
+        setting: the one by which a user gives `key`, for errors.
 
     Raises:
         UserError: names the file, the line or index, the value and what is valid.
@@ -184,7 +186,9 @@ column that names the images; in place of `label` also `label_1`, `label_2`, …
     _check_count(path, "labels", len(order), n)
     clean_column = _clean_column(table, clean_key)
     keys = [key] if isinstance(key, str) else key or ()
-    columns = table.label_columns(keys, class_names) or [_only_column(table, {clean_column})]
+    columns = table.label_columns(keys, class_names, setting or "columns")
+    if not columns:
+        columns = [_only_column(table, {clean_column}, bool(setting))]
     labels, votes = _given(table, columns, num_classes, names, n)
     clean = None
     if clean_column is not None:
@@ -243,14 +247,14 @@ def _clean_column(table: Table, clean_key: str) -> str | None:
     return table.only(CLEAN, "the clean labels") if clean_key == "clean_label" else None
 
 
-def _only_column(table: Table, others: set[str | None]) -> str:
+def _only_column(table: Table, others: set[str | None], may_choose: bool) -> str:
     """The column that is left when those of names, indices and `others` are taken away."""
     named = {*table.name_columns(), *table.called(INDEX), *others}
     candidates = [name for name in table.columns if name not in named]
     if len(candidates) != 1:
         raise UserError(
             f"{table.path}: which labels to use is not clear: expected one named label, got "
-            f"{', '.join(map(repr, table.columns))}"
+            f"{', '.join(map(repr, table.columns))}{table.by_annotators() if may_choose else ''}"
         )
     return candidates[0]
 
@@ -281,10 +285,19 @@ def _check_count(source: object, what: str, count: int, n: int) -> None:
 
 
 def _labels(
-    table: Table, column: str, num_classes: int, class_names: Sequence[str], what: str = ""
+    table: Table, column: str, num_classes: int, class_names: Sequence[str], named: bool = False
 ) -> IntArray:
-    """A column's labels (N,): numbers below `num_classes`, or names of classes."""
-    values, source = table.columns[column], f"{table.path}{what}"
+    """A column's labels (N,): numbers below `num_classes`, or names of classes.
+
+    Args:
+        named: whether errors are to say which column it is.
+    """
+    prefix = f"{column}: " if named else ""
+    values, source = table.columns[column], f"{table.path}: {column}" if named else str(table.path)
+
+    def wrong(i: int, reason: str) -> UserError:
+        return table.wrong(i, prefix + reason)
+
     if not isinstance(values, list):
         return integers_below(num_classes, values, source, table.rows.__getitem__)
     names = []
@@ -300,20 +313,18 @@ def _labels(
     if None in numbers and not as_names:
         i = next(i for i, name in enumerate(names) if name not in class_names)
         if class_names:
-            raise table.wrong(
-                i, f"class {unknown_class(names[i], class_names)}, or a number from 0"
-            )
+            raise wrong(i, f"class {unknown_class(names[i], class_names)}, or a number from 0")
         i = numbers.index(None)
-        raise table.wrong(i, f"got {names[i]!r}, valid: an integer")
+        raise wrong(i, f"got {names[i]!r}, valid: an integer")
     if not as_names:
         return integers_below(
             num_classes, np.array(numbers, object), source, table.rows.__getitem__
         )
-    labels = labels_of(names, class_names, table.wrong)
+    labels = labels_of(names, class_names, wrong)
     ambiguous = None not in numbers and max(n for n in numbers if n is not None) < num_classes
     if ambiguous and (labels != np.array(numbers)).any():
         i = int((labels != np.array(numbers)).argmax())
-        raise table.wrong(
+        raise wrong(
             i,
             f"{names[i]!r} is the name of class {labels[i]} and the number of class "
             f"{class_names[int(names[i])]!r}: give numbers as a .npy file, or names in a manifest "
@@ -332,7 +343,7 @@ def _labels_if_known(
     """A column's labels (N,), UNKNOWN where its cell is empty."""
     cells = table.columns[column]
     if not isinstance(cells, list):
-        return _labels(table, column, num_classes, class_names, f": {column}")
+        return _labels(table, column, num_classes, class_names, named=True)
     known = [i for i, cell in enumerate(cells) if not is_missing(cell) or cell in class_names]
     labels = np.full(len(cells), UNKNOWN)
     if known:
@@ -341,7 +352,7 @@ def _labels_if_known(
             {column: [cells[i] for i in known]},
             [table.rows[i] for i in known],
         )
-        labels[known] = _labels(part, column, num_classes, class_names, f": {column}")
+        labels[known] = _labels(part, column, num_classes, class_names, named=True)
     return labels
 
 

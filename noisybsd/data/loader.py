@@ -551,9 +551,16 @@ def build_loader(
 
 
 def keep_resident(
-    split: Split, device: torch.device | str, storage: str = "auto", on_error: str = "stop"
+    split: Split,
+    device: torch.device | str,
+    storage: str = "auto",
+    on_error: str = "stop",
+    what: str = "evaluation",
 ) -> Split:
     """Put a split that is read many times, as the test split, on the device if it fits there.
+
+    Args:
+        what: which images these are, for the log.
 
     Returns:
         The split with images (N,C,H,W) uint8 on the device and, with on_error="skip", without the
@@ -561,7 +568,7 @@ def keep_resident(
         `eval_batches` in every pass.
     """
     device = torch.device(device)
-    if not _is_resident(split.inputs, device, storage, 1, "evaluation"):
+    if not _is_resident(split.inputs, device, storage, 1, what):
         return split
     if split.embeddings is not None:
         return replace(split, embeddings=_moved(split.embeddings, device))

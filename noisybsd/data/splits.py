@@ -139,7 +139,10 @@ class Missing(UserError):
     """Data that are not there, and how to get them."""
 
     def __init__(self, path: Path, card: Card):
-        super().__init__(f"{path}: not there. How to get {card.name}: {card.obtain.strip()}")
+        super().__init__(
+            f"{path}: not there; data.root=FOLDER says where the data are. How to get {card.name}: "
+            f"{card.obtain.strip()}"
+        )
         self.path = path
 
 

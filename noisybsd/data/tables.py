@@ -65,8 +65,11 @@ class Table:
         """The columns that people call by one of `keys`."""
         return [name for name in self.columns if plain_key(name) in keys]
 
-    def label_column(self) -> str:
+    def label_column(self, otherwise: str = "") -> str:
         """The column of labels: `label`, or the only one of another usual name.
+
+        Args:
+            otherwise: what else may be done where there is none; ends the error.
 
         Raises:
             UserError: there is none, or there are several.
@@ -78,26 +81,37 @@ class Table:
             )
         if not found:
             has = ", ".join(map(str, self.columns)) or "none"
-            raise UserError(f"{self.path}: no column label: has {has}")
+            raise UserError(f"{self.path}: no column label: has {has}{otherwise}")
         return found[0]
 
+    def by_annotators(self, most: int = 8) -> str:
+        """The rest of an error where no column is called label: how to say that others hold labels."""
+        others = [name for name in self.columns if plain_key(name) not in KNOWN]
+        names = ",".join([*others[:most], *["…"] * (len(others) > most)])
+        several = "; where several people labelled the images, each in a column: data.annotators="
+        return f"{several}[{names}]" if len(others) > 1 else ""
+
     def label_columns(
-        self, annotators: Sequence[str] = (), class_names: Sequence[str] = ()
+        self,
+        annotators: Sequence[str] = (),
+        class_names: Sequence[str] = (),
+        setting: str = "columns",
     ) -> list[str]:
         """The columns of labels: the one of `label_column`; one for each annotator, `label_1`, `label_2`
         and so on; or one for each class, of counts or probabilities. None, if none is called so.
 
         Args:
             annotators: the columns to use, whatever else there is.
+            setting: what names these, for errors.
 
         Raises:
             UserError: an annotator without a column, or several columns of one usual name.
         """
         for name in annotators:
             if name not in self.columns:
-                raise UserError(f"{self.path}: columns: {did_you_mean(name, self.columns)}")
+                raise UserError(f"{self.path}: {setting}: {did_you_mean(name, self.columns)}")
         if annotators:
-            refuse_same(annotators, f"{self.path}: annotators")
+            refuse_same(annotators, f"{self.path}: {setting}")
             return list(annotators)
         numbers = {name: re.fullmatch(r"labels?([0-9]+)", plain_key(name)) for name in self.columns}
         numbered = sorted((int(found[1]), name) for name, found in numbers.items() if found)

@@ -15,6 +15,7 @@ from torch import Tensor
 LOWEST, HIGHEST = 0.25, 10.0  # temperatures that are tried
 # Not tuned: with two images log T stays near 0, with some hundreds their labels decide.
 PRIOR_DEVIATION = 0.5
+ENOUGH = 100  # fewer images than these, and the temperature is mostly chance
 # The share of labels that count as drawn at random, so that no single label weighs without bound.
 RANDOM = 0.01
 

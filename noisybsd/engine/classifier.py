@@ -31,6 +31,7 @@ from noisybsd.errors import UserError, did_you_mean
 from noisybsd.files import user_path
 from noisybsd.models.networks import Network, uncounted
 from noisybsd.models.optim import WeightEma
+from noisybsd.runs.directory import no_checkpoint
 from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import Input
 
@@ -242,7 +243,7 @@ def load(
         device: "auto" takes a GPU if there is one.
 
     Raises:
-        UserError: not a run directory, no checkpoint yet, or weights that the run has not.
+        UserError: not a run directory, no checkpoint, or weights that the run has not.
 
     Example:
         classifier = noisybsd.load("runs/own/20260101-120000-0")
@@ -254,10 +255,7 @@ def load(
     config = load_run_config(directory, [f"device={device}"])
     state = load_state(directory, config)
     if state is None:
-        raise UserError(
-            f"run={directory}: has no checkpoint yet; training writes one after an epoch, or when it is "
-            "stopped by Ctrl-C"
-        )
+        raise no_checkpoint(directory)
     epoch = len(state["history"])
     if epoch < config.epochs:
         log.warning(

@@ -22,6 +22,7 @@ from noisybsd.engine.metrics import prediction_metrics
 from noisybsd.engine.saved import is_runs_data, load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
+from noisybsd.runs.directory import no_checkpoint
 from noisybsd.runs.environment import describe_environment
 from noisybsd.settings import DataConfig
 
@@ -55,7 +56,7 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
             f"{error}\nthese are the run's own data; run.data.root=PATH says where they are now"
         ) from None
     if trainer is None:
-        raise UserError(f"run={directory}: has no checkpoint yet")
+        raise no_checkpoint(directory)
     further: dict[str, tuple[Evaluation, DataConfig]] = {}
     if other is not None:
         further["other_data"] = load_evaluation(other, trainer.dataset.class_names), other

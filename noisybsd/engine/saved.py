@@ -8,9 +8,9 @@ from typing import Any
 from noisybsd.config import Config, build_config, parse_overrides, read_record, refuse_earlier
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.trainer import Trainer
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, brief, shown
 from noisybsd.files import kind_of, user_path
-from noisybsd.runs.directory import MAY_DIFFER, as_long_as, differences, load_run_state
+from noisybsd.runs.directory import MAY_DIFFER, as_long_as, differences, has_begun, load_run_state
 from noisybsd.runs.environment import pick_device
 from noisybsd.runs.records import check_config
 
@@ -23,7 +23,10 @@ def run_argument(arguments: list[str]) -> tuple[Path, list[str]]:
     """
     runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
     if len(runs) != 1:
-        raise UserError(f"give one run=DIR, got {len(runs)}; --help says more")
+        given = ", ".join(map(brief, arguments))
+        raise UserError(
+            f"give one run=DIR, got {len(runs)}{f' in {given}' if given else ''}; --help says more"
+        )
     return user_path(runs[0], "run"), [a for a in arguments if not a.startswith("run=")]
 
 
@@ -35,7 +38,11 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
     """
     record = directory / "config.yaml"
     if kind_of(record, f"run={directory}") is None:
-        raise UserError(f"run={directory}: not a run directory, it has no config.yaml")
+        inside = ", ".join(shown(f"run={path}") for path in _runs_in(directory))
+        raise UserError(
+            f"run={directory}: not a run directory, it has no config.yaml"
+            + (f"; the newest runs in it: {inside}" if inside else "")
+        )
     for override in overrides:
         key = override.split("=", 1)[0]
         if key not in MAY_DIFFER:
@@ -43,6 +50,18 @@ def load_run_config(directory: Path, overrides: list[str]) -> Config:
     recorded = read_record(record)
     check_config(recorded, str(record))
     return build_config(recorded, parse_overrides(overrides))
+
+
+def _runs_in(folder: Path, most: int = 3) -> list[Path]:
+    """The newest runs in a folder, or in folders in it, that have got as far as an epoch."""
+    found = [
+        record
+        for pattern in ("*/config.yaml", "*/*/config.yaml")
+        for record in folder.glob(pattern)
+        if has_begun(record.parent)
+    ]
+    found.sort(key=lambda record: record.stat().st_mtime, reverse=True)
+    return [record.parent for record in found[:most]]
 
 
 def is_runs_data(directory: Path, config: Config) -> bool:

@@ -122,10 +122,11 @@ class Trainer:
 
     def share(self, split: Split) -> Split:
         """This process's share of a split to predict, on the device if it fits there."""
+        what = "calibration" if split is self.dataset.calibration else "evaluation"
         if distributed.world_size() > 1:
             split = split.take(np.r_[distributed.share(len(split))])
         data = self.config.data
-        return keep_resident(split, self.device, data.storage, data.on_error)
+        return keep_resident(split, self.device, data.storage, data.on_error, what)
 
     @cached_property
     def loader(self) -> Loader:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
+from noisybsd.data.duplicates import counted
 from noisybsd.models.bank import FeatureBank
 from noisybsd.report.findings import Bools, Findings, Floats, Ints, Pictures
 
@@ -139,13 +140,15 @@ def told(counts: dict[str, Any]) -> str | None:
     same, near = counts["identical"], len(counts["near"])
     parts = []
     if same["groups"]:
+        images = counted(same["groups"], "image is", "images are")
+        differing = counted(same["with_different_labels"], "of them has", "of them have")
         parts.append(
-            f"{same['groups']:,} images are there more than once, {same['images']:,} in all; "
-            f"{same['with_different_labels']:,} of them have different labels"
+            f"{images} there more than once, {same['images']:,} in all; {differing} different labels"
         )
     if same["in_test"]:
-        parts.append(f"{same['in_test']:,} training images are test images too")
+        too = "training image is a test image too", "training images are test images too"
+        parts.append(counted(same["in_test"], *too))
     if near:
-        pairs = "1 pair of images differs" if near == 1 else f"{near:,} pairs of images differ"
+        pairs = counted(near, "pair of images differs", "pairs of images differ")
         parts.append(f"{pairs} by little")
     return "; ".join(parts) or None

@@ -114,9 +114,25 @@ def _read(settings: dict[str, str], images: Path | None) -> tuple[Given, list[st
         table, column = named
         source = f"{table.path}: column {column}"
         probs = probs[match(names_of(table, column), names, source, table.rows.__getitem__)]
+    _check_rows(labels, predicted, n, classes)
     class_names = _class_names(settings.get("classes"), columns, labels, classes)
     found = read_labels(path, classes, n, class_names=class_names, images=names)
     return Given(found.labels, probs, class_names, paths), notices
+
+
+def _check_rows(labels: Table, probs: Path, n: int, classes: int) -> None:
+    """Refuse labels of which there are more or fewer than rows of probabilities."""
+    counts = [len(cells) for cells in labels.columns.values() if getattr(cells, "ndim", 1)]
+    if n in counts or not counts:
+        return
+    turned = (
+        f": it has {classes} columns, so it is probably to be transposed"
+        if classes in counts
+        else ""
+    )
+    raise UserError(
+        f"{labels.path}: got {counts[0]} labels, valid: {n}, one for each row of {probs}{turned}"
+    )
 
 
 def _table(path: Path, key: str) -> Table:

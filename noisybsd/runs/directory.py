@@ -169,6 +169,28 @@ def load_run_state(directory: Path) -> dict[str, Any] | None:
     return None if found is None else found[1]
 
 
+def no_checkpoint(directory: Path) -> UserError:
+    """The error that a command needs the checkpoint of the run in `directory`, and there is none."""
+    if _is_there(directory / "results.json"):
+        return UserError(
+            f"run={directory}: is finished, but its checkpoint.pt is gone; {_anew(directory)}"
+        )
+    return UserError(
+        f"run={directory}: has no checkpoint yet; training writes one after an epoch, or when it is stopped "
+        "by Ctrl-C"
+    )
+
+
+def _anew(directory: Path) -> str:
+    """What to do where the run in `directory` has lost its checkpoint."""
+    # the record leaves run.dir and run.resume out, so that this works whatever the run was given
+    record = shown(directory / "config.yaml")
+    return (
+        "put a copy of it back, or train the run anew in another directory: "
+        f"python -m noisybsd.train recipe={record} run.dir=NEW"
+    )
+
+
 def _latest(checkpoint: Path, source: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
     """Which checkpoint is the latest usable one, or else `source`, and its content."""
     # here, for it imports torch, which a sweep and a comparison do not need
@@ -179,8 +201,7 @@ def _latest(checkpoint: Path, source: Path | None = None) -> tuple[Path, dict[st
     found = load_latest(checkpoint, log.warning)
     if found is None and (checkpoint.exists() or previous(checkpoint).exists()):
         raise UserError(
-            f"{checkpoint}: no usable checkpoint (see above); training again with run.resume=none starts "
-            "a new run"
+            f"{checkpoint}: no usable checkpoint (see above); {_anew(checkpoint.parent)}"
         )
     if found is not None and found[0] != checkpoint:
         log.warning("using the checkpoint before it, %s", found[0])
@@ -220,7 +241,7 @@ def _claim(
             # or else the next checkpoint would keep it in the place of the good one before it
             run.checkpoint.replace(run.checkpoint.with_suffix(".aside.pt"))
     if run.grows and run.state is None:
-        raise UserError(f"run.resume={path}: has no checkpoint to go on from")
+        raise UserError(f"run.resume={path}: has no checkpoint to go on from; {_anew(path)}")
     if recorded is None or (not run.grows and list(differences(recorded, config))):
         run.record(config)
     return run

@@ -177,6 +177,12 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+HISTORY_REMEDY = (
+    "Training writes it anew from the checkpoint: run it in that directory again, of a finished run after "
+    "deleting results.json"
+)
+
+
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, one for each epoch from the first on.
 
@@ -194,10 +200,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
                 raise UserError(f"{where}: epoch is {row['epoch']}, expected {number}")
             rows.append(row)
     except UserError as error:
-        raise UserError(
-            f"{error}. Training writes it anew from the checkpoint: run it in that directory again, of a "
-            "finished run after deleting results.json"
-        ) from None
+        raise UserError(f"{error}. {HISTORY_REMEDY}") from None
     return rows
 
 

@@ -312,6 +312,19 @@ def test_departures_from_a_methods_preset_are_named(tmp_path: Path) -> None:
     assert labels(section) == ["ce augment.views=[weak,strong]", "gce options.q=0.5", "bsd"]
 
 
+def test_what_the_recipe_sets_for_all_of_its_runs_is_not_named(tmp_path: Path) -> None:
+    quick = ("recipe=own_quick", "method=bsd_plus")
+    make_run(tmp_path / "a", *quick, "contrastive.name=none")
+    make_run(tmp_path / "b", "recipe=own_quick", "method=ce")
+    (section,) = load(tmp_path)
+    assert labels(section) == ["ce", "bsd_plus"]
+    make_run(tmp_path / "c", *quick)  # naming the method brings its contrastive term back
+    (section,) = load(tmp_path)
+    assert labels(section) == ["ce", "bsd_plus", "bsd_plus contrastive.name=none"]
+    make_run(tmp_path / "d", "recipe=own_small", "method=bsd_plus", "contrastive.name=none")
+    assert labels(load(tmp_path / "d")[0]) == ["bsd_plus contrastive.name=none"]  # not the recipe's
+
+
 @pytest.mark.parametrize(
     "setting", ["device=cpu", "data.root=elsewhere", "tracking.wandb=disabled", "data.workers=0"]
 )
@@ -964,7 +977,9 @@ def _history(path: Path) -> str:
 def test_a_damaged_history_is_named(damaged: str, runs: Path, capsys: Any) -> None:
     (runs / "ce-s1" / "metrics.jsonl").write_text(damaged)
     assert main([str(runs), "plots=p"]) == 2
-    assert "runs/ce-s1/metrics.jsonl: damaged" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "runs/ce-s1/metrics.jsonl: damaged" in said
+    assert "Training writes it anew from the checkpoint" in said
 
 
 def test_reliability_is_pooled_by_count() -> None:

@@ -82,7 +82,7 @@ def test_check_lists_what_cannot_be_read(
     (tmp_path / "dog/002.png").write_bytes(b"")
     (tmp_path / "dog/loop").symlink_to(tmp_path)
     code, text = check(capsys, "own", f"root={tmp_path}")
-    assert code == 1 and "4 things wrong" in text
+    assert code == 1 and "4 things wrong" in text and "How to get" not in text
     assert "data.on_error=skip leaves unreadable images out" in text
     for name in (
         "cat/000.png: is not an image",
@@ -91,6 +91,18 @@ def test_check_lists_what_cannot_be_read(
         "dog/loop: a symb",
     ):
         assert f"WRONG  {tmp_path}/{name}" in text
+
+
+def test_check_goes_on_where_a_class_is_empty(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trees.folders(tmp_path)
+    (tmp_path / "fish").mkdir()
+    (tmp_path / "cat/000.png").write_text("not a picture")
+    code, text = check(capsys, "own", f"root={tmp_path}")
+    assert code == 1 and "2 things wrong" in text
+    assert f"WRONG  {tmp_path}/fish: no image in it" in text
+    assert f"WRONG  {tmp_path}/cat/000.png: is not an image" in text
 
 
 def test_check_names_images_that_are_there_twice(
@@ -107,10 +119,10 @@ def test_check_names_images_that_are_there_twice(
     assert code == 0 and "NOTE   2 images are there more than once, 4 in all: " in text
     assert "train/cat/000.png (cat) = train/dog/copy.bmp (dog)" in text
     assert (
-        "NOTE   1 of these have different labels: train/cat/000.png (cat) = train/dog/copy" in text
+        "NOTE   1 of these has different labels: train/cat/000.png (cat) = train/dog/copy" in text
     )
     both = "train/cat/002.png (cat) = test/cat/copy.png (cat)"
-    assert f"NOTE   1 of these are both training and test images: {both}" in text
+    assert f"NOTE   1 of these is both a training and a test image: {both}" in text
 
 
 def test_check_says_how_folders_were_read(
@@ -131,6 +143,10 @@ def test_check_of_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path
     assert "ask the authors" in text and "https://github.com/Cysu/noisy_label" in text
     code, text = check(capsys, "cifar10c", f"root={tmp_path}")
     assert code == 1 and "CIFAR-10-C: not there" in text and "prepare cifar10c" in text
+    code, text = check(capsys, "own", f"root={tmp_path}/photoz")
+    assert code == 1 and "How to get own: put the images" in text
+    with pytest.raises(UserError, match=r"photoz: not there; data\.root=FOLDER says where"):
+        load("own", tmp_path / "photoz")
 
 
 def test_a_root_that_is_no_folder_is_named_with_its_key(

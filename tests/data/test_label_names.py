@@ -191,6 +191,10 @@ def test_other_files_that_name_images(photos: Path) -> None:
         ),
         (table() + "a/a000.png,1\n", r"line 14: 'a/a000.png' is already on line"),
         (table(label=lambda c: f"{c}{c}"), r"line 2: class got '(\w)\1', did you mean"),
+        (
+            table(label=lambda c: f"{number(c)},zebra", header="path,label,clean_label"),
+            "line 2: clean_label: class got 'zebra'; valid: a, b, c, or a number",
+        ),
         (table(label=lambda c: "7"), "label 7 is out of range, valid: 0 to 2"),
         (table(label=lambda c: "nan"), "line 2: label is 'nan', which stands for a missing value"),
         (table(label=lambda c: "0.5"), "line 2: label is '0.5', a number that is not whole"),

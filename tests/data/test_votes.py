@@ -57,7 +57,7 @@ def test_annotators_of_other_names_are_named(tmp_path: Path) -> None:
     assert read(tmp_path / "l.csv").votes is None  # the column label alone
     with pytest.raises(UserError, match=r"l\.csv: columns: got 'bem', did you mean ben\?"):
         read(tmp_path / "l.csv", None, ["anna", "bem"])
-    with pytest.raises(UserError, match=r"annotators: anna is listed twice"):
+    with pytest.raises(UserError, match=r"columns: anna is listed twice"):
         read(tmp_path / "l.csv", None, ["anna", "anna"])
 
 
@@ -106,7 +106,7 @@ def test_probabilities_may_be_rounded(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("label_1,label_2\n0,0\n,\n1,1\n", r"line 3: has no vote; leave out the image"),
-        ("label_1,label_2\ncat,dog\ndog,bird\ncat,\n", r"line 3: class got 'bird'"),
+        ("label_1,label_2\ncat,dog\ndog,bird\ncat,\n", r"line 3: label_2: class got 'bird'"),
         ("label_1,label_2\ncat,dog\ndog,Dog\ncat,\n", r"differs from 'dog' only in case"),
         ("label_1,label_2\n0,0\n1,3\n1,1\n", r"label_2: line 3: label 3 is out of range"),
         ("label_1,label_2\n0,0\n1,-1\n1,1\n", r"line 3: label_2 is '-1', a negative number"),
@@ -243,6 +243,24 @@ def test_a_manifest_with_annotators(tmp_path: Path, capsys: pytest.CaptureFixtur
     named = [HEADER.replace("label_1", "anna").replace("label_2", "ben"), *ROWS]
     other = manifest(tmp_path, *named, annotators=("ben", "anna"))
     assert other.train.labels.tolist() == [2, 0, 2, 1]
+
+
+def test_the_setting_that_names_annotators_is_named(tmp_path: Path) -> None:
+    rows = [HEADER.replace("label_1", "anna").replace("label_2", "ben"), *ROWS]
+    with pytest.raises(UserError, match=r"no column label: has .*: data\.annotators=\[anna,ben\]$"):
+        manifest(tmp_path, *rows)
+    wrong = r"list\.csv: data\.annotators: got 'ana', did you mean anna\?"
+    with pytest.raises(UserError, match=wrong):
+        manifest(tmp_path, *rows, annotators=("ana", "ben"))
+    labels = trees.lines(tmp_path / "labels.csv", [*rows, "cow/001.jpg,cow,cow,train"])
+    (tmp_path / "list.csv").unlink()
+    own = {"labels": str(labels), "test_fraction": 0.4}
+    with pytest.raises(UserError, match=r"is not clear: .*: data\.annotators=\[anna,ben\]$"):
+        load("own", tmp_path, **own)
+    with pytest.raises(
+        UserError, match=r"labels\.csv: data\.annotators: got 'ana', did you mean a"
+    ):
+        load("own", tmp_path, **own, annotators=("ana", "ben"))
 
 
 def test_a_manifest_of_counts_needs_the_classes_of_a_card(tmp_path: Path) -> None:

@@ -156,8 +156,21 @@ def test_the_images_to_calibrate_on_are_not_trained_on(tiny: Tiny) -> None:
 
 
 def test_a_rule_without_a_belief_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match=r"data.calibration=0.25 .* targets=labels keeps none"):
+    refused = (
+        r"data\.calibration=0\.25 .* and method=ce keeps none: use method=bsd_plus or one of elr, "
+    )
+    with pytest.raises(UserError, match=refused) as caught:
         load_config(tiny("method=ce", CALIBRATED))
+    able = (
+        str(caught.value)
+        .split("method=")[-1]
+        .split(", or ")[0]
+        .replace(" or one of", ",")
+        .split(", ")
+    )
+    assert {load_config(tiny(f"method={name}", CALIBRATED)).method for name in able} == {*able}
+    with pytest.raises(UserError, match=r"and method=bsd with targets=labels keeps none"):
+        load_config(tiny("method=bsd", "targets=labels", CALIBRATED))
 
 
 @pytest.mark.parametrize("of", ["train", "calibration"])
@@ -198,7 +211,11 @@ def test_all_that_tells_probabilities_tells_the_calibrated_ones(
     run = Path("run")
     assert train(tiny(CALIBRATED, "run.dir=run")) == 0
     results, (*earlier, last) = strict((run / "results.json").read_text()), rows(run)
-    assert f"before temperature {last['temperature']:.2f}" in capsys.readouterr().out
+    assert f"before calibration (T={last['temperature']:.2f}) " in capsys.readouterr().out
+    log, count = (run / "log.txt").read_text(), results["calibration_samples"]
+    assert log.count(f"data.calibration=0.25: holds out {count} images; with fewer than") == 1
+    assert "evaluation images" not in log  # the test images are read before it begins
+    assert f" calibration images: {count} of " in log
     assert not any("temperature" in row for row in earlier)
     assert results["calibration_samples"] + results["train_samples"] == 128
     trainer = load_trainer(run, load_run_config(run, []))

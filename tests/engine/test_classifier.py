@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import shutil
 import subprocess
@@ -237,6 +238,10 @@ def test_an_unfinished_run_is_used_as_it_is_and_said_to_be(
     run = copied(own / "run", tmp_path / "run")
     load(run, device="cpu")
     assert caplog.text == ""
+    (run / "checkpoint.pt").rename(run / "elsewhere.pt")
+    with pytest.raises(UserError, match=r"is finished, but its checkpoint\.pt is gone"):
+        load(run)
+    (run / "elsewhere.pt").rename(run / "checkpoint.pt")
     (run / "results.json").unlink()
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("epochs: 1\n", "epochs: 9\n"))
@@ -261,6 +266,18 @@ def test_what_is_no_run_is_refused(own: Path, tmp_path: Path) -> None:
         load(tmp_path / "other")
     with pytest.raises(UserError, match=r"device: .*got 'gpu'"):
         load(own / "run", device="gpu")  # type: ignore[arg-type]
+
+
+def test_of_a_folder_of_runs_the_newest_are_named(tmp_path: Path) -> None:
+    for number, name in enumerate(["own/c", "own/a", "b", "own/d", "not_begun"]):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+        os.utime(tmp_path / name / "config.yaml", (number, number))
+        if name != "not_begun":
+            (tmp_path / name / "metrics.jsonl").touch()
+    named = ", ".join(f"run={tmp_path / name}" for name in ("own/d", "b", "own/a"))
+    with pytest.raises(UserError, match=rf"no config\.yaml; the newest runs in it: {named}$"):
+        load(tmp_path)
 
 
 def test_weights_of_another_network_are_refused_in_a_sentence(own: Path, tmp_path: Path) -> None:

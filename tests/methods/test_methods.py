@@ -264,7 +264,7 @@ def test_tcl_gets_mixed_images_beside_the_plain_ones(monkeypatch: pytest.MonkeyP
         (["method=sop", "augment.mixup=1"], "targets=labels and a loss of cross_entropy"),
         (["method=tcl", "augment.mixup=0"], "loss=tcl needs mixed images: use augment.mixup=1"),
         (["method=ctrr", "augment.views=[weak]"], "loss=ctrr needs two views"),
-        (["method=ce", "neighbours.weight=1"], "targets=labels takes none: use targets=posterior"),
+        (["method=ce", "neighbours.weight=1"], "method=ce takes none: use method="),
         (["method=ssr", "neighbours.weight=0"], "targets=ssr selects by the votes of neighbours"),
         (["method=ssr_plus", "augment.views=[weak]"], "loss=ssr_plus needs two views"),
         (["method=elr", "augment.mixup=-1"], "augment.mixup"),

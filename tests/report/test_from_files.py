@@ -138,7 +138,14 @@ def test_labels_without_names_of_images_take_them_in_alphabetical_order(
             "probs=labels.npy: got shape (6,); valid: (N, K)",
         ),
         (["labels=labels.npy", "probs=text.csv"], "text.csv: column b holds string, such as 'x'"),
-        (["labels=labels.npy", "probs=short.npy"], "labels.npy: got 6 labels, valid: 5"),
+        (
+            ["labels=labels.npy", "probs=short.npy"],
+            "6 labels, valid: 5, one for each row of short.npy",
+        ),
+        (
+            ["labels=names.csv", "probs=turned.npy"],
+            "turned.npy: it has 6 columns, so it is probably",
+        ),
         (
             ["labels=labels.npy", "probs=short.npy", "images=photos"],
             "images=photos: holds 6 images, valid: 5",
@@ -163,6 +170,7 @@ def test_mistakes_are_named(
     np.save("short.npy", PROBS[:5])
     np.save("two.npy", np.full((6, 2), 0.5))
     np.save("wrong.npy", PROBS * 2)
+    np.save("turned.npy", PROBS.T)
     Path("text.csv").write_text(text({"a": PROBS[:, 0], "b": ["x"] * 6}))
     classes = {name: PROBS[:, k] for k, name in enumerate(NAMES)}
     Path("gaps.csv").write_text(text({"index": range(1, 7), **classes}))

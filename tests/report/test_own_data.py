@@ -179,6 +179,10 @@ def test_copies_are_named_with_their_labels_and_across_splits(run: Path) -> None
     assert 0.98 < pair["cosine"] <= 1
     page = (run / "report.html").read_text("utf-8")
     assert "Images that are there more than once" in page
+    assert (
+        "1 image is there more than once, 2 in all; 1 of them has different labels; 1 train" in page
+    )
+    assert "1 training image is a test image too; 1 pair of images differs by little" in page
     assert "identical, different labels" in page and "one image, also a test image" in page
     assert "nearly, cosine" in page and 'src="data:image/png;base64,' in page
 

@@ -489,7 +489,8 @@ def test_command_writes_all_files(
     ("arguments", "message"),
     [
         (["run=missing"], "run=missing: not a run directory"),
-        (["top=3"], "give one run=DIR, got 0"),
+        (["top=3"], "give one run=DIR, got 0; "),
+        (["rum=a"], "give one run=DIR, got 0 in 'rum=a'; "),
         (["run=a", "run=b"], "give one run=DIR, got 2"),
         (["run={digits}", "top=0"], "top=0: expected how many"),
         (["run={digits}", "top=all"], "top=all: expected how many"),

@@ -218,6 +218,8 @@ def test_the_corrected_labels_of_annotated_images_are_trained_on_without_annotat
     settings += ["noise.name=none", "noise.rate=0", "batch_size=8", "epochs=1", "neighbours.k=2"]
     settings += [f"data.labels={votes}", "data.annotators=[anna,ben]"]
     directory = run(tmp_path / "run", *settings)
+    log = (directory / "log.txt").read_text()
+    assert "several labels for an image: 2.0 votes an image among the 24 to train on" in log
     config, out = load_run_config(directory, []), tmp_path / "out.csv"
     path = review(tmp_path / "r.csv", config, {3: ("wrong", 2)})
     assert data(["apply-review", f"run={directory}", f"review={path}", f"out={out}"]) == 0

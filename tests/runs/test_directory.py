@@ -16,7 +16,13 @@ from noisybsd.config import Config, load_config, read_record
 from noisybsd.errors import UserError
 from noisybsd.files import append_jsonl, write_json, write_jsonl
 from noisybsd.runs.checkpoint import load_checkpoint, previous, save_checkpoint
-from noisybsd.runs.directory import RunDirectory, differences, load_run_state, open_run
+from noisybsd.runs.directory import (
+    RunDirectory,
+    differences,
+    load_run_state,
+    no_checkpoint,
+    open_run,
+)
 
 Tiny = Callable[..., list[str]]
 
@@ -351,9 +357,13 @@ def test_no_usable_checkpoint_is_said_and_nothing_overwritten(
     damage(path / "checkpoint.previous.pt")
     before = content(path)
     more = () if key == "default" else (f"{key}={path}",)
-    assert refusal(make(*more)).startswith(f"{path / 'checkpoint.pt'}: no usable checkpoint")
+    said = refusal(make(*more))
+    assert said.startswith(f"{path / 'checkpoint.pt'}: no usable checkpoint")
     assert content(path) == before
-    assert open_run(make("run.resume=none")).path != path  # the way out that it names
+    # the way out that it names
+    command = said.split("python -m noisybsd.train ")[1].replace("NEW", "new")
+    run = open_run(load_config(command.split()))
+    assert run.path == Path("new") and run.state is None
 
 
 def test_a_finished_runs_checkpoint_is_not_needed(make: Callable[..., Config]) -> None:
@@ -363,6 +373,17 @@ def test_a_finished_runs_checkpoint_is_not_needed(make: Callable[..., Config]) -
     write_json(path / "results.json", {})
     run = open_run(make(f"run.dir={path}"))
     assert run.results.exists() and run.state is None
+
+
+def test_a_finished_runs_checkpoint_is_gone_and_not_to_come(make: Callable[..., Config]) -> None:
+    path = begin(make())
+    assert str(no_checkpoint(path)).startswith(
+        f"run={path}: has no checkpoint yet; training writes"
+    )
+    write_json(path / "results.json", {})
+    said = str(no_checkpoint(path))
+    assert "its checkpoint.pt is gone" in said and "yet" not in said
+    assert said.endswith(f"python -m noisybsd.train recipe={path / 'config.yaml'} run.dir=NEW")
 
 
 def test_load_run_state_moves_nothing(make: Callable[..., Config]) -> None:

@@ -62,7 +62,12 @@ def read_folders(card: Card, data: DataConfig) -> Read:
     for name in class_names:
         if name not in {as_text(folder) for folder in plan.splits["train"]}:
             where = as_text(root / plan.places["train"] / name)
-            raise UserError(f"{where}: no image in it; every class needs one at least")
+            otherwise = (
+                "remove the folder" if name in map(as_text, plan.empty) else "change the card"
+            )
+            raise UserError(
+                f"{where}: no image in it; every class needs one at least: put some there, or {otherwise}"
+            )
     chosen = next((name for name in ("test", "val") if name in plan.splits), None)
     test = _split(card, data, plan.splits[chosen], class_names) if chosen else None
     return _read(found, plan, train, test, class_names, ("train", chosen))
@@ -75,6 +80,12 @@ def read_folders_to_test(card: Card, data: DataConfig) -> Read:
     plan = arrange(found, root, card.classes)
     chosen = next(name for name in ("test", "val", "train") if name in plan.splits)
     class_names = _class_names(card, plan.splits[chosen], root)
+    if not plan.splits[chosen]:
+        images = f"{plan.stray:,} image{'s' * (plan.stray != 1)}"
+        raise UserError(
+            f"data.root={root}: has {images} and no folder of a class with images; expected "
+            f"<class>/, {_INSTEAD}; images without labels are for python -m noisybsd.predict"
+        )
     test = _split(card, data, plan.splits[chosen], class_names)
     return _read(found, plan, test, None, class_names, (chosen,))
 

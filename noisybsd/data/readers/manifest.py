@@ -118,7 +118,9 @@ def _whole(
     annotators: Sequence[str] = (),
 ) -> tuple[Split, tuple[str, ...]]:
     """All images of the table, and the classes: the card's, or as they are found."""
-    columns = table.label_columns(annotators, card.classes) or [table.label_column()]
+    columns = table.label_columns(annotators, card.classes, "data.annotators")
+    if not columns:
+        columns = [table.label_column(table.by_annotators())]
     if columns == list(card.classes):
         matrix, class_names = table.matrix(columns), card.classes
         labels, votes = of_matrix(matrix, len(class_names), table.path, table.wrong)
@@ -310,5 +312,9 @@ def _clean(table: Table, class_names: Sequence[str]) -> Labels | None:
             names.append(class_of(cells[i], class_names))
         except ValueError as error:
             raise table.wrong(i, f"{column} {error}; valid: the name of one class") from None
-    clean[known] = labels_of(names, class_names, lambda i, reason: table.wrong(known[i], reason))
+
+    def wrong(number: int, reason: str) -> UserError:
+        return table.wrong(known[number], f"{column}: {reason}")
+
+    clean[known] = labels_of(names, class_names, wrong)
     return clean
