@@ -379,6 +379,9 @@ def provenance(sections: Sequence[Section]) -> Iterator[str]:
     for name, members in group(runs, lambda run: str(run.settings["data.name"])).items():
         verified = {_pixels_verified(run) for run in members}
         yield f"data: {name}: {'; '.join(_PIXELS[known] for known in sorted(verified, key=str))}"
+        test_labels = {run.results.get("data", {}).get("test_labels", "clean") for run in members}
+        for kind in sorted(test_labels - {"clean"}):
+            yield f"data: {name}: test labels are {kind}: accuracies and ECE are measured on them as they are"
 
 
 _PIXELS = {

@@ -750,6 +750,14 @@ def test_what_is_known_of_the_pixels(verified: bool | None, text: str, tmp_path:
     assert any(text in line for line in provenance(load(tmp_path)))
 
 
+@pytest.mark.parametrize("kind", ["clean", "noisy", "unverified"])
+def test_test_labels_that_may_be_wrong_are_told(kind: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", results={"data": {"test_labels": kind}})
+    told = [line for line in provenance(load(tmp_path)) if "test labels are" in line]
+    assert len(told) == (kind != "clean")
+    assert all(f"test labels are {kind}: accuracies" in line for line in told)
+
+
 def test_several_machines_and_commits_are_all_named(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "seed=0")
     make_run(tmp_path / "b", "seed=1", results={"git_commit": "fff", "hardware": "another"})
