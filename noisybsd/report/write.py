@@ -27,7 +27,7 @@ from noisybsd.report.estimates import detection_metrics, estimates
 from noisybsd.report.findings import Findings, Pictures
 from noisybsd.report.folds import out_of_fold
 from noisybsd.report.page import Run, build_page
-from noisybsd.runs.directory import FOLDS
+from noisybsd.runs.directory import FOLDS, no_checkpoint
 from noisybsd.runs.records import read_history
 
 
@@ -48,9 +48,7 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
             dataset, findings = trainer.dataset, collect(trainer, directory)
             findings.write(directory)
         elif findings is None:
-            raise UserError(
-                f"run={directory}: has neither a checkpoint nor a labels.parquet of this version"
-            )
+            raise no_checkpoint(directory)
         if findings.about["epoch"] < len(history):
             checkpoint = (
                 "has no checkpoint any more" if trainer is None else "has no later checkpoint"
