@@ -425,7 +425,7 @@ def test_a_run_without_checkpoint_has_what_training_wrote(digits: Path, tmp_path
     report(directory, [])
     assert (directory / "labels.parquet").read_bytes() == before
     (directory / "pred_probs.npz").unlink()
-    with pytest.raises(ValueError, match="is finished, but its checkpoint.pt is gone"):
+    with pytest.raises(ValueError, match=r"is finished, but its checkpoint\.pt is gone"):
         report(directory, [])
 
 
