@@ -30,7 +30,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -124,9 +124,7 @@ def summary(rows: list[Row]) -> str:
     for row in rows:
         ranking, _, metric = row["quantity"].partition(": ")
         if metric == "auroc":
-            noise = f", {row['noise']}" if row.get("noise") else ""
-            title = f"{row['recipe']}{noise}, {row['method']} ({row['samples']:,} labels)"
-            columns.setdefault(title, {}).setdefault(ranking, []).append(row["value"])
+            columns.setdefault(_title(row), {}).setdefault(ranking, []).append(row["value"])
     rankings = dict.fromkeys(ranking for found in columns.values() for ranking in found)
     best = {title: max(map(fmean, found.values())) for title, found in columns.items()}
     lines = ["| ranking | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -139,6 +137,42 @@ def summary(rows: list[Row]) -> str:
             cells.append(f"**{cell}**" if values and fmean(values) == best[title] else cell)
         lines.append(f"| {ranking} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def pooling(rows: list[Row]) -> str:
+    """What the belief alone says, and what it says pooled with the final network, in one Markdown table:
+    means over seeds."""
+    alone, found = ", belief alone", dict[str, dict[str, list[Row]]]()
+    for row in rows:
+        found.setdefault(_title(row), {}).setdefault(row["quantity"], []).append(row)
+
+    def error(row: Row) -> float:
+        return abs(row["value"] - row["truth"])
+
+    def holds(row: Row) -> float:
+        return float(row["low"] <= row["truth"] <= row["high"])
+
+    measured: dict[str, tuple[str, Callable[[Row], float], int]] = {
+        "suggestions right %": ("suggestions right", lambda row: 100 * row["value"], 1),
+        "error of the noise rate, points": ("noise rate", lambda row: 100 * error(row), 1),
+        "its interval holds the truth, %": ("noise rate", lambda row: 100 * holds(row), 0),
+        "mean error of the matrix": ("transition, mean |error|", error, 4),
+    }
+    lines = ["| run | n | " + " | ".join(measured) + " |", "|---|---:|" + "---|" * len(measured)]
+    for title, quantities in found.items():
+        if f"noise rate{alone}" not in quantities:
+            continue
+        cells = []
+        for quantity, of, digits in measured.values():
+            pair = (fmean(map(of, quantities[name])) for name in (quantity + alone, quantity))
+            cells.append(" → ".join(f"{value:.{digits}f}" for value in pair))
+        lines.append(f"| {title} | {len(quantities['noise rate'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _title(row: Row) -> str:
+    noise = f", {row['noise']}" if row.get("noise") else ""
+    return f"{row['recipe']}{noise}, {row['method']} ({row['samples']:,} labels)"
 
 
 # --- what it costs ------------------------------------------------------------------------------
@@ -285,8 +319,13 @@ def main() -> None:
     ]
     write_csv(args.out, short)
     if args.command == "runs" and args.out is not None and args.quantity is None:
-        about = f"AUROC of finding wrong labels, last epoch; from {args.out.name}, which has all else.\n\n"
-        args.out.with_suffix(".md").write_text(about + summary(short), encoding="utf-8")
+        text = (
+            f"AUROC of finding wrong labels, last epoch; from {args.out.name}, which has all else.\n\n"
+            f"{summary(short)}\n"
+            "What the label report says of the labels: by the belief of training alone → by the final belief, "
+            f"which pools it with the final network's prediction.\n\n{pooling(short)}"
+        )
+        args.out.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
