@@ -322,8 +322,8 @@ def main() -> None:
         text = (
             f"AUROC of finding wrong labels, last epoch; from {args.out.name}, which has all else.\n\n"
             f"{summary(short)}\n"
-            "What the label report says of the labels: by the belief of training alone → by the final belief, "
-            f"which pools it with the final network's prediction.\n\n{pooling(short)}"
+            "What the label report says of the labels: by the belief of training alone → by the final "
+            f"belief, which pools it with the final network's prediction.\n\n{pooling(short)}"
         )
         args.out.with_suffix(".md").write_text(text, encoding="utf-8")
 
