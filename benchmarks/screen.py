@@ -449,7 +449,9 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
         "seeds; in brackets the paired difference",
         "of the accuracy to the recipe as it is, with the same seed on the same hardware, in points, with "
         "its 95 % t-interval (of two seeds or more),",
-        "not corrected for the number of comparisons. Passes: network passes per sample and epoch.",
+        "not corrected for the number of comparisons. Passes: network passes per sample and epoch. Whole "
+        "visits, the paper's among them, are not",
+        "counted for more in a short run either (docs/method.md, step 4).",
         f"Made by benchmarks/screen.py, from {path.with_suffix('.csv').name}.",
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
