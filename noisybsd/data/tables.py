@@ -69,7 +69,7 @@ class Table:
         """The column of labels: `label`, or the only one of another usual name.
 
         Args:
-            otherwise: what else may be done where there is none; ends the error.
+            otherwise: a sentence for the end of the error if there is no such column: what else to do.
 
         Raises:
             UserError: there is none, or there are several.
