@@ -35,8 +35,8 @@ from torchvision import transforms
 from noisybsd import sweep, train, training
 from noisybsd.compare.sections import paired_difference
 from noisybsd.config import load_config
-from noisybsd.data.augment import RandAugment, RandomCropFlip, RandomErase
-from noisybsd.data.views import VIEWS
+from noisybsd.data.augment import RandAugment
+from noisybsd.data.views import VIEWS, randaugment
 from noisybsd.engine import trainer
 from noisybsd.errors import UserError
 from noisybsd.methods.bsd import PosteriorTargets, sharpened
@@ -190,6 +190,8 @@ class AutoAugment(RandAugment):
 
     BINS = 10
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__(count=2)
         policy = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
@@ -197,6 +199,7 @@ class AutoAugment(RandAugment):
         self.pairs = [
             [self.as_drawn(*operation, space) for operation in p] for p in policy.policies
         ]
+        self.register_buffer("table", torch.tensor(self.pairs), persistent=False)  # (25,2,4)
 
     @classmethod
     def as_drawn(
@@ -219,8 +222,8 @@ class AutoAugment(RandAugment):
         return cls.KINDS.index(kind), probability, drawn(size), drawn(-size if signed else size)
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        pairs = torch.tensor(self.pairs, device=self.device)  # (25,2,4)
-        chosen = pairs[torch.randint(len(pairs), batch_shape[:1], device=self.device)]  # (B,2,4)
+        drawn = torch.randint(len(self.table), batch_shape[:1], device=self.device)
+        chosen = self.table[drawn]  # (B,2,4)
         applied, negative = torch.rand(2, *chosen.shape[:2], device=self.device)
         kind = torch.where(applied < chosen[..., 1], chosen[..., 0], 0.0).long()  # 0: identity
         return {
@@ -230,12 +233,9 @@ class AutoAugment(RandAugment):
 
 
 def autoaugment(size: int) -> nn.Module:
-    """The weak view, AutoAugment, and Cutout of half the side."""
-    return nn.Sequential(
-        RandomCropFlip(size, padding=4),
-        AutoAugment(),
-        RandomErase(side=(0.5, 0.5), value=0.5, p=1.0, inplace=True),
-    )
+    """FixMatch's strong view, with AutoAugment in RandAugment's place."""
+    crop, _, cutout = randaugment(size).children()
+    return nn.Sequential(crop, AutoAugment(), cutout)
 
 
 class WeakView(CrossEntropy):

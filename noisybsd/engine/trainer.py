@@ -73,7 +73,7 @@ class Trainer:
         self.num_classes = len(dataset.class_names)
         train = dataset.train
         self.labels = torch.as_tensor(train.labels, device=device)  # (N,)
-        self.test = self.share(dataset.test)
+        self.test = self._share(dataset.test)
         self.views: Views | EmbeddedViews = self.image_views
         features = None  # their width, where they are what the network is given
         if train.embeddings is not None:
@@ -120,13 +120,19 @@ class Trainer:
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
 
-    def share(self, split: Split) -> Split:
+    def _share(self, split: Split) -> Split:
         """This process's share of a split to predict, on the device if it fits there."""
         what = "calibration" if split is self.dataset.calibration else "evaluation"
         if distributed.world_size() > 1:
             split = split.take(np.r_[distributed.share(len(split))])
         data = self.config.data
         return keep_resident(split, self.device, data.storage, data.on_error, what)
+
+    @cached_property
+    def calibration(self) -> Split | None:
+        """This process's share of the images to calibrate on, decoded when first asked for."""
+        held_out = self.dataset.calibration
+        return None if held_out is None else self._share(held_out)
 
     @cached_property
     def loader(self) -> Loader:
@@ -329,8 +335,8 @@ class Trainer:
             found = self.bank.search(near.k, engine=near.engine)
             self.rule.observe_neighbours(vote(ballots, found, math.inf))  # the plain mean
 
-        if self.dataset.calibration is not None and self.epoch + 1 == self.config.epochs:
-            metrics |= self.calibrate(self.dataset.calibration)
+        if self.epoch + 1 == self.config.epochs and self.calibration is not None:
+            metrics |= self.calibrate(self.calibration)
         metrics |= self.evaluate()
         if self.dataset.train.clean_labels is not None:
             clean = torch.as_tensor(self.dataset.train.clean_labels)  # these metrics are the host's
@@ -348,6 +354,9 @@ class Trainer:
     def calibrate(self, split: Split) -> dict[str, float]:
         """Give each of `networks` the temperature that suits the given labels of images not trained on.
 
+        Args:
+            split: this process's share of them.
+
         Returns:
             temperature, and uncalibrated_ece, the calibration error on the test images before; each with
             `_ema` too.
@@ -355,14 +364,14 @@ class Trainer:
         belief, seen = self.rule.belief(), self.monitor.visits > 0
         assert belief is not None  # or the configuration is refused
         noise = transition(belief[seen], self.labels[seen])
-        share, found = self.share(split), dict[str, float]()
+        found: dict[str, float] = {}
         for suffix, network in self.networks().items():
             before, _, right = self.predict_test(network)
             found[f"uncalibrated_ece{suffix}"] = prediction_metrics(before, right)["ece"]
-            logits, _, given = map(distributed.gather_rows, self.predict(network, share))
+            logits, _, given = map(distributed.gather_rows, self.predict(network, split))
             network.temperature = fit_temperature(logits, given, noise)
             found[f"temperature{suffix}"] = network.temperature
-        self.loader.skipped += share.skipped
+        self.loader.skipped += split.skipped
         return found
 
     @torch.no_grad()

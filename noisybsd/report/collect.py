@@ -72,8 +72,8 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
     network, bank, looks = _look_at_training_images(trainer)
     tests = _look_at(trainer, dataset.test, trainer.test)
     parts, seen = [_of_training(trainer, network, bank)], [looks]
-    if dataset.calibration is not None:
-        apart = _look_at(trainer, dataset.calibration, trainer.share(dataset.calibration))
+    if dataset.calibration is not None and trainer.calibration is not None:
+        apart = _look_at(trainer, dataset.calibration, trainer.calibration)
         parts.append(_of_held_out(trainer, len(dataset.calibration), apart, bank))
         seen.append(apart.looks)
     if dataset.held_out is not None:

@@ -238,9 +238,9 @@ def label_table(
         "given_name": names(labels),
         "suggested": suggested,
         "suggested_name": names(suggested),
-        "given_prob": pyarrow.array(given_prob, mask=unknown),
-        "suggested_prob": pyarrow.array(belief.max(axis=1), mask=unknown),
-        "entropy": pyarrow.array(entropy.astype(np.float32), mask=unknown),
+        "given_prob": numbers(given_prob, unknown),
+        "suggested_prob": numbers(belief.max(axis=1), unknown),
+        "entropy": numbers(entropy.astype(np.float32), unknown),
         "strength": (
             pyarrow.nulls(len(train), pyarrow.float32()) if strength is None else numbers(strength)
         ),

@@ -67,7 +67,7 @@ def read_review(path: Path, class_names: Sequence[str]) -> Review:
         UserError: names the file, the line and what is valid.
     """
     text = read_text(path, f"review={path}")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader, classes = csv.DictReader(io.StringIO(text, newline="")), [*map(as_text, class_names)]
     try:
         lines = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
@@ -85,7 +85,7 @@ def read_review(path: Path, class_names: Sequence[str]) -> Review:
             index, given = int(row["index"]), int(row["given"])
         except (TypeError, ValueError):
             raise UserError(f"{place}: index and given must be integers") from None
-        label = _right_class(row, given, class_names, place) if wrong else given
+        label = _right_class(row, given, classes, place) if wrong else given
         if row["decision"] not in DECISIONS:
             raise UserError(
                 f"{place}: decision: got {row['decision']!r}, valid: {', '.join(DECISIONS)}"
@@ -117,16 +117,14 @@ def read_review(path: Path, class_names: Sequence[str]) -> Review:
     )
 
 
-def _right_class(
-    row: dict[str, str | None], given: int, class_names: Sequence[str], place: str
-) -> int:
-    """The class that a row says is the right one.
+def _right_class(row: dict[str, str | None], given: int, names: list[str], place: str) -> int:
+    """The class, of K `names`, that a row says is the right one.
 
     Raises:
         UserError: there is no such class, or the columns label and label_name name two.
     """
     cell, name = (row["label"] or "").strip(), (row.get("label_name") or "").strip()
-    names, label = [as_text(each) for each in class_names], given
+    label = given
     if number := re.fullmatch(r"(-?[0-9]+)(\.0*)?", cell):  # a spreadsheet may write 2.0
         label = int(number[1])
         if not 0 <= label < len(names):
