@@ -17,5 +17,5 @@ works() { # whoever works holds a lock
 while ((SECONDS < end)) && works; do bring_back; sleep 5; done
 bring_back
 cat "$state/out/queue.log" "$state/out/status.csv"
-tail -n 60 "$state/out/screen.log"
+[[ ! -e $state/out/screen.log ]] || tail -n 60 "$state/out/screen.log"
 tail -n 1 "$state/out/gpu_tests.txt"

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_day/write_up.py FOLDER results/gpu.md
 
-FOLDER holds status.csv and records.tar.gz, and step.csv, step_fast.csv, fast_network.csv and gpu_tests.txt if
-the day came so far. The runs are compared by `python -m noisybsd.compare`; a run that was cut off is called
+FOLDER holds status.csv and records.tar.gz, and step.csv, step_compiled.csv, fast_network.csv and
+gpu_tests.txt if the day came so far. The runs are compared by `python -m noisybsd.compare`; a run that was cut off is called
 partial and is not compared.
 """
 
@@ -57,6 +57,8 @@ def speed(files: Sequence[Path]) -> Iterator[str]:
         (
             "network",
             "method",
+            "batch",
+            "settings",
             "ms",
             "image-views/s",
             "s an epoch",
@@ -68,6 +70,8 @@ def speed(files: Sequence[Path]) -> Iterator[str]:
             (
                 row["network"],
                 row["method"],
+                row["batch"],
+                row["settings"],
                 number(row["ms_median"], 2),
                 number(row["views_per_second"]),
                 number(row["seconds_per_epoch"], 2),
@@ -215,7 +219,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     parts = [
-        speed([args.folder / "step.csv", args.folder / "step_fast.csv"]),
+        speed([args.folder / "step.csv", args.folder / "step_compiled.csv"]),
         tests(args.folder / "gpu_tests.txt"),
         runs(read_csv(args.folder / "status.csv")),
         network(args.folder / "fast_network.csv"),
