@@ -3,8 +3,8 @@
     python benchmarks/gpu_day/write_up.py FOLDER results/gpu.md
 
 FOLDER holds status.csv and records.tar.gz, and step.csv, step_compiled.csv, fast_network.csv and
-gpu_tests.txt if the day came so far. The runs are compared by `python -m noisybsd.compare`; a run that was cut off is called
-partial and is not compared.
+gpu_tests.txt if the day came so far. The runs are compared by `python -m noisybsd.compare`; a run that was
+cut off is called partial and is not compared.
 """
 
 from __future__ import annotations
