@@ -25,6 +25,9 @@ Z95 = 1.959964  # of the normal distribution
 # how much more often than it expects a belief may err: on digits with labels swapped in pairs, which prove
 # each other, it did so two to three times as often (docs/LOG.md, the noise rate's interval)
 OVERSURE = 2.0
+# the largest ratio of the suggestions that a belief expects to be wrong to the labels that it counts wrong,
+# at which the count is shown as an estimate: above it all were far off (docs/LOG.md, a doubt of 0.7)
+DOUBT = 0.7
 
 # --- what the belief says of the labels as a whole ------------------------------------------------
 
@@ -89,7 +92,7 @@ def caution(said: dict[str, Any]) -> str | None:
     spoil.
     """
     wrong, rate = said["suggestions_wrong"], said["noise_rate"]["estimate"]
-    if wrong is None or wrong <= rate / 2 or origin(said["noise_rate"]) == "predictions":
+    if wrong is None or wrong <= DOUBT * rate or origin(said["noise_rate"]) == "predictions":
         return None
     return (
         f"The belief expects {wrong:.0%} of its own suggestions to be wrong, so the estimates are no "
