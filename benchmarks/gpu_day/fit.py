@@ -19,6 +19,7 @@ UNKNOWN = 100
 SLOWER = 1.1  # an epoch in a run, over the measured steps of one
 EVALUATION = 0.5  # seconds an epoch
 RESERVE = 60.0  # seconds: the start, the end, and the GPU tests beside the first epochs
+COMPILING = 60.0  # seconds more for a compiled run
 
 
 def seconds_of(table: Path, method: str) -> float | None:
@@ -40,7 +41,8 @@ def fitted(line: str, seconds: float, plain: Path, compiled: Path) -> str:
     epoch = faster if compiles else as_is
     epochs = UNKNOWN
     if epoch is not None:
-        fit = (seconds - RESERVE) / (SLOWER * epoch + EVALUATION)
+        left = seconds - RESERVE - COMPILING * compiles
+        fit = left / (SLOWER * epoch + EVALUATION)
         epochs = max(1, min(MOST, int(fit)))
     return line.replace("epochs=fit", f"epochs={epochs}" + " compile=true" * compiles)
 
