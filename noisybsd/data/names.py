@@ -286,7 +286,8 @@ def match(
             )
         elif row_of.setdefault(found[0], row) != row:
             raise UserError(
-                f"{source}: {place(row)}: {name!r} is already on {place(row_of[found[0]])}"
+                f"{source}: {place(row)}: {name!r} is already on {place(row_of[found[0]])}; if several "
+                "people labelled it, say who in a column annotator"
             )
     if strangers:
         more = f" and {len(strangers) - 3:,} more" if len(strangers) > 3 else ""

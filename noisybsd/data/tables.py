@@ -42,6 +42,8 @@ NAMES = (
 WEAK_NAMES = ("name", "id", "key", "uid", "uuid", "sample", "paths", "files", "filenames")
 INDEX = {"index", "indexlevel0"}  # the second is what pandas calls it in Parquet
 KNOWN = LABELS | CLEAN | SPLITS | INDEX | {*NAMES, *WEAK_NAMES}
+# Those of who labelled: then an image may have a row for each of them.
+ANNOTATORS = re.compile("(annotator|worker|rater|labell?er|coder|grader|user)(id|name)?")
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,75 @@ def read_table(path: Path, names_image: Callable[[str], bool]) -> Table:
     if not table.rows:
         has = ", ".join(map(str, table.columns)) or "nothing"
         raise UserError(f"{path}: has no rows, only {has}")
-    return table
+    return by_image(table)
+
+
+def by_image(table: Table) -> Table:
+    """A row for each image, of a table with a row for each label and a column that says whose it is.
+
+    The labels of an image become its cells in the columns `label_1`, `label_2` and so on, in the order of
+    their rows. A table that names each image once stays as it is.
+
+    Raises:
+        UserError: an annotator with two labels for an image, or an image with two splits or clean labels.
+    """
+    annotators = [name for name in table.columns if ANNOTATORS.fullmatch(plain_key(name))]
+    column = next(table.name_columns(), None)
+    if len(annotators) != 1 or column is None:
+        return table
+    rows_of: dict[str, list[int]] = {}
+    for i, name in enumerate(names_of(table, column)):
+        rows_of.setdefault(name, []).append(i)
+    if len(rows_of) == len(table.rows):
+        return table
+    label, groups = table.label_column(), list(rows_of.values())
+    _refuse_second_labels(table, annotators[0], rows_of)
+    columns = {}
+    for name, cells in table.columns.items():
+        if plain_key(name) in CLEAN | SPLITS:
+            _refuse_different(table, name, groups)
+        if name not in (annotators[0], label):
+            columns[name] = [cells[rows[0]] for rows in groups]
+    labels = table.columns[label]
+    for place in range(max(map(len, groups))):
+        columns[f"label_{place + 1}"] = [
+            labels[rows[place]] if place < len(rows) else "" for rows in groups
+        ]
+    return Table(table.path, columns, [_places(table, rows) for rows in groups])
+
+
+def _refuse_second_labels(table: Table, annotator: str, rows_of: dict[str, list[int]]) -> None:
+    """Refuse an image that an annotator labels twice."""
+    for image, rows in rows_of.items():
+        first: dict[str, int] = {}
+        for i in rows:
+            who = str(table.columns[annotator][i])
+            if first.setdefault(who, i) != i:
+                raise table.wrong(
+                    i,
+                    f"{annotator} {who!r} labels {image!r} again, as on {table.rows[first[who]]}; leave "
+                    "one label of each annotator for an image",
+                )
+
+
+def _refuse_different(table: Table, column: str, groups: list[list[int]]) -> None:
+    """Refuse an image whose rows differ in a column that is of the image."""
+    cells = table.columns[column]
+    for rows in groups:
+        for i in rows:
+            if cells[i] != cells[rows[0]]:
+                raise table.wrong(
+                    i,
+                    f"{column} is {str(cells[i])!r}, but {str(cells[rows[0]])!r} on "
+                    f"{table.rows[rows[0]]}; valid: the same in all rows of an image",
+                )
+
+
+def _places(table: Table, rows: list[int], most: int = 8) -> str:
+    """Where several rows are in the file, e.g. `lines 2, 5, 7`."""
+    kind, first = table.rows[rows[0]].split(" ")
+    others = [table.rows[i].split(" ")[1] for i in rows[1:most]]
+    return f"{kind}{'s' * bool(others)} {', '.join([first, *others])}{', …' * (len(rows) > most)}"
 
 
 def _parquet(path: Path) -> Table:

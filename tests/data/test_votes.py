@@ -15,7 +15,7 @@ from helpers.trees import load
 from noisybsd.data.__main__ import main
 from noisybsd.data.dataset import Dataset
 from noisybsd.data.label_files import LabelFile, read_labels
-from noisybsd.data.names import UNKNOWN
+from noisybsd.data.names import UNKNOWN, ImageNames
 from noisybsd.data.votes import of_annotators
 from noisybsd.errors import UserError
 
@@ -59,6 +59,77 @@ def test_annotators_of_other_names_are_named(tmp_path: Path) -> None:
         read(tmp_path / "l.csv", None, ["anna", "bem"])
     with pytest.raises(UserError, match=r"columns: anna is listed twice"):
         read(tmp_path / "l.csv", None, ["anna", "anna"])
+
+
+PATHS = ["a.png", "b.png", "c.png"]
+LONG = """path,worker_id,label
+b.png,ben,dog
+a.png,anna,cat
+b.png,anna,dog
+c.png,carl,cow
+a.png,ben,cow
+c.png,anna,cat
+a.png,carl,cat
+c.png,ben,dog
+"""
+
+
+def read_long(path: Path, text: str) -> LabelFile:
+    path.write_text(text)
+    return read_labels(path, 3, 3, class_names=CLASSES, images=ImageNames(PATHS, path.parent))
+
+
+@pytest.mark.parametrize("who", ["worker_id", "Annotator", "rater", "labeller name"])
+def test_a_row_for_each_label_with_a_column_of_annotators(tmp_path: Path, who: str) -> None:
+    labels, votes = found(read_long(tmp_path / "l.csv", LONG.replace("worker_id", who)))
+    assert votes == [[2, 0, 1], [0, 2, 0], [1, 1, 1]]
+    assert labels == [0, 1, 2]  # of the last image all have one vote: that of the first row
+
+
+def test_a_table_with_annotators_that_names_each_image_once_has_one_label_each(
+    tmp_path: Path,
+) -> None:
+    text = "path,annotator,label\nb.png,ben,dog\na.png,anna,cat\nc.png,ben,cow\n"
+    file = read_long(tmp_path / "l.csv", text)
+    assert file.votes is None and file.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LONG + "a.png,ben,cat\n", r"line 10: worker_id 'ben' labels 'a.png' again, as on line 6"),
+        (
+            LONG.replace("c.png,anna,cat", "c.png,anna,car"),
+            r"lines 5, 7, 9: label_2: class got 'car'",
+        ),
+        (
+            LONG.replace("worker_id", "remark"),
+            r"line 4: 'b.png' is already on line 2; if several peo",
+        ),
+        (
+            "path,worker,label,clean_label\na.png,x,cat,cat\na.png,y,cat,dog\n",
+            r"line 3: clean_label is 'dog', but 'cat' on line 2; valid: the same in all rows",
+        ),
+        ("path,worker,remark\na.png,x,1\na.png,y,2\n", r"no column label"),
+    ],
+)
+def test_bad_rows_of_annotators(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"l\.csv: .*{message}"):
+        read_long(tmp_path / "l.csv", text)
+
+
+def test_a_manifest_with_a_row_for_each_label(tmp_path: Path) -> None:
+    lines = [f"{line},train" for line in LONG.replace("c.png,carl,cow\n", "").split()]
+    lines += ["c.png,carl,cow,train", "c.png,dora,cow,train", "d.png,anna,dog,test"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,worker_id,label,split", *lines[1:]]))
+    for name in (*PATHS, "d.png"):
+        trees.picture(tmp_path / name)
+    dataset = load("own", tmp_path, manifest="list.csv", size=8)
+    assert dataset.class_names == ("cat", "cow", "dog")
+    assert dataset.train.votes is not None
+    # b.png, a.png, c.png
+    assert dataset.train.votes.tolist() == [[0, 0, 2], [2, 1, 0], [1, 2, 1]]
+    assert dataset.train.labels.tolist() == [2, 0, 1] and dataset.test.labels.tolist() == [2]
 
 
 def test_a_column_label_is_used_and_the_log_says_what_is_not(

@@ -165,7 +165,11 @@ def _paths(table: Table, data: DataConfig) -> tuple[list[str], list[str]]:
     first: dict[str, int] = {}
     for i, path in enumerate(paths):
         if first.setdefault(path, i) != i:
-            raise table.wrong(i, f"{as_text(path)} is already on {table.rows[first[path]]}")
+            raise table.wrong(
+                i,
+                f"{as_text(path)} is already on {table.rows[first[path]]}; if several people labelled "
+                "it, say who in a column annotator",
+            )
     return paths, notices
 
 
