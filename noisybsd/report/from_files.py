@@ -17,8 +17,9 @@ import pyarrow.parquet
 
 from noisybsd.data.find import find_images
 from noisybsd.data.label_files import LABEL_READERS, read_labels
-from noisybsd.data.names import ImageNames, class_of, in_order, match
+from noisybsd.data.names import ImageNames, class_of, in_order, is_missing, match
 from noisybsd.data.tables import INDEX, SEPARATORS, Table, names_of, refuse_same
+from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, brief, did_you_mean
 from noisybsd.files import user_path, write_json
 from noisybsd.report.arrays import SLACK, label_table, summary_of, write_report
@@ -117,6 +118,10 @@ def _read(settings: dict[str, str], images: Path | None) -> tuple[Given, list[st
     _check_rows(labels, predicted, n, classes)
     class_names = _class_names(settings.get("classes"), columns, labels, classes)
     found = read_labels(path, classes, n, class_names=class_names, images=names)
+    if found.votes is not None:
+        notices.append(
+            f"The label of an image is that of most annotators ({votes_told(found.votes)})."
+        )
     return Given(found.labels, probs, class_names, paths), notices
 
 
@@ -229,10 +234,14 @@ def _class_names(
         return classes.split(",")
     if columns is not None:
         return columns
-    cells = labels.columns[labels.label_column()] if len(labels.columns) > 1 else None
-    cells = next(iter(labels.columns.values())) if cells is None else cells
-    if not isinstance(cells, list):
-        return [str(k) for k in range(count)]
+    held = list(labels.columns)
+    if len(held) > 1:
+        held = labels.label_columns() or [labels.label_column()]
+    cells: list[Any] = []
+    for column in held:
+        if not isinstance(labels.columns[column], list):
+            return [str(k) for k in range(count)]
+        cells += [cell for cell in labels.columns[column] if len(held) == 1 or not is_missing(cell)]
     names = in_order({class_of(cell) for cell in cells})
     if all(name.isdigit() for name in names):
         return [str(k) for k in range(count)]

@@ -77,6 +77,27 @@ def test_every_form_of_labels_and_probabilities_says_the_same(
     assert np.allclose([row["given_prob"] for row in rows], PROBS[range(6), LABELS])
 
 
+def test_of_several_annotators_the_report_takes_the_majority(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [NAMES[label] for label in LABELS]
+    other = [NAMES[0]] * 6
+    Path("columns.csv").write_text(
+        text({"path": PATHS, "label_1": named, "label_2": other, "label_3": [*named[:5], ""]})
+    )
+    votes = [(path, who, label) for who in "ab" for path, label in zip(PATHS, named, strict=True)]
+    votes += [(path, "c", NAMES[0]) for path in PATHS[::-1]]
+    paths, who, labels = zip(*votes, strict=True)
+    Path("rows.csv").write_text(text({"image": paths, "worker": who, "label": labels}))
+    for file in ("columns.csv", "rows.csv"):
+        assert main([f"labels={file}", "probs=turned.csv", "out=out"]) == 0
+        rows = pyarrow.parquet.read_table("out/labels.parquet").to_pylist()
+        assert [row["path"] for row in rows] == PATHS
+        assert [row["given_name"] for row in rows] == named
+        assert [row["suggested_name"] for row in rows] == [NAMES[k] for k in PROBS.argmax(1)]
+        assert "that of most annotators (" in capsys.readouterr().out
+
+
 def test_the_report_is_complete_and_the_console_says_so(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
