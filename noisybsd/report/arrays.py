@@ -127,10 +127,11 @@ def label_table(
         raise UserError(f"paths: got {len(paths)}; valid: {n}, one for each label")
     near, votes = _neighbours(embeddings, given, len(names))
     unknown = np.full(n, np.nan, np.float32)
+    final = findings.pooled(believed, probs)
     table = findings.label_table(
         Split(torch.empty(n, 0), given, None, None if paths is None else list(map(str, paths))),
         names,
-        believed,
+        final,
         probs,
         votes,
         near,
@@ -157,8 +158,8 @@ def label_table(
         "noisybsd": __version__,
     }
     arrays: dict[str, npt.NDArray[Any]] = {
-        "belief": believed,
-        "network": probs,
+        "belief": final,  # as both, for which `pooled` gives it back
+        "network": final,
         "neighbours": votes,
         "labels": given,
         "test": np.empty((0, len(names)), np.float32),

@@ -29,7 +29,7 @@ from noisybsd.data.loader import ResidentLoader
 from noisybsd.data.splits import Split
 from noisybsd.engine.trainer import Trainer
 from noisybsd.models.bank import FeatureBank, vote
-from noisybsd.report.findings import FORMAT, Findings, Floats, Ints, Pictures, label_table
+from noisybsd.report.findings import FORMAT, Findings, Floats, Ints, Pictures, label_table, pooled
 
 log = logging.getLogger("noisybsd")
 
@@ -93,7 +93,8 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
         label_table(
             samples,
             dataset.class_names,
-            **{**scores._asdict(), "belief": belief},
+            pooled(belief, scores.network),
+            **{name: part for name, part in scores._asdict().items() if name != "belief"},
             identical_to=identical_to,
             in_test=in_test,
             held_out=order >= len(dataset.train),

@@ -158,7 +158,7 @@ def _damaged(path: Path, mistake: str) -> UserError:
 def label_table(
     train: Split,
     class_names: tuple[str, ...],
-    belief: Floats,
+    final_belief: Floats,
     network: Floats,
     votes: Floats,
     neighbours: list[list[int]],
@@ -197,7 +197,7 @@ def label_table(
     | clean, clean_name, given_right, suggested_right | where the right label is known |
 
     Args:
-        belief: (N,K), of training; rows sum to one.
+        final_belief: (N,K), see `pooled`; rows sum to one.
         network: (N,K), the final network's probabilities; rows of NaN where it could not look.
         votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
@@ -205,9 +205,8 @@ def label_table(
         identical_to, in_test, held_out: (N,) each; default: none, no, no.
     """
     labels, rows = train.labels, np.arange(len(train))
-    belief = pooled(belief, network)
-    suggested = belief.argmax(axis=1)
-    given_prob, final_prob = belief[rows, labels], network[rows, labels]
+    suggested = final_belief.argmax(axis=1)
+    given_prob, final_prob = final_belief[rows, labels], network[rows, labels]
     # ties, such as samples never visited, are broken by the last prediction during training
     held_out = np.zeros(len(train), bool) if held_out is None else held_out
     unknown = (visits == 0) & ~(held_out & np.isfinite(final_prob))
@@ -218,7 +217,7 @@ def label_table(
     order = np.lexsort((place, unknown))
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
-    positive = np.where(belief > 0, belief, 1).astype(np.float64)
+    positive = np.where(final_belief > 0, final_belief, 1).astype(np.float64)
     entropy = (positive * np.log(1 / positive)).sum(axis=1)
     alone = votes.sum(axis=1) == 0
     paths = None if train.paths is None else [as_text(path) for path in train.paths]
@@ -239,7 +238,7 @@ def label_table(
         "suggested": suggested,
         "suggested_name": names(suggested),
         "given_prob": numbers(given_prob, unknown),
-        "suggested_prob": numbers(belief.max(axis=1), unknown),
+        "suggested_prob": numbers(final_belief.max(axis=1), unknown),
         "entropy": numbers(entropy.astype(np.float32), unknown),
         "strength": (
             pyarrow.nulls(len(train), pyarrow.float32()) if strength is None else numbers(strength)
