@@ -8,7 +8,6 @@ interrupted ones continue, failed ones are reported and tried again on request.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import os
 import re
@@ -62,6 +61,7 @@ class _Settings(BaseModel):
 
 
 _SETTINGS: dict[str, Any] = _Settings().model_dump()
+_BESIDE = dict.fromkeys(_SETTINGS, "a setting of the sweep")  # to be named where a key is unknown
 
 # how noisybsd.train ends after a signal: saved, or before there was anything to save
 _STOPPED = {n for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for n in (128 + s, -s)}
@@ -150,9 +150,9 @@ def combinations(arguments: Sequence[str], out: Path) -> list[Run]:
     runs: list[Run] = []
     for settings in itertools.product(*values):
         try:
-            config = load_config(settings)
+            config = load_config(settings, _BESIDE)
         except UserError as error:
-            mistakes += [_with_own_settings(line) for line in str(error).splitlines()]
+            mistakes += str(error).splitlines()
             continue
         varied = itertools.compress(settings, shown)
         name = "-".join([config.recipe, config.method, *varied, f"s{config.seed}"])
@@ -181,19 +181,6 @@ def split_values(text: str) -> list[str]:
         else:
             parts[-1] += character
     return parts
-
-
-def _with_own_settings(mistake: str) -> str:
-    """Add a sweep's own key to the answer to an unknown key, if one is close."""
-    key, unknown, _ = mistake.partition(": unknown key")
-    close = difflib.get_close_matches(key.split(".")[0], _SETTINGS, n=1)
-    if not unknown or not close:
-        return mistake
-    no_guess = "--help lists every key"  # of the settings of a run
-    one = (
-        mistake.replace(no_guess, "did you mean") if mistake.endswith(no_guess) else f"{mistake} Or"
-    )
-    return f"{one} {close[0]}, a setting of the sweep?"
 
 
 def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]:
