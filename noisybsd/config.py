@@ -27,8 +27,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from noisybsd.errors import UserError, brief, did_you_mean
-from noisybsd.files import kind_of, resource_dir, user_path
+from noisybsd.errors import UserError, brief
+from noisybsd.files import resource, resource_names
 from noisybsd.methods.presets import AVERAGED, METHODS
 from noisybsd.settings import (
     AugmentConfig,
@@ -344,7 +344,7 @@ def save_config(config: Config, path: Path, header: str) -> None:
 
 
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in resource_dir("recipes").glob("*.yaml"))
+    return resource_names("recipes")
 
 
 def parse_overrides(arguments: Sequence[str], model: type[BaseModel] = Config) -> dict[str, Any]:
@@ -387,18 +387,8 @@ def parse_overrides(arguments: Sequence[str], model: type[BaseModel] = Config) -
 
 
 def recipe_path(name: str) -> Path:
-    """The file recipes/NAME.yaml, or a YAML file by its path.
-
-    Raises:
-        UserError: there is none.
-    """
-    is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    path = user_path(name, "recipe") if is_path else resource_dir("recipes") / f"{name}.yaml"
-    if kind_of(path, f"recipe={name}") is None:
-        if is_path:
-            raise UserError(f"recipe={name}: there is no such file")
-        raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
-    return path
+    """The file recipes/NAME.yaml, or a YAML file by its path; see `resource`."""
+    return resource(name, "recipes", "recipe")
 
 
 def read_recipe(name: str) -> dict[str, Any]:

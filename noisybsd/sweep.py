@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from noisybsd.config import Config, load_config, parse_overrides, read_record
 from noisybsd.errors import UserError, asks_for_help, brief, command, did_you_mean, shown
-from noisybsd.files import kind_of, naming, open_file, read_text, user_path, write_atomically
+from noisybsd.files import kind_of, naming, open_file, read_text, user_path, write_text
 from noisybsd.processes import bound_to_me
 from noisybsd.runs.directory import InUse, differences, has_begun, lock_run, refuse_foreign
 from noisybsd.runs.signals import stop_signals
@@ -291,7 +291,7 @@ def _ended(run: Run, code: int) -> str:
         reason = f"killed by {signal.Signals(-code).name}"
     else:
         reason = (errors or lines or ["it printed nothing"])[-1]
-    write_atomically(run.failure, lambda file: file.write(f"{reason}\n".encode()))
+    write_text(run.failure, f"{reason}\n")
     return f"FAILED   {run.name}: {shown(reason)} (more in {shown(run.log)})"
 
 

@@ -28,6 +28,7 @@ from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.engine.warm_start import start_from
 from noisybsd.errors import (
     UserError,
+    first_line,
     is_out_of_gpu_memory,
     is_out_of_memory,
     shown,
@@ -258,10 +259,10 @@ def _check_compiler(device: torch.device) -> None:
         options: dict[str, Any] = {"fx_graph_cache": False}
         torch.compile(lambda x: x.sin() + 1, options=options)(torch.ones(8, device=device))
     except Exception as error:  # a tool that is missing shows in many ways
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        reason = first_line(error)[:300]
         raise UserError(
             f"compile=true: torch cannot compile for {device.type} on this machine; it needs a C++ compiler "
-            f"(g++) with Python's headers, and Triton for a GPU. Use compile=false. ({reason[:300]})"
+            f"(g++) with Python's headers, and Triton for a GPU. Use compile=false. ({reason})"
         ) from None
 
 

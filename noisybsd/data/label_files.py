@@ -46,8 +46,8 @@ from noisybsd.data.tables import (
     read_table,
 )
 from noisybsd.data.votes import Votes, of_annotators, of_matrix
-from noisybsd.errors import UserError
-from noisybsd.files import write_atomically
+from noisybsd.errors import UserError, first_line
+from noisybsd.files import write_atomically, write_text
 from noisybsd.values import is_unicode
 
 IntArray = npt.NDArray[np.int64]
@@ -521,8 +521,7 @@ def _load_numpy(path: Path) -> Any:
         with content:
             return dict(content)
     except Exception as error:  # a damaged file can raise anything
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: not readable as numpy arrays: {first}") from None
+        raise UserError(f"{path}: not readable as numpy arrays: {first_line(error)}") from None
 
 
 def text_lines(path: Path) -> list[str]:
@@ -577,7 +576,7 @@ def write_labels(
         path.parent.mkdir(parents=True, exist_ok=True)
         write = LABEL_WRITERS[path.suffix]
         write_atomically(path, lambda file: write(file, labels, clean, paths))
-        write_atomically(_description(path), lambda file: file.write(text.encode()))
+        write_text(_description(path), text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

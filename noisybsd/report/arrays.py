@@ -25,7 +25,7 @@ from noisybsd.data.label_files import labels_sha256
 from noisybsd.data.names import as_text, labels_of
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError, brief
-from noisybsd.files import write_atomically
+from noisybsd.files import write_text
 from noisybsd.methods.beliefs import as_tensor, whole_number
 from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
@@ -221,7 +221,7 @@ def write_report(
     whole_number(top, "top", 1)
     found = Findings(table, {"labels": table["given"].to_numpy()}, about)
     page = build_page(Run(found, [], _pictures(images, table), []), said, None, top)
-    write_atomically(Path(path), lambda file: file.write(page.encode("utf-8", "backslashreplace")))
+    write_text(Path(path), page)
 
 
 def summary_of(table: pyarrow.Table) -> tuple[dict[str, Any], dict[str, Any]]:

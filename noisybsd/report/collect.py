@@ -28,6 +28,7 @@ from noisybsd.data.images import ImageFiles
 from noisybsd.data.loader import ResidentLoader
 from noisybsd.data.splits import Split
 from noisybsd.engine.trainer import Trainer
+from noisybsd.errors import first_line
 from noisybsd.models.bank import FeatureBank, vote
 from noisybsd.report.findings import FORMAT, Findings, Floats, Ints, Pictures, label_table, pooled
 
@@ -50,7 +51,7 @@ def record(trainer: Trainer, directory: Path | None) -> None:
     except Exception as error:
         log.warning(
             "labels.parquet is not written: %s\nto do it later: python -m noisybsd.report run=%s",
-            (str(error).strip() or type(error).__name__).splitlines()[0],
+            first_line(error),
             directory,
         )
 

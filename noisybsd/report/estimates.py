@@ -19,6 +19,7 @@ import torch
 
 from noisybsd.data.names import UNKNOWN
 from noisybsd.engine.metrics import detection, prediction_metrics, reliability
+from noisybsd.errors import first_line
 from noisybsd.report.findings import Bools, Findings, Floats, Ints
 
 Z95 = 1.959964  # of the normal distribution
@@ -423,7 +424,7 @@ def confident_learning(labels: Ints, probabilities: Floats) -> Floats | str:
             flagged = find(labels, probabilities, n_jobs=1)
             quality = score(labels, probabilities, method="normalized_margin")
     except Exception as error:  # some of its checks are bare assertions
-        return f"cleanlab refuses: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        return f"cleanlab refuses: {first_line(error)}"
     return flagged + 1 - quality  # quality is in [0,1]
 
 

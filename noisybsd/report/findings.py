@@ -27,7 +27,7 @@ from noisybsd.data.dataset import Dataset
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.names import UNKNOWN, as_text
 from noisybsd.data.splits import Split
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, first_line
 from noisybsd.files import write_atomically
 from noisybsd.report.checked import array_mistakes, table_mistakes
 
@@ -126,10 +126,8 @@ class Findings:
             with np.load(arrays_path, allow_pickle=False) as content:
                 arrays = dict(content)
         except Exception as error:  # a damaged file can raise anything
-            first = (str(error).splitlines() or [""])[0]
-            raise _damaged(
-                table_path, f"it or {arrays_path.name} is not readable: {first}"
-            ) from None
+            either = f"it or {arrays_path.name} is not readable"
+            raise _damaged(table_path, f"{either}: {first_line(error)}") from None
         if isinstance(about, dict) and about.get("format") != FORMAT:
             return None
         for mistake in table_mistakes(table, about):

@@ -19,7 +19,7 @@ from noisybsd.data.find import find_images
 from noisybsd.data.label_files import LABEL_READERS, read_labels
 from noisybsd.data.names import ImageNames, class_of, in_order, match
 from noisybsd.data.tables import INDEX, SEPARATORS, Table, names_of, refuse_same
-from noisybsd.errors import UserError, brief, did_you_mean
+from noisybsd.errors import UserError, brief, did_you_mean, first_line
 from noisybsd.files import user_path, write_json
 from noisybsd.report.arrays import SLACK, label_table, summary_of, write_report
 from noisybsd.report.findings import Floats, Ints, write_table
@@ -192,8 +192,7 @@ def _read_columns(path: Path) -> tuple[pyarrow.Table, bool]:
         parse = pyarrow.csv.ParseOptions(delimiter=separator)
         return pyarrow.csv.read_csv(path, read, parse), has_header
     except (OSError, UnicodeError, pyarrow.ArrowException) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"probs={path}: not readable as a table: {first}") from None
+        raise UserError(f"probs={path}: not readable as a table: {first_line(error)}") from None
 
 
 def _are_probabilities(cells: list[str]) -> bool:

@@ -20,7 +20,7 @@ from noisybsd.data.splits import Split, image_size
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.errors import UserError
-from noisybsd.files import kind_of, write_atomically, write_json
+from noisybsd.files import kind_of, write_json, write_text
 from noisybsd.report.collect import collect
 from noisybsd.report.duplicates import find_duplicates, summary
 from noisybsd.report.estimates import detection_metrics, estimates
@@ -136,9 +136,7 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     said, detection = estimates(run.findings), detection_metrics(run.findings)
     duplicates = find_duplicates(run.findings, run.images)
     page = build_page(run, said, detection, top, duplicates)
-    write_atomically(
-        directory / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace"))
-    )
+    write_text(directory / "report.html", page)
     metrics = {
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": as_json(said),
