@@ -22,7 +22,7 @@ from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_o
 from noisybsd.data.find import find_images
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.names import kinds
-from noisybsd.data.pack import LISTED, decoded
+from noisybsd.data.pack import LISTED
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.splits import Missing, Split, file_split
@@ -194,7 +194,9 @@ def _labels_finding(
 
 def _unreadable(name: str, files: ImageFiles) -> Iterator[Finding]:
     """Decode every image file of a split."""
-    errors = [result for result in decoded(files, name) if isinstance(result, ImageError)]
+    errors = [
+        result for result in files.decode_all(f"{name} images") if isinstance(result, ImageError)
+    ]
     yield from (Finding(False, str(error)) for error in errors[:LISTED])
     if len(errors) > LISTED:
         yield Finding(False, f"… and {len(errors) - LISTED} more")

@@ -19,7 +19,6 @@ import io
 import math
 import os
 import struct
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,12 +28,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from noisybsd.data.names import as_text
+from noisybsd.data.progress import with_bar
 from noisybsd.errors import UserError
 
 MODES = {3: "RGB", 1: "L"}
@@ -423,6 +421,10 @@ class ImageFiles:
 
         yield from ahead(attempt, indices, threads)
 
+    def decode_all(self, what: str = "images") -> Iterable[Tensor | ImageError]:
+        """The same of all, with a progress bar in a terminal, which calls them `what`."""
+        return with_bar(self.decode_many(range(len(self))), f"decoding {what}", len(self))
+
     def load_all(self, on_error: str = "stop") -> tuple[Tensor, dict[int, ImageError]]:
         """Decode everything once, with a progress bar in a terminal.
 
@@ -437,14 +439,7 @@ class ImageFiles:
         """
         images = torch.zeros(self.shape, dtype=torch.uint8)
         unreadable = {}
-        decoded = track(
-            self.decode_many(range(len(self))),
-            "decoding images",
-            total=len(self),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        for i, result in enumerate(decoded):
+        for i, result in enumerate(self.decode_all()):
             if isinstance(result, Tensor):
                 images[i] = result
             elif on_error == "stop":

@@ -24,11 +24,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from noisybsd.data.images import formats, image_suffixes
 from noisybsd.data.names import as_text, class_of, is_missing, split_named
+from noisybsd.data.progress import with_bar
 from noisybsd.data.tables import CLEAN, SPLITS, Table, refuse_same
 from noisybsd.data.temporary import temporary_folder
 from noisybsd.errors import UserError, did_you_mean, first_line, shown
@@ -328,16 +327,12 @@ def import_images(kind: str, source: str, out: Path, wanted: Wanted, on_error: s
     """
     if os.path.lexists(out):
         raise UserError(f"out={out}: is there already")
-    rows = SOURCES[kind](source, wanted)
-    console = Console(stderr=True)
-    shown_rows = track(
-        rows, "copying images", total=None, console=console, disable=not console.is_terminal
-    )
+    rows = with_bar(SOURCES[kind](source, wanted), "copying images")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(out.parent, "import") as temporary:
             with (temporary / MANIFEST).open("w", encoding="utf-8", newline="") as file:
-                counts, problems = _copy(shown_rows, temporary, file, wanted, on_error)
+                counts, problems = _copy(rows, temporary, file, wanted, on_error)
             if not counts:
                 because = f": {problems[0]}" if problems else ""
                 raise UserError(f"{kind}={source}: not one usable image{because}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
@@ -31,18 +28,6 @@ from noisybsd.data.temporary import temporary_folder
 from noisybsd.errors import UserError, shown
 
 LISTED = 20  # unreadable images named by `check`
-
-
-def decoded(images: ImageFiles, name: str) -> Iterator[Any]:
-    """Every image or what is wrong with it, with a progress display in a terminal."""
-    console = Console(stderr=True)
-    yield from track(
-        images.decode_many(range(len(images))),
-        f"decoding {name} images",
-        total=len(images),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def pack(config: Config, out: Path | None) -> int:
@@ -121,7 +106,7 @@ def _pack_split(
     path = folder / f"{name}_images.npy"
     with path.open("wb") as file:
         _npy_header(file, split.images.shape)
-        for i, image in enumerate(decoded(split.images, name)):
+        for i, image in enumerate(split.images.decode_all(f"{name} images")):
             if isinstance(image, ImageError):
                 if on_error == "stop":
                     raise UserError(
