@@ -576,16 +576,12 @@ def keep_resident(
         return replace(split, images=_moved(split.images, device))
     images, unreadable = split.images.load_all(on_error)
     _note_skipped(split.skipped, unreadable.values())
-    kept = np.setdiff1d(np.arange(len(images)), list(unreadable))
+    kept = replace(split, images=images)
     if unreadable:
-        images = images[torch.from_numpy(kept)]
-    return replace(
-        split,
-        images=_moved(images, device),
-        labels=split.labels[kept],
-        clean_labels=None if split.clean_labels is None else split.clean_labels[kept],
-        paths=None if split.paths is None else [split.paths[i] for i in kept],
-    )
+        readable = np.setdiff1d(np.arange(len(images)), list(unreadable))
+        kept = replace(kept.take(readable), skipped=split.skipped)
+    assert isinstance(kept.images, Tensor)
+    return replace(kept, images=_moved(kept.images, device))
 
 
 def eval_batches(
