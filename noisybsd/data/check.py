@@ -10,21 +10,16 @@ import numpy as np
 
 from noisybsd.config import Config
 from noisybsd.data.cards import Card, load_card
-from noisybsd.data.dataset import (
-    check_fits_card,
-    known_clean,
-    read_splits,
-    real_rate,
-    with_labels,
-)
 from noisybsd.data.download import checksum
 from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_of
 from noisybsd.data.find import find_images
 from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.labelling import known_clean, real_rate, with_labels
 from noisybsd.data.names import kinds
 from noisybsd.data.pack import LISTED
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
+from noisybsd.data.reading import check_fits_card, read_splits
 from noisybsd.data.splits import Missing, Split, file_split
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown

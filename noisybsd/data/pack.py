@@ -18,11 +18,12 @@ import torch
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import check_fits_card, read_splits, with_labels
 from noisybsd.data.fingerprint import images_sha256
 from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.labelling import with_labels
 from noisybsd.data.names import UNKNOWN, as_text, kinds
 from noisybsd.data.readers.packed import PACK
+from noisybsd.data.reading import check_fits_card, read_splits
 from noisybsd.data.splits import Split, hold_out, image_size
 from noisybsd.data.temporary import temporary_folder
 from noisybsd.errors import UserError, shown
