@@ -15,11 +15,12 @@ import numpy as np
 
 from noisybsd.data.cards import Card
 from noisybsd.data.images import ImageFiles
-from noisybsd.data.label_files import read_description, read_labels, read_matrix
+from noisybsd.data.label_files import read_description, read_labels
 from noisybsd.data.names import UNKNOWN, ImageNames
 from noisybsd.data.noise import NoisyLabels, inject
 from noisybsd.data.reading import is_official
 from noisybsd.data.splits import Labels, Split, need
+from noisybsd.data.transition import read_matrix
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.settings import DataConfig, NoiseConfig
 

@@ -16,7 +16,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from noisybsd.data.find import find_images
-from noisybsd.data.label_files import LABEL_READERS, read_labels
+from noisybsd.data.label_files import read_labels
+from noisybsd.data.label_readers import LABEL_READERS
 from noisybsd.data.names import ImageNames, class_of, in_order, match
 from noisybsd.data.tables import INDEX, SEPARATORS, Table, names_of, refuse_same
 from noisybsd.errors import UserError, brief, did_you_mean, first_line
