@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import math
 import os
 import struct
@@ -34,6 +35,8 @@ from torch.nn.functional import interpolate
 from noisybsd.data.names import as_text
 from noisybsd.data.progress import with_bar
 from noisybsd.errors import UserError
+
+log = logging.getLogger("noisybsd")
 
 MODES = {3: "RGB", 1: "L"}
 LARGE = 4096  # pixels a side from which a square is reduced before it is resized
@@ -122,6 +125,14 @@ class ImageError(UserError):
     def stopping(self) -> ImageError:
         """The same, for a run that stops here, as data.on_error=stop has it."""
         return ImageError(self.path, f"{self.reason}; data.on_error=skip leaves such images out")
+
+
+def note_skipped(skipped: list[str], errors: Iterable[ImageError]) -> None:
+    """Add `file: reason` to `skipped`, and to the log, for each that is not there yet."""
+    for error in errors:
+        if str(error) not in skipped:
+            skipped.append(str(error))
+            log.warning("skipped an unreadable image: %s", error)
 
 
 def decode_image(

@@ -14,8 +14,8 @@ from noisybsd.config import build_config, parse_overrides
 from noisybsd.data.cards import load_card
 from noisybsd.data.corruptions import choose, corrupted_sets, possible
 from noisybsd.data.dataset import Evaluation, load_evaluation
-from noisybsd.data.loader import keep_resident
 from noisybsd.data.progress import with_bar
+from noisybsd.data.residence import keep_resident
 from noisybsd.data.splits import Missing, Split
 from noisybsd.engine.metrics import prediction_metrics
 from noisybsd.engine.saved import is_runs_data, load_run_config, load_trainer
