@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,9 @@ def run(arguments: list[str]) -> int:
     """Train as the arguments of `python -m noisybsd.train` say; returns the exit code."""
     follow_parent()
     with distributed.process_group():
-        return _run(load_config(arguments))
+        config = load_config(arguments)
+        with _opened(config) as opened:
+            return _train_in(config, opened)
 
 
 def trained(config: Config) -> Path:
@@ -408,9 +411,7 @@ def trained(config: Config) -> Path:
         KeyboardInterrupt: a signal stopped the run, and it is saved.
         NonFiniteLoss: the loss became NaN or infinite.
     """
-    with distributed.process_group():
-        _check_processes(config)
-        run = open_run(config) if distributed.is_first() else None
+    with distributed.process_group(), _opened(config) as run:
         path = distributed.from_first(None if run is None else str(run.path.absolute()))
         assert path is not None
         try:
@@ -418,17 +419,16 @@ def trained(config: Config) -> Path:
                 train(config, run)
         except Stopped as stopped:
             raise KeyboardInterrupt(f"stopped by {stopped}; saved in {path}") from None
-        finally:
-            if run is not None:
-                run.lock.close()
     return Path(path)
 
 
-def _run(config: Config) -> int:
+@contextlib.contextmanager
+def _opened(config: Config) -> Iterator[RunDirectory | None]:
+    """The directory of the run, locked; None on all processes but the first."""
     _check_processes(config)
     run = open_run(config) if distributed.is_first() else None
     try:
-        return _train_in(config, run)
+        yield run
     finally:
         if run is not None:
             run.lock.close()  # an error that somebody keeps would keep the lock too

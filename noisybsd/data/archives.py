@@ -26,6 +26,11 @@ DEEPEST = 64  # folders within each other
 EXPANDS = 100  # times its own size that an archive's content may have ...
 ALLOWED = 1 << 28  # ... beyond these bytes, which any may have
 _BLOCK = tarfile.BLOCKSIZE
+# what Python's libraries raise on damaged bytes
+_FAULTS = (
+    *(zlib.error, lzma.LZMAError, EOFError, tarfile.TarError, zipfile.BadZipFile),
+    *(ValueError, OverflowError, KeyError, IndexError, RecursionError),
+)
 _OTHERS = {b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -83,12 +88,8 @@ def _extract(archive: Path, target: Path) -> None:
             _extract_tar(archive, target, start)
     except UserError:
         raise
-    except (zlib.error, lzma.LZMAError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise Damaged(f"{archive}: damaged or not an archive: {first_line(error)}") from None
-    except (ValueError, OverflowError, KeyError, IndexError, RecursionError) as error:
-        raise Damaged(f"{archive}: damaged or not an archive: {first_line(error)}") from None
-    except OSError as error:
-        if error.errno:
+    except (OSError, *_FAULTS) as error:
+        if isinstance(error, OSError) and error.errno:
             raise
         raise Damaged(f"{archive}: damaged or not an archive: {first_line(error)}") from None
 

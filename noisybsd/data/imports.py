@@ -29,7 +29,7 @@ from noisybsd.data.images import formats, image_suffixes
 from noisybsd.data.names import as_text, class_of, is_missing, split_named
 from noisybsd.data.progress import with_bar
 from noisybsd.data.tables import CLEAN, SPLITS, Table, refuse_same
-from noisybsd.data.temporary import temporary_folder
+from noisybsd.data.temporary import new_folder
 from noisybsd.errors import UserError, did_you_mean, first_line, shown
 
 MANIFEST = "manifest.csv"
@@ -329,15 +329,12 @@ def import_images(kind: str, source: str, out: Path, wanted: Wanted, on_error: s
         raise UserError(f"out={out}: is there already")
     rows = with_bar(SOURCES[kind](source, wanted), "copying images")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(out.parent, "import") as temporary:
+        with new_folder(out, "import") as temporary:
             with (temporary / MANIFEST).open("w", encoding="utf-8", newline="") as file:
                 counts, problems = _copy(rows, temporary, file, wanted, on_error)
             if not counts:
                 because = f": {problems[0]}" if problems else ""
                 raise UserError(f"{kind}={source}: not one usable image{because}")
-            temporary.chmod(0o755)
-            temporary.rename(out)
     except OSError as error:
         raise UserError(f"out={out}: cannot be written: {error.strerror or error}") from None
     of_splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())

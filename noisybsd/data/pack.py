@@ -25,7 +25,7 @@ from noisybsd.data.names import UNKNOWN, as_text, kinds
 from noisybsd.data.readers.packed import PACK
 from noisybsd.data.reading import check_fits_card, read_splits
 from noisybsd.data.splits import Split, hold_out, image_size
-from noisybsd.data.temporary import temporary_folder
+from noisybsd.data.temporary import new_folder
 from noisybsd.errors import UserError, shown
 
 LISTED = 20  # unreadable images named by `check`
@@ -60,7 +60,7 @@ def pack(config: Config, out: Path | None) -> int:
     }
     try:
         _refuse_without_room(out, splits)
-        with temporary_folder(out.parent, "pack") as temporary:
+        with new_folder(out, "pack") as temporary:
             for name, split in splits.items():
                 about[name] = _pack_split(split, temporary, name, data.on_error, problems)
             about |= {
@@ -71,8 +71,6 @@ def pack(config: Config, out: Path | None) -> int:
                 "problems": problems,
             }
             (temporary / PACK).write_text(json.dumps(about, indent=1), "utf-8")
-            temporary.chmod(0o755)
-            temporary.rename(out)
     except (OSError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"out={out}: cannot be written: {reason}") from None

@@ -59,7 +59,7 @@ def find_duplicates(findings: Findings, images: Pictures | None) -> Duplicates:
     for i, other in enumerate(first):
         if other is not None:
             groups.setdefault(other, []).append(i)
-    in_test = np.array(findings.table["in_test"].to_pylist(), dtype=bool)
+    in_test = findings.table["in_test"].to_numpy()
     pairs = [] if images is None else _candidates(findings.arrays["thumbnails"], first)
     near = pairs and _alike(images, pairs)
     return Duplicates(list(groups.values()), in_test, near, len(pairs))

@@ -21,7 +21,7 @@ from noisybsd.data.label_readers import LABEL_READERS
 from noisybsd.data.names import ImageNames, class_of, in_order, match
 from noisybsd.data.tables import INDEX, SEPARATORS, Table, names_of, refuse_same
 from noisybsd.errors import UserError, brief, did_you_mean, first_line
-from noisybsd.files import user_path, write_json
+from noisybsd.files import naming, user_path, write_json
 from noisybsd.report.arrays import SLACK, label_table, summary_of, write_report
 from noisybsd.report.findings import Floats, Ints, write_table
 from noisybsd.report.write import as_json
@@ -79,10 +79,8 @@ def report_of_files(settings: dict[str, str], top: int) -> tuple[Path, dict[str,
         class_names=given.class_names,
         paths=given.paths,
     )
-    try:
+    with naming(f"out={out}: cannot be made"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be made: {error.strerror}") from None
     pictures = images if given.paths is not None else None
     _, said = summary_of(table)
     write_report(table, out / "report.html", pictures, top=top)
