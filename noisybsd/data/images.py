@@ -184,7 +184,7 @@ def decode_bytes(
         raise ImageError(name, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
         raise ImageError(name, f"cannot be decoded: {str(error) or type(error).__name__}") from None
-    return _resized(pixels, size, size if least is None else least)
+    return _resized(pixels, size, least)
 
 
 def convert_picture(
@@ -217,7 +217,7 @@ def convert_picture(
         else:
             picture = picture.copy()
         pixels = _pixels(picture, MODES[channels], size)
-        return _resized(pixels, size, size if least is None else least)
+        return _resized(pixels, size, least)
     except Exception as error:  # a picture of Pillow may be a file that is not decoded yet
         raise ImageError(name, str(error) or type(error).__name__) from None
 
@@ -290,13 +290,14 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _resized(square: np.ndarray, size: int, least: int) -> Tensor:
+def _resized(square: np.ndarray, size: int, least: int | None) -> Tensor:
     """A square (H,H,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8.
 
-    One of less than S pixels a side is enlarged up to `least` only, and mirrored at its edges beyond.
+    One of less than S pixels a side is enlarged up to `least` only, if given, and mirrored at its edges
+    beyond.
     """
     side = len(square)
-    wanted = min(max(side, least), size)
+    wanted = min(max(side, size if least is None else least), size)
     if side != wanted:
         batch = torch.from_numpy(square).permute(2, 0, 1)[None]
         resized = interpolate(batch, (wanted, wanted), mode="bilinear", antialias=True)

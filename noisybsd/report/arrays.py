@@ -31,8 +31,9 @@ from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
 from noisybsd.report.checked import table_mistakes
 from noisybsd.report.estimates import estimates, mislabelled, noise_and_transition
-from noisybsd.report.findings import Findings, Floats, Ints, Pictures
+from noisybsd.report.findings import Findings, Floats, Ints
 from noisybsd.report.page import PICTURE, Run, build_page
+from noisybsd.report.pictures import Pictures
 
 SLACK = 0.01  # how far from 1 the probabilities of a sample may sum: float16 rounds
 BLOCK = 2**22  # numbers that are looked at together

@@ -30,7 +30,8 @@ from noisybsd.data.splits import Split
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import first_line
 from noisybsd.models.bank import FeatureBank, vote
-from noisybsd.report.findings import FORMAT, Findings, Floats, Ints, Pictures, label_table, pooled
+from noisybsd.report.findings import FORMAT, Findings, Floats, Ints, label_table, pooled
+from noisybsd.report.pictures import Pictures
 
 log = logging.getLogger("noisybsd")
 
@@ -199,9 +200,6 @@ def _nearest(
     return vote(given, found, math.inf).cpu().numpy(), index
 
 
-Hashes = list[bytes | None]  # of the pixels of images; None where one is unreadable
-
-
 def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Looks]:
     """Run the network on the training images without augmentation: each process its share, all get all.
 
@@ -287,8 +285,8 @@ def _look(split: Split) -> None:
             pass
 
 
-def _identical(hashes: Hashes) -> list[int | None]:
-    """For each image the first of the same pixels, if there are several."""
+def _identical(hashes: list[bytes | None]) -> list[int | None]:
+    """For each image, by the hash of its pixels, the first of the same, if there are several."""
     first: dict[bytes, int] = {}
     count = Counter(hashes)
     return [

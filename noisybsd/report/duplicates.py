@@ -18,7 +18,8 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from noisybsd.data.duplicates import counted
 from noisybsd.models.bank import FeatureBank
-from noisybsd.report.findings import Bools, Findings, Floats, Ints, Pictures
+from noisybsd.report.findings import Bools, Findings, Floats, Ints
+from noisybsd.report.pictures import Pictures
 
 CANDIDATES = 2000  # pairs of neighbours whose pixels are compared, those of the largest cosine
 NEAREST = 3  # neighbours of a thumbnail that are candidates

@@ -23,10 +23,12 @@ from noisybsd.errors import UserError
 from noisybsd.files import kind_of, write_json, write_text
 from noisybsd.report.collect import collect
 from noisybsd.report.duplicates import find_duplicates, summary
-from noisybsd.report.estimates import detection_metrics, estimates
-from noisybsd.report.findings import Findings, Pictures
+from noisybsd.report.estimates import estimates
+from noisybsd.report.findings import Findings
 from noisybsd.report.folds import out_of_fold
 from noisybsd.report.page import Run, build_page
+from noisybsd.report.pictures import Pictures
+from noisybsd.report.rankings import detection_metrics
 from noisybsd.runs.directory import FOLDS, no_checkpoint
 from noisybsd.runs.records import read_history
 
