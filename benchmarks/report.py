@@ -47,10 +47,10 @@ from noisybsd.report import write
 from noisybsd.report.estimates import (
     accuracy_on_clean_labels,
     accuracy_on_noisy_labels,
-    detection_metrics,
     estimates,
 )
 from noisybsd.report.findings import Findings, label_table
+from noisybsd.report.rankings import detection_metrics
 
 # --- what is found ------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from common import ABOUT, Row, rounded, write_csv
 from torch import Tensor, nn
 from torchvision import transforms
 
-from noisybsd import sweep, train, training
+from noisybsd import launch, sweep, train, training
 from noisybsd.compare.sections import paired_difference
 from noisybsd.config import load_config
 from noisybsd.data.augment import RandAugment
@@ -498,7 +498,7 @@ def write_markdown(path: Path, rows: list[Row]) -> None:
 
 
 @dataclass(frozen=True)
-class Trial(sweep.Run):
+class Trial(launch.Run):
     """A run of this file's trainer, which knows the ideas."""
 
     data: str
@@ -578,7 +578,7 @@ def main() -> None:
     todo = [run for run in runs if not run.finished and known.jobs > 0]
     if busy := [run.name for run in todo if run.busy]:
         sys.exit(f"another process trains {', '.join(busy)}")
-    if sweep.run_here(todo, known.jobs, [], lambda line: print(line, flush=True)):
+    if launch.run_here(todo, known.jobs, [], lambda line: print(line, flush=True)):
         sys.exit("stopped; the same command continues")
     rows = rows_of(runs)
     if known.out is not None:

@@ -27,8 +27,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from noisybsd.errors import UserError, brief, did_you_mean
-from noisybsd.files import kind_of, resource_dir, user_path
+from noisybsd.errors import UserError, brief
+from noisybsd.files import resource, resource_names
 from noisybsd.methods.presets import AVERAGED, METHODS
 from noisybsd.settings import (
     AugmentConfig,
@@ -254,8 +254,11 @@ def _option_value(name: str, value: Any, option: FieldInfo) -> Any:
         ) from None
 
 
-def load_config(arguments: Sequence[str]) -> Config:
+def load_config(arguments: Sequence[str], beside: Mapping[str, str] | None = None) -> Config:
     """Build the configuration from command-line arguments `key=value`.
+
+    Args:
+        beside: keys that the command takes beside these and what each is, for the answer to an unknown key.
 
     Raises:
         UserError: lists every mistake in names and values at once, or, without any, all settings that do not
@@ -269,14 +272,14 @@ def load_config(arguments: Sequence[str]) -> Config:
         recipe = read_recipe(str(name))
     except UserError as error:
         try:  # the other settings may hold mistakes too
-            build_config({"recipe": "unread"}, overrides)
+            build_config({"recipe": "unread"}, overrides, beside=beside)
         except UserError as more:
             raise UserError(f"{error}\n{more}") from None
         raise
     try:
-        return build_config(recipe, overrides)
+        return build_config(recipe, overrides, beside=beside)
     except UserError as error:
-        in_file = set(_mistakes(recipe))
+        in_file = set(_mistakes(recipe, beside))
         raise UserError(
             "\n".join(
                 f"{line} (in the recipe {name})" if line in in_file else line
@@ -285,20 +288,24 @@ def load_config(arguments: Sequence[str]) -> Config:
         ) from None
 
 
-def _mistakes(recipe: Mapping[str, Any]) -> list[str]:
+def _mistakes(recipe: Mapping[str, Any], beside: Mapping[str, str] | None) -> list[str]:
     try:
-        build_config(recipe)
+        build_config(recipe, beside=beside)
     except UserError as error:
         return str(error).splitlines()
     return []
 
 
-def build_config(*layers: Mapping[str, Any]) -> Config:
-    """Merge layers of (nested) settings, later ones over earlier ones, and validate the result."""
+def build_config(*layers: Mapping[str, Any], beside: Mapping[str, str] | None = None) -> Config:
+    """Merge layers of (nested) settings, later ones over earlier ones, and validate the result.
+
+    Args:
+        beside: see `load_config`.
+    """
     try:
         return Config.model_validate(merge_layers(*layers))
     except ValidationError as error:
-        raise UserError("\n".join(_explain(error))) from None
+        raise UserError("\n".join(_lines(error.errors(), beside or {}))) from None
 
 
 def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,7 +344,7 @@ def save_config(config: Config, path: Path, header: str) -> None:
 
 
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in resource_dir("recipes").glob("*.yaml"))
+    return resource_names("recipes")
 
 
 def parse_overrides(arguments: Sequence[str], model: type[BaseModel] = Config) -> dict[str, Any]:
@@ -380,18 +387,8 @@ def parse_overrides(arguments: Sequence[str], model: type[BaseModel] = Config) -
 
 
 def recipe_path(name: str) -> Path:
-    """The file recipes/NAME.yaml, or a YAML file by its path.
-
-    Raises:
-        UserError: there is none.
-    """
-    is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    path = user_path(name, "recipe") if is_path else resource_dir("recipes") / f"{name}.yaml"
-    if kind_of(path, f"recipe={name}") is None:
-        if is_path:
-            raise UserError(f"recipe={name}: there is no such file")
-        raise UserError(f"recipe: {did_you_mean(name, recipe_names())}")
-    return path
+    """The file recipes/NAME.yaml, or a YAML file by its path; see `resource`."""
+    return resource(name, "recipes", "recipe")
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -441,7 +438,7 @@ def read_record(path: Path) -> dict[str, Any]:
         other = ("extra_forbidden", "value_error", "missing")
         wrong = [item for item in error.errors() if item["loc"] and item["type"] not in other]
         if wrong:
-            raise UserError("\n".join(f"{path}: {line}" for line in _lines(wrong))) from None
+            raise UserError("\n".join(f"{path}: {line}" for line in _lines(wrong, {}))) from None
     return record
 
 
@@ -469,13 +466,8 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
             yield f"{prefix}{name}", field
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
-    """One line for each mistake: key, value received, what is valid."""
-    return _lines(error.errors())
-
-
-def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
-    """One line for each of pydantic's mistakes."""
+def _lines(mistakes: Iterable[Any], beside: Mapping[str, str]) -> Iterator[str]:
+    """One line for each of pydantic's mistakes: key, value received, what is valid."""
     from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
 
     keys = dict(fields())
@@ -485,7 +477,7 @@ def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             for part, value in _settings(key, item["input"]):
-                instead = _GONE.get(part) or _nearest_key(part, names)
+                instead = _instead(part, names, beside)
                 yield f"{part}: unknown key (got {brief(value)}); {instead}"
         elif item["type"] == "missing":
             yield f"{key}: is required and was not given"
@@ -514,13 +506,23 @@ def _settings(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _nearest_key(key: str, keys: list[str]) -> str:
+def _instead(key: str, keys: list[str], beside: Mapping[str, str]) -> str:
+    """What to use in the place of an unknown key."""
+    known = _GONE.get(key) or _nearest_key(key, keys)
+    close = difflib.get_close_matches(key.split(".")[0], beside, n=1)
+    if not close:
+        return known or "--help lists every key"
+    begin = f"{known} Or" if known else "did you mean"
+    return f"{begin} {close[0]}, {beside[close[0]]}?"
+
+
+def _nearest_key(key: str, keys: list[str]) -> str | None:
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     # a misspelt section name is compared as a whole key; a key without its section by its last part
     close = close or [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
     section = {k.split(".")[0] for k in keys if "." in k}
     close = close or difflib.get_close_matches(key.split(".")[0], section, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "--help lists every key"
+    return f"did you mean {close[0]}?" if close else None
 
 
 def type_name(field: FieldInfo) -> str:

@@ -17,6 +17,7 @@ from noisybsd.config import (
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.methods.presets import METHODS
 from noisybsd.runs.directory import flatten
+from noisybsd.values import as_typed
 
 
 def describe(arguments: Iterable[str]) -> str:
@@ -73,7 +74,7 @@ def describe_keys() -> str:
     """Every key with type, default and meaning."""
     lines = []
     for key, field in fields():
-        default = "(required)" if field.is_required() else _plain(field.default)
+        default = "(required)" if field.is_required() else as_typed(field.default)
         lines.append(f"  {key}={default}")
         lines.append(f"      {field.description} [{type_name(field)}]")
     return "\n".join(lines)
@@ -115,19 +116,10 @@ def describe_method(name: str) -> str:
     taken = method_options(preset["targets"], preset["loss"])
     lines = [f"options of method {name}:" if taken else f"method {name} takes no options"]
     for key, option in taken.items():
-        lines.append(f"  options.{key}={_plain(values.get(key, option.default))}")
+        lines.append(f"  options.{key}={as_typed(values.get(key, option.default))}")
         lines.append(f"      {option.description or ''} [{type_name(option)}]")
     return "\n".join(lines)
 
 
 def _values(settings: Mapping[str, Any]) -> list[str]:
-    return [f"  {key}={_plain(value)}" for key, value in settings.items()]
-
-
-def _plain(value: Any) -> str:
-    """A value as one would type it."""
-    if value is None:
-        return "null"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(str, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return [f"  {key}={as_typed(value)}" for key, value in settings.items()]

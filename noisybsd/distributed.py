@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
-from noisybsd.errors import UserError, brief
+from noisybsd.errors import UserError, brief, first_line
 
 log = logging.getLogger("noisybsd")
 
@@ -89,7 +89,7 @@ def process_group() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}: the other "
-            f"processes cannot be reached there ({str(error).splitlines()[0][:200]}): {_REMEDY}"
+            f"processes cannot be reached there ({first_line(error)[:200]}): {_REMEDY}"
         ) from None
     if number > 0:
         log.setLevel(logging.ERROR)
@@ -106,7 +106,7 @@ def process_group() -> Iterator[None]:
         if _tells():
             print(
                 f"error: process {number} of {size}: another process of this run is gone, or has not "
-                f"answered for {TIMEOUT.total_seconds():.0f} s ({str(error).splitlines()[0][:200]})\n"
+                f"answered for {TIMEOUT.total_seconds():.0f} s ({first_line(error)[:200]})\n"
                 "error: what ended it is said elsewhere, if it could say so; the same command continues "
                 "the run from its last checkpoint",
                 file=sys.stderr,

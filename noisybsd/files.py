@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from noisybsd.errors import UserError, brief
+from noisybsd.errors import UserError, brief, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -21,6 +21,26 @@ def resource_dir(name: str) -> Path:
     """`recipes` or `datasets`: inside the package in a wheel, beside it in a checkout."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def resource_names(folder: str) -> list[str]:
+    """What a YAML file in `recipes` or `datasets` is called: its name without the suffix."""
+    return sorted(path.stem for path in resource_dir(folder).glob("*.yaml"))
+
+
+def resource(name: str, folder: str, key: str) -> Path:
+    """The YAML file that `key=name` means: one of `resource_names`, or any by its path.
+
+    Raises:
+        UserError: there is none.
+    """
+    is_path = name.endswith((".yaml", ".yml")) or "/" in name
+    path = user_path(name, key) if is_path else resource_dir(folder) / f"{name}.yaml"
+    if kind_of(path, f"{key}={name}") is None:
+        if is_path:
+            raise UserError(f"{key}={name}: there is no such file")
+        raise UserError(f"{key}: {did_you_mean(name, resource_names(folder))}")
+    return path
 
 
 # --- paths that people give ------------------------------------------------------------------------
@@ -67,6 +87,12 @@ def output_file(text: str, suffixes: Collection[str]) -> Path:
     if kind_of(path.parent, f"got {brief(text)}") != "folder":
         raise UserError(f"got {brief(text)}; there is no folder {path.parent}; make it first")
     return path
+
+
+def identity(path: str | Path) -> tuple[int, int]:
+    """What two paths to one folder have in common, what it keeps when it is renamed, and no other has."""
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager
@@ -216,17 +242,20 @@ def remove_temporaries(directory: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8, whole or not at all. Surrogates become escapes."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` whole or not at all. NaN is not JSON: it raises ValueError."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     # a name that is no text in UTF-8 holds surrogates; JSON writes them as the escapes that result
-    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    text = "".join(_line(row) for row in rows)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, "".join(map(_line, rows)))
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:

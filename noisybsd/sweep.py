@@ -8,16 +8,11 @@ interrupted ones continue, failed ones are reported and tried again on request.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
-import os
 import re
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +20,16 @@ from pydantic import BaseModel
 
 from noisybsd.config import Config, load_config, parse_overrides, read_record
 from noisybsd.errors import UserError, asks_for_help, brief, command, did_you_mean, shown
-from noisybsd.files import kind_of, naming, open_file, read_text, user_path, write_atomically
-from noisybsd.processes import bound_to_me
-from noisybsd.runs.directory import InUse, differences, has_begun, lock_run, refuse_foreign
-from noisybsd.runs.signals import stop_signals
+from noisybsd.files import kind_of, naming, read_text, user_path
+from noisybsd.launch import (
+    Run,
+    run_here,
+    run_on_slurm,
+    slurm_executor,
+    slurm_state,
+    visible_gpus,
+)
+from noisybsd.runs.directory import differences, has_begun, refuse_foreign
 
 USAGE = """\
 usage: python -m noisybsd.sweep recipe=A[,B…] [key=value[,value…] …] [sweep settings]
@@ -62,70 +63,12 @@ class _Settings(BaseModel):
 
 
 _SETTINGS: dict[str, Any] = _Settings().model_dump()
-
-# how noisybsd.train ends after a signal: saved, or before there was anything to save
-_STOPPED = {n for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for n in (128 + s, -s)}
+_BESIDE = dict.fromkeys(_SETTINGS, "a setting of the sweep")  # to be named where a key is unknown
 
 # what this command leaves in a run directory, also where the training fails before it writes anything
 _MARKS = ("console.txt", "failed.txt", "slurm_job.txt")
 
 LET_END = 10.0  # seconds for runs of a sweep that was killed to save and end
-
-# states of a SLURM job that will still run, or runs
-_PENDING = {"PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "COMPLETING", "SUSPENDED"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One combination."""
-
-    arguments: tuple[str, ...]  # of noisybsd.train, without run.dir
-    directory: Path
-
-    @property
-    def name(self) -> str:
-        return self.directory.name
-
-    @property
-    def log(self) -> Path:
-        """What the process printed."""
-        return self.directory / "console.txt"
-
-    @property
-    def failure(self) -> Path:
-        """Says why the process failed; removed when the run is tried again."""
-        return self.directory / "failed.txt"
-
-    @property
-    def job(self) -> Path:
-        """The id of the SLURM job that was submitted last for this run."""
-        return self.directory / "slurm_job.txt"
-
-    @property
-    def finished(self) -> bool:
-        return self._has("results.json")
-
-    @property
-    def failed(self) -> bool:
-        return self._has(self.failure.name)
-
-    def _has(self, name: str) -> bool:
-        return kind_of(self.directory / name, str(self.directory)) is not None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a process trains it now."""
-        if not self._has(".lock"):
-            return False
-        try:
-            lock_run(self.directory).close()
-        except InUse:
-            return True
-        return False
-
-    def command(self) -> list[str]:
-        train = [sys.executable, "-m", "noisybsd.train"]
-        return [*train, *self.arguments, f"run.dir={self.directory}", "tracking.console=plain"]
 
 
 def combinations(arguments: Sequence[str], out: Path) -> list[Run]:
@@ -150,9 +93,9 @@ def combinations(arguments: Sequence[str], out: Path) -> list[Run]:
     runs: list[Run] = []
     for settings in itertools.product(*values):
         try:
-            config = load_config(settings)
+            config = load_config(settings, _BESIDE)
         except UserError as error:
-            mistakes += [_with_own_settings(line) for line in str(error).splitlines()]
+            mistakes += str(error).splitlines()
             continue
         varied = itertools.compress(settings, shown)
         name = "-".join([config.recipe, config.method, *varied, f"s{config.seed}"])
@@ -183,19 +126,6 @@ def split_values(text: str) -> list[str]:
     return parts
 
 
-def _with_own_settings(mistake: str) -> str:
-    """Add a sweep's own key to the answer to an unknown key, if one is close."""
-    key, unknown, _ = mistake.partition(": unknown key")
-    close = difflib.get_close_matches(key.split(".")[0], _SETTINGS, n=1)
-    if not unknown or not close:
-        return mistake
-    no_guess = "--help lists every key"  # of the settings of a run
-    one = (
-        mistake.replace(no_guess, "did you mean") if mistake.endswith(no_guess) else f"{mistake} Or"
-    )
-    return f"{one} {close[0]}, a setting of the sweep?"
-
-
 def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]:
     """Lines that say that the run directory holds a run with other settings than `config`.
 
@@ -204,9 +134,9 @@ def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]
     """
     record = run.directory / "config.yaml"
     try:
-        if not any(map(run._has, _MARKS)):
+        if not any(map(run.has, _MARKS)):
             refuse_foreign(run.directory, f"{run.directory}")
-        begun = run._has(record.name) and has_begun(run.directory)
+        begun = run.has(record.name) and has_begun(run.directory)
         recorded = read_record(record) if begun else None
     except UserError as error:
         yield f"{error}; use another {place}"
@@ -216,167 +146,6 @@ def another_configuration(run: Run, config: Config, place: str) -> Iterator[str]
         if changed:
             yield f"{run.directory}: holds a run of another configuration; use another {place}"
             yield from (f"  {line}" for line in changed)
-
-
-def run_here(
-    runs: Sequence[Run], jobs: int, gpus: Sequence[str], say: Callable[[str], None]
-) -> int | None:
-    """Work through `runs`, `jobs` at a time, each on the GPU of its slot.
-
-    A SIGINT, SIGTERM or SIGHUP is passed on, so that all of them save and stop; a second one ends them at
-    once. They save and stop, too, when this process is killed.
-
-    Args:
-        gpus: as CUDA_VISIBLE_DEVICES names them; empty: leave that variable alone.
-
-    Returns:
-        The first signal that came, or None.
-    """
-    waiting = list(runs)
-    working: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}  # by slot
-    received: list[int] = []
-    passed_on = 0
-    before = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in stop_signals()
-    }
-    try:
-        while working or (waiting and not received):
-            while waiting and not received and len(working) < jobs:
-                slot = min(set(range(jobs)) - set(working))
-                run = waiting.pop(0)
-                working[slot] = (run, _start(run, jobs, gpus[slot % len(gpus)] if gpus else None))
-                say(f"start    {run.name}")
-            if len(received) > passed_on:
-                passed_on = len(received)
-                for _, process in working.values():
-                    process.send_signal(signal.SIGTERM)
-            for slot, (run, process) in list(working.items()):
-                if process.poll() is not None:
-                    del working[slot]
-                    say(_ended(run, process.returncode))
-            time.sleep(0.05)
-    finally:
-        for _, process in working.values():  # after an error of our own
-            process.terminate()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return received[0] if received else None
-
-
-def _start(run: Run, jobs: int = 1, gpu: str | None = None) -> subprocess.Popen[bytes]:
-    # processes that share the cores each take their part; more threads than cores stall each other
-    threads = max(1, _cores() // jobs)
-    bound = bound_to_me()
-    bound["env"].setdefault("OMP_NUM_THREADS", str(threads))
-    if gpu is not None:
-        bound["env"]["CUDA_VISIBLE_DEVICES"] = gpu
-    with naming(f"{run.directory}: cannot be written"):
-        run.directory.mkdir(parents=True, exist_ok=True)
-        run.failure.unlink(missing_ok=True)
-        log = open_file(run.log, "wb")
-    with log, naming(f"{run.name}: its process cannot be started"):
-        return subprocess.Popen(
-            run.command(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-            **bound,
-        )
-
-
-def _cores() -> int:
-    """Cores this process may use; a cluster's job has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ended(run: Run, code: int) -> str:
-    """What to say about a run whose process ended with `code`; a failure is recorded."""
-    if run.finished:
-        return f"done     {run.name}"
-    if code in _STOPPED:
-        return f"stopped  {run.name}"
-    with naming(f"{run.log}: cannot be read"):
-        lines = run.log.read_text("utf-8", "replace").splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    if code < 0:
-        reason = f"killed by {signal.Signals(-code).name}"
-    else:
-        reason = (errors or lines or ["it printed nothing"])[-1]
-    write_atomically(run.failure, lambda file: file.write(f"{reason}\n".encode()))
-    return f"FAILED   {run.name}: {shown(reason)} (more in {shown(run.log)})"
-
-
-def run_on_slurm(
-    runs: Sequence[Run], parameters: dict[str, Any], jobs: int | None, out: Path
-) -> list[str]:
-    """Submit one job for each run, at most `jobs` of them at a time; they go on without this process.
-
-    Returns:
-        The ids of the jobs.
-
-    Raises:
-        UserError: submitit or SLURM is not there, or has no such parameter.
-    """
-    parallelism = {"array_parallelism": jobs} if jobs else {}
-    executor = _slurm_executor({"job_name": "noisybsd", **parameters, **parallelism}, out)
-    with executor.batch():
-        submitted = [executor.submit(run_one, run) for run in runs]
-    for run, job in zip(runs, submitted, strict=True):
-        run.directory.mkdir(parents=True, exist_ok=True)
-        run.failure.unlink(missing_ok=True)
-        run.job.write_text(f"{job.job_id}\n", "utf-8")
-    return [job.job_id for job in submitted]
-
-
-def _slurm_executor(parameters: dict[str, Any], out: Path) -> Any:
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("launcher=slurm needs submitit: pip install submitit") from None
-    if "time" not in parameters:
-        raise UserError("slurm.time: is required, in minutes; submitit's own default is 5")
-    try:
-        executor = submitit.SlurmExecutor(folder=out / "slurm")
-        executor.update_parameters(**parameters)
-    except RuntimeError:  # submitit finds no srun
-        raise UserError(
-            "launcher=slurm: SLURM is not there (no srun command); valid here: launcher=local"
-        ) from None
-    except (ValueError, NameError) as error:
-        raise UserError(f"slurm: {' '.join(str(error).split())}") from None
-    return executor
-
-
-def run_one(run: Run) -> None:
-    """Train one run in a process of its own; for a job of a cluster.
-
-    submitit raises here shortly before the job's time is up: the process is then told to save.
-    """
-    if run.finished or run.busy:
-        return
-    # SLURM announces the end by a signal to every process of the job; the training inherits to ignore
-    # it, and is told by this one
-    handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    process = _start(run)
-    signal.signal(signal.SIGUSR2, handler)
-    try:
-        process.wait()
-    finally:
-        process.terminate()
-        print(_ended(run, process.wait()))
-
-
-def _slurm_state(run: Run, out: Path) -> str | None:
-    """The state of the SLURM job submitted for `run`, if it runs or will run."""
-    if not run.job.exists():
-        return None
-    import submitit
-
-    job: Any = submitit.SlurmJob(folder=out / "slurm", job_id=run.job.read_text("utf-8").strip())
-    state: str = job.watcher.get_state(job.job_id, mode="force")
-    return state if state in _PENDING else None
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, Any]:
@@ -483,19 +252,10 @@ def _to_do(runs: Sequence[Run], settings: dict[str, Any]) -> Iterator[Run]:
         elif run.failed and not settings["retry"]:
             reason = shown(read_text(run.failure).strip())
             print(f"FAILED   {run.name} (before; retry=true tries again): {reason}")
-        elif settings["launcher"] == "slurm" and (state := _slurm_state(run, settings["out"])):
+        elif settings["launcher"] == "slurm" and (state := slurm_state(run, settings["out"])):
             print(f"{state.lower():<8} {run.name} (job {run.job.read_text('utf-8').strip()})")
         else:
             yield run
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else [str(i) for i in range(count)]
 
 
 @command
@@ -506,7 +266,7 @@ def main(arguments: list[str]) -> int:
     runs, settings = _plan(arguments)
     out = settings["out"]
     if settings["launcher"] == "slurm":
-        _slurm_executor(settings["slurm"], out)  # or say at once what is missing
+        slurm_executor(settings["slurm"], out)  # or say at once what is missing
     todo = list(_to_do(runs, settings))
     print(f"{_count(len(runs), 'run')}, {len(todo)} to start, in {shown(out)}", flush=True)
     if settings["launcher"] == "slurm":
@@ -552,7 +312,4 @@ def _count(number: int, noun: str) -> str:
 
 
 if __name__ == "__main__":
-    # as a module by its own name, which a cluster's job can import
-    from noisybsd import sweep
-
-    sys.exit(sweep.main())
+    sys.exit(main())

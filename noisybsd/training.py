@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from noisybsd.engine.trainer import NonFiniteLoss, Trainer
 from noisybsd.engine.warm_start import start_from
 from noisybsd.errors import (
     UserError,
+    first_line,
     is_out_of_gpu_memory,
     is_out_of_memory,
     shown,
@@ -258,10 +260,10 @@ def _check_compiler(device: torch.device) -> None:
         options: dict[str, Any] = {"fx_graph_cache": False}
         torch.compile(lambda x: x.sin() + 1, options=options)(torch.ones(8, device=device))
     except Exception as error:  # a tool that is missing shows in many ways
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        reason = first_line(error)[:300]
         raise UserError(
             f"compile=true: torch cannot compile for {device.type} on this machine; it needs a C++ compiler "
-            f"(g++) with Python's headers, and Triton for a GPU. Use compile=false. ({reason[:300]})"
+            f"(g++) with Python's headers, and Triton for a GPU. Use compile=false. ({reason})"
         ) from None
 
 
@@ -396,7 +398,9 @@ def run(arguments: list[str]) -> int:
     """Train as the arguments of `python -m noisybsd.train` say; returns the exit code."""
     follow_parent()
     with distributed.process_group():
-        return _run(load_config(arguments))
+        config = load_config(arguments)
+        with _opened(config) as opened:
+            return _train_in(config, opened)
 
 
 def trained(config: Config) -> Path:
@@ -407,9 +411,7 @@ def trained(config: Config) -> Path:
         KeyboardInterrupt: a signal stopped the run, and it is saved.
         NonFiniteLoss: the loss became NaN or infinite.
     """
-    with distributed.process_group():
-        _check_processes(config)
-        run = open_run(config) if distributed.is_first() else None
+    with distributed.process_group(), _opened(config) as run:
         path = distributed.from_first(None if run is None else str(run.path.absolute()))
         assert path is not None
         try:
@@ -417,17 +419,16 @@ def trained(config: Config) -> Path:
                 train(config, run)
         except Stopped as stopped:
             raise KeyboardInterrupt(f"stopped by {stopped}; saved in {path}") from None
-        finally:
-            if run is not None:
-                run.lock.close()
     return Path(path)
 
 
-def _run(config: Config) -> int:
+@contextlib.contextmanager
+def _opened(config: Config) -> Iterator[RunDirectory | None]:
+    """The directory of the run, locked; None on all processes but the first."""
     _check_processes(config)
     run = open_run(config) if distributed.is_first() else None
     try:
-        return _train_in(config, run)
+        yield run
     finally:
         if run is not None:
             run.lock.close()  # an error that somebody keeps would keep the lock too

@@ -169,6 +169,15 @@ def typed(tree: Any, annotation: Any) -> Any:
     return str(tree) if _takes_text(annotation) else _scalar(tree)
 
 
+def as_typed(value: Any) -> str:
+    """A value as one would type it."""
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the settings of `layer` over it, section by section."""
     merged = dict(base)

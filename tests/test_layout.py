@@ -9,7 +9,17 @@ from pathlib import Path
 from helpers import ROOT
 
 COMMANDS = (
-    *("train", "training", "library", "describe", "evaluate", "predict", "export", "sweep"),
+    *(
+        "train",
+        "training",
+        "library",
+        "describe",
+        "evaluate",
+        "predict",
+        "export",
+        "sweep",
+        "launch",
+    ),
     "__main__",
 )
 LEVELS = (

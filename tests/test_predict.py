@@ -18,7 +18,8 @@ from helpers import trees
 from helpers.own_run import own_run
 from PIL import Image
 
-from noisybsd.engine import predictions, progress
+from noisybsd.data import progress
+from noisybsd.engine import predictions
 from noisybsd.engine.classifier import load
 from noisybsd.predict import main
 from noisybsd.train import main as train

@@ -20,10 +20,12 @@ import pytest
 import yaml
 from helpers import ROOT
 
-from noisybsd import sweep, train
+from noisybsd import launch, sweep, train
 from noisybsd.config import Config, load_config, recipe_names
 from noisybsd.errors import UserError
-from noisybsd.sweep import Run, combinations, main, run_here, split_values
+from noisybsd.launch import Run, run_here
+from noisybsd.runs.directory import lock_run
+from noisybsd.sweep import combinations, main, split_values
 
 DIGITS = "recipe=digits_sym40"
 
@@ -282,7 +284,7 @@ def test_at_most_so_many_at_a_time_each_on_the_gpu_of_its_slot(
     stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(sweep, "_cores", lambda: 8)
+    monkeypatch.setattr(launch, "_cores", lambda: 8)
     stub(f"time.sleep(0.3); {FINISH}")
     runs = combinations([DIGITS, "method=ce", "seed=0,1,2,3,4"], tmp_path)
     log: list[str] = []
@@ -313,11 +315,11 @@ def test_without_gpus_the_environment_stays(
 def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert sweep.visible_gpus() == ["0", "1"]
+    assert launch.visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert sweep.visible_gpus() == ["3", "5"]
+    assert launch.visible_gpus() == ["3", "5"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert sweep.visible_gpus() == []
+    assert launch.visible_gpus() == []
 
 
 def test_jobs_default_to_the_gpus(
@@ -387,7 +389,7 @@ def test_a_run_that_another_process_trains_is_left_alone(
     monkeypatch.setattr(sweep, "LET_END", 0.1)
     arguments = [DIGITS, "method=ce", "seed=0,1", "out=o"]
     other = tmp_path / "o" / "digits_sym40-ce-s0"
-    with sweep.lock_run(other):
+    with lock_run(other):
         assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "busy     digits_sym40-ce-s0" in output
@@ -420,9 +422,9 @@ def test_strangers_folders_are_refused(
 
 SWEEP = """
 import sys
-from noisybsd import sweep
+from noisybsd import launch, sweep
 sweep.visible_gpus = list
-sweep.Run.command = lambda run: [sys.executable, "-c", sys.argv[1], str(run.directory), "0"]
+launch.Run.command = lambda run: [sys.executable, "-c", sys.argv[1], str(run.directory), "0"]
 sys.exit(sweep.main(sys.argv[2:]))
 """
 # takes the lock as a run does, without the import of torch; saves when somebody waits for that
@@ -662,7 +664,7 @@ def test_what_is_submitted_to_slurm(slurm: Path, capsys: pytest.CaptureFixture[s
         assert run.job.read_text() == f"77_{number}\n"
         assert f"job 77_{number} {run.name}" in output
         job = submission.DelayedSubmission.load(f"o/slurm/77_{number}_submitted.pkl")
-        assert (job.function, job.args) == (sweep.run_one, (run,))
+        assert (job.function, job.args) == (launch.run_one, (run,))
 
 
 def test_jobs_of_one_run(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -723,7 +725,7 @@ time.sleep(60)
     try:
         (run,) = combinations([DIGITS, "method=ce"], tmp_path)
         with pytest.raises(TimeoutError):
-            sweep.run_one(run)
+            launch.run_one(run)
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert (run.directory / "saved.txt").read_text() == "SIGTERM"

@@ -8,6 +8,7 @@ Dimensions: X points of a line, S seeds, B bins.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import textwrap
@@ -181,7 +182,11 @@ def _rate_lines(family: Sequence[Section]) -> Iterator[Line]:
 def _line_figure(lines: Sequence[Line], x_label: str, y_label: str, marker: str) -> Figure:
     """One panel with all lines, or, for more than a few, a panel for each."""
     colours = dict(
-        zip((line.label for line in lines if not line.is_baseline), _cycle(), strict=False)
+        zip(
+            (line.label for line in lines if not line.is_baseline),
+            itertools.cycle(COLOURS),
+            strict=False,
+        )
     )
     if len(lines) <= IN_ONE_PANEL:
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
@@ -206,11 +211,6 @@ def _line_figure(lines: Sequence[Line], x_label: str, y_label: str, marker: str)
     figure.supxlabel(f"{x_label}   (number: where the line ends; grey: the others{compared})")
     figure.supylabel(y_label)
     return figure
-
-
-def _cycle() -> Iterator[str]:
-    while True:
-        yield from COLOURS
 
 
 def _plot(axes: Axes, line: Line, colour: str, marker: str) -> None:

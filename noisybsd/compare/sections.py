@@ -14,7 +14,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from noisybsd.config import read_recipe, recipe_names
 from noisybsd.errors import UserError, did_you_mean
 from noisybsd.methods.presets import AVERAGED, METHODS
 from noisybsd.runs.directory import flatten, is_place
+from noisybsd.values import as_typed
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -124,7 +125,7 @@ class Comparison:
 
     sections: tuple[Section, ...]
     notes: tuple[str, ...]  # what was not used, and how the numbers came about
-    command: str = field(default="")
+    command: str = ""
 
 
 def paired_difference(differences: Sequence[float]) -> Difference | None:
@@ -266,7 +267,7 @@ def _shown_settings(runs: Sequence[Run]) -> dict[Path, tuple[str, ...]]:
             else:
                 differs = len(free[key]) > 1
             if differs or (key.startswith("options.") and key not in preset):
-                yield f"{key}={_typed(value)}"
+                yield f"{key}={as_typed(value)}"
 
     return {run.path: tuple(named(run)) for run in runs}
 
@@ -285,15 +286,6 @@ def _idle(run: Run, key: str) -> bool:
         if key.startswith(part) and key != switch:
             return bool(run.settings[switch] == off)
     return False
-
-
-def _typed(value: Any) -> str:
-    """A setting's value as one would type it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
 
 
 def _rows(runs: Sequence[Run], shown: dict[Path, tuple[str, ...]]) -> tuple[Row, ...]:
@@ -347,7 +339,7 @@ def describe(section: Section) -> str:
     settings = [run.settings for run in section.runs]
 
     def each(key: str) -> str:
-        return "/".join(dict.fromkeys(_typed(s[key]) for s in settings))
+        return "/".join(dict.fromkeys(as_typed(s[key]) for s in settings))
 
     noise = "/".join(dict.fromkeys(condition(s) for s in settings))
     real = [rate for run in section.runs if (rate := run.results.get("noise_rate")) is not None]

@@ -25,7 +25,7 @@ from rich.text import Text
 from noisybsd.compare.runs import METRICS, SPREAD, Metric
 from noisybsd.compare.sections import Comparison, Difference, Row, Section, condition, describe
 from noisybsd.errors import shown
-from noisybsd.files import naming, write_atomically
+from noisybsd.files import naming, write_text
 
 UNKNOWN = "–"
 WORDS = ("network", "networks", "source")  # columns at a table's end
@@ -253,8 +253,7 @@ def write(comparison: Comparison, file: Path) -> None:
     """Write in the format that the file's suffix names, a key of WRITERS."""
     with naming(f"out={file}: cannot be written"):
         file.parent.mkdir(parents=True, exist_ok=True)
-    content = WRITERS[file.suffix](comparison).encode("utf-8", "backslashreplace")
-    write_atomically(file, lambda to: to.write(content))
+    write_text(file, WRITERS[file.suffix](comparison))
 
 
 def markdown(comparison: Comparison) -> str:

@@ -11,13 +11,13 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from noisybsd.data.names import as_text
 from noisybsd.data.temporary import temporary_folder
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, first_line
 
 # keeps owners and modes of an archive out; Python has it from 3.11.4
 _DATA_ALONE: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
@@ -26,6 +26,11 @@ DEEPEST = 64  # folders within each other
 EXPANDS = 100  # times its own size that an archive's content may have ...
 ALLOWED = 1 << 28  # ... beyond these bytes, which any may have
 _BLOCK = tarfile.BLOCKSIZE
+# what Python's libraries raise on damaged bytes
+_FAULTS = (
+    *(zlib.error, lzma.LZMAError, EOFError, tarfile.TarError, zipfile.BadZipFile),
+    *(ValueError, OverflowError, KeyError, IndexError, RecursionError),
+)
 _OTHERS = {b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -83,18 +88,10 @@ def _extract(archive: Path, target: Path) -> None:
             _extract_tar(archive, target, start)
     except UserError:
         raise
-    except (zlib.error, lzma.LZMAError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise Damaged(f"{archive}: damaged or not an archive: {_first(error)}") from None
-    except (ValueError, OverflowError, KeyError, IndexError, RecursionError) as error:
-        raise Damaged(f"{archive}: damaged or not an archive: {_first(error)}") from None
-    except OSError as error:
-        if error.errno:
+    except (OSError, *_FAULTS) as error:
+        if isinstance(error, OSError) and error.errno:
             raise
-        raise Damaged(f"{archive}: damaged or not an archive: {_first(error)}") from None
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"{archive}: damaged or not an archive: {first_line(error)}") from None
 
 
 # --- zip ----------------------------------------------------------------------------------------
@@ -116,7 +113,7 @@ def _extract_zip(archive: Path, target: Path) -> None:
             bundle.extractall(target)
     except NotImplementedError as error:
         raise UserError(
-            f"{archive}: packed in a way that Python cannot unpack ({_first(error)}): unpack it by hand"
+            f"{archive}: packed in a way that Python cannot unpack ({first_line(error)}): unpack it by hand"
         ) from None
 
 
@@ -160,7 +157,7 @@ def _extract_tar(archive: Path, target: Path, start: bytes) -> None:
                 bundle.members = []  # or else a million of them stay in memory
         if watched.last != bytes(_BLOCK):
             raise Damaged(f"{archive}: damaged or truncated: it does not end as a tar does")
-        for rest in _chunks(stream):
+        for rest in iter(partial(stream.read, 1 << 20), b""):
             if rest.strip(b"\0"):
                 raise Damaged(f"{archive}: damaged: there is more after its end")
 
@@ -174,11 +171,6 @@ def _opened(archive: Path, start: bytes) -> Any:
     if start.startswith((b"\xfd7zXZ", b"\x5d\0\0")):
         return lzma.open(archive)
     return archive.open("rb")
-
-
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while chunk := stream.read(1 << 20):
-        yield chunk
 
 
 def _date(seconds: float) -> float:

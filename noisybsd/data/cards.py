@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noisybsd.errors import UserError, brief, did_you_mean
-from noisybsd.files import kind_of, resource_dir, user_path
+from noisybsd.files import resource, resource_names
 from noisybsd.values import read_yaml
 
 _CHECKSUM = r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$"
@@ -127,7 +127,7 @@ class Card(_Part):
 
 
 def card_names() -> list[str]:
-    return sorted(path.stem for path in resource_dir("datasets").glob("*.yaml"))
+    return resource_names("datasets")
 
 
 def load_card(name: str) -> Card:
@@ -136,12 +136,7 @@ def load_card(name: str) -> Card:
     Raises:
         UserError: for an unknown name, and for every mistake in the file with the file and the key.
     """
-    is_path = name.endswith((".yaml", ".yml")) or "/" in name
-    path = user_path(name, "data.name") if is_path else resource_dir("datasets") / f"{name}.yaml"
-    if kind_of(path, f"data.name={name}") is None:
-        if is_path:
-            raise UserError(f"data.name={name}: there is no such file")
-        raise UserError(f"data.name: {did_you_mean(name, card_names())}")
+    path = resource(name, "datasets", "data.name")
     try:
         return Card.model_validate({"name": path.stem, **read_yaml(path, Card)})
     except ValidationError as error:

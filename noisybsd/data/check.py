@@ -4,35 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from noisybsd.config import Config
 from noisybsd.data.cards import Card, load_card
-from noisybsd.data.dataset import (
-    check_fits_card,
-    known_clean,
-    read_splits,
-    real_rate,
-    with_labels,
-)
 from noisybsd.data.download import checksum
 from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_of
 from noisybsd.data.find import find_images
 from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.labelling import known_clean, real_rate, with_labels
 from noisybsd.data.names import kinds
-from noisybsd.data.pack import LISTED, decoded
+from noisybsd.data.pack import LISTED
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
+from noisybsd.data.reading import check_fits_card, read_splits
 from noisybsd.data.splits import Missing, Split, file_split
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
 
 _STATUS = {True: "ok   ", False: "WRONG", None: "NOTE "}
-_MISSING = "not there"
 
-Finding = tuple[bool | None, str]  # whether it is as it should be; None: a person decides
+
+class Finding(NamedTuple):
+    """One thing that can be said of a dataset on disk.
+
+    Args:
+        ok: whether it is as it should be; None: a person decides.
+        missing: whether it is that data are not there.
+    """
+
+    ok: bool | None
+    text: str
+    missing: bool = False
 
 
 def check(config: Config, out: Path | None) -> int:
@@ -40,15 +46,14 @@ def check(config: Config, out: Path | None) -> int:
     card, data = load_card(config.data.name), config.data
     print(f"{card.name}: {card.title}\n  data.root={shown(data.root)}")
     wrong, missing = 0, False
-    for ok, finding in findings(card, data):
-        wrong += ok is False
-        missing |= finding.endswith(_MISSING)
-        print(f"  {_STATUS[ok]}  {shown(finding)}")
+    for finding in findings(card, data):
+        wrong += finding.ok is False
+        missing |= finding.missing
+        print(f"  {_STATUS[finding.ok]}  {shown(finding.text)}")
     if wrong:
         print(f"\n{wrong} thing{'s' * (wrong > 1)} wrong")
-    if wrong and (
-        missing or card.layout != "own"
-    ):  # own images that are there come from nowhere else
+    # own images that are there come from nowhere else
+    if wrong and (missing or card.layout != "own"):
         print(f"How to get {card.name}: {card.obtain.strip()}")
         print(f"  source: {card.source[0]}\n  licence: {card.licence.strip()}")
     return int(wrong > 0)
@@ -60,18 +65,18 @@ def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     try:
         packed = is_packed(data)
     except UserError as error:
-        yield False, str(error)
+        yield Finding(False, str(error))
         return
     for name, expected in card.checksums.items():
         if not (root / name).exists():
             continue  # the reader names what is missing
         algorithm, digest = expected.split(":")
         if checksum(root / name, algorithm) == digest:
-            yield True, f"{name}: the official bytes ({algorithm})"
+            yield Finding(True, f"{name}: the official bytes ({algorithm})")
         elif data.verify:
-            yield False, f"{name}: not the official bytes ({algorithm} differs)"
+            yield Finding(False, f"{name}: not the official bytes ({algorithm} differs)")
         else:
-            yield True, f"{name}: not the official bytes, accepted by verify=false"
+            yield Finding(True, f"{name}: not the official bytes, accepted by verify=false")
     # of a pack, reading it compares the bytes
     quiet = data.model_copy(update={"download": False, "verify": data.verify and packed})
     try:
@@ -80,9 +85,9 @@ def findings(card: Card, data: DataConfig) -> Iterator[Finding]:
         else:
             yield from _split_findings(card, quiet)
     except Missing as error:
-        yield False, f"{error.path}: {_MISSING}"
+        yield Finding(False, f"{error.path}: not there", missing=True)
     except UserError as error:
-        yield False, str(error)
+        yield Finding(False, str(error))
         if card.layout == "own" and data.manifest is None and root.is_dir():
             found = find_images(root).paths  # they can be read all the same, or not
             files = file_split(card, data, found, [0] * len(found)).images
@@ -102,19 +107,17 @@ def _evaluation_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
 def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     read, _ = read_splits(card, data)
     check_fits_card(read, card)
-    yield from ((None, notice) for notice in read.notices)
+    yield from (Finding(None, notice) for notice in read.notices)
     if read.left_out:
-        yield None, f"left out: {kinds(read.left_out)}"
+        yield Finding(None, f"left out: {kinds(read.left_out)}")
     packed = read.images_sha256 is not None  # what was left out then is as it should be
     told, left_out = "left out when packed: " * packed, packed * len(read.problems)
-    yield from ((packed, f"{told}{problem}") for problem in read.problems)
+    yield from (Finding(packed, f"{told}{problem}") for problem in read.problems)
     yield _counted("training", len(read.train), card.train_images, left_out)
     test = read.held_out if read.test is None else read.test
     if test is None:
-        yield (
-            True,
-            f"no test split: {data.test_fraction:.0%} of the training images will be held out",
-        )
+        share = f"{data.test_fraction:.0%} of the training images"
+        yield Finding(True, f"no test split: {share} will be held out")
     else:
         yield _counted("test", len(test), card.test_images, left_out)
     per_class = np.bincount(read.train.labels, minlength=len(read.class_names))
@@ -126,34 +129,36 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     named, votes = per_class > 0, read.train.votes  # a class may be of a minority's votes alone
     if votes is not None:
         named = votes.sum(axis=0) > 0
-    yield bool(named.all()), f"{len(read.class_names)} classes, {counts}"
+    yield Finding(bool(named.all()), f"{len(read.class_names)} classes, {counts}")
     if votes is not None:
-        yield True, votes_told(votes)
+        yield Finding(True, votes_told(votes))
     for name in dict.fromkeys([*card.labels, data.labels]):
         if name != "default":
             yield _labels_finding(card, data, name, read.both, read.class_names)
     if (known := known_clean(read.train.clean_labels)) not in (None, "known"):
-        yield True, f"clean labels {known}"
+        yield Finding(True, f"clean labels {known}")
     splits = {"train": read.train} | ({} if test is None else {"test": test})
     hashes: dict[str, list[bytes | None]] = {}
     for name, split in splits.items():
         if split.embeddings is not None:  # training looks at no image then
-            yield True, f"{name}: embeddings of {split.embeddings.shape[2]:,} numbers"
+            yield Finding(True, f"{name}: embeddings of {split.embeddings.shape[2]:,} numbers")
             continue
         images = split.images
         if isinstance(images, ImageFiles):
             images = LookedAtFiles(images)
             yield from _unreadable({"train": "training"}.get(name, name), images)
         hashes[name] = looks_of(images).hashes
-    yield from ((None, told) for told in describe(identical(hashes), splits, read.class_names))
+    yield from (
+        Finding(None, told) for told in describe(identical(hashes), splits, read.class_names)
+    )
 
 
 def _counted(name: str, count: int, expected: int | None, left_out: int = 0) -> Finding:
     if expected is None or count == expected:
-        return True, f"{count:,} {name} images"
+        return Finding(True, f"{count:,} {name} images")
     if count < expected <= count + left_out:
-        return True, f"{count:,} {name} images, {expected:,} with those left out"
-    return False, f"{count:,} {name} images, there should be {expected:,}"
+        return Finding(True, f"{count:,} {name} images, {expected:,} with those left out")
+    return Finding(False, f"{count:,} {name} images, there should be {expected:,}")
 
 
 def _labels_finding(
@@ -163,31 +168,34 @@ def _labels_finding(
         chosen = data.model_copy(update={"labels": name})
         split, note = with_labels(card, chosen, train, class_names)
     except Missing as error:
-        return name != data.labels, f"labels {name}: {error.path} is not there"
+        told = f"labels {name}: {error.path} is not there"
+        return Finding(name != data.labels, told, missing=True)
     except UserError as error:
-        return False, str(error)
+        return Finding(False, str(error))
     rate = real_rate(split.labels, split.clean_labels)
     matched = note.get("labels_matched_by")
     votes = "" if split.votes is None else f", {votes_told(split.votes)}"
     if rate is None:
         how = f", matched by {matched}" if matched else ""
-        return True, f"labels {name}: {len(split):,}, in range{how}{votes}"
+        return Finding(True, f"labels {name}: {len(split):,}, in range{how}{votes}")
     published = card.labels[name].noise_rate if name in card.labels else None
     told = "" if published is None else f" (published: {published:.2%})"
     right = published is None or abs(rate - published) < 1e-4
     order = "in an order that nothing proves"
     if note["order_proven"] or matched in ("name", "index"):
         order = "in the images' order"
-    return right, f"labels {name}: {order}, {rate:.2%} wrong{told}{votes}"
+    return Finding(right, f"labels {name}: {order}, {rate:.2%} wrong{told}{votes}")
 
 
 def _unreadable(name: str, files: ImageFiles) -> Iterator[Finding]:
     """Decode every image file of a split."""
-    errors = [result for result in decoded(files, name) if isinstance(result, ImageError)]
-    yield from ((False, str(error)) for error in errors[:LISTED])
+    errors = [
+        result for result in files.decode_all(f"{name} images") if isinstance(result, ImageError)
+    ]
+    yield from (Finding(False, str(error)) for error in errors[:LISTED])
     if len(errors) > LISTED:
-        yield False, f"… and {len(errors) - LISTED} more"
+        yield Finding(False, f"… and {len(errors) - LISTED} more")
     if errors:
-        yield True, "data.on_error=skip leaves unreadable images out"
+        yield Finding(True, "data.on_error=skip leaves unreadable images out")
     else:
-        yield True, f"all {name} images can be read"
+        yield Finding(True, f"all {name} images can be read")

@@ -8,13 +8,14 @@ from pathlib import Path
 from noisybsd.config import Config, build_config, parse_overrides
 from noisybsd.data.cards import card_names, load_card
 from noisybsd.data.check import check
-from noisybsd.data.dataset import before_noise, draw_noise, read_splits, with_labels
 from noisybsd.data.download import fetch, without_password
 from noisybsd.data.imports import SOURCES, Wanted, import_images
 from noisybsd.data.label_files import write_labels
+from noisybsd.data.labelling import before_noise, draw_noise, with_labels
 from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
 from noisybsd.data.readers.registry import EVALUATIONS
+from noisybsd.data.reading import read_splits
 from noisybsd.data.splits import Missing
 from noisybsd.errors import UserError, did_you_mean, shown
 from noisybsd.files import user_path

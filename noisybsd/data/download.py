@@ -37,6 +37,7 @@ from rich.progress import (
 from noisybsd.data.archives import Damaged, unpack
 from noisybsd.data.cards import Download
 from noisybsd.errors import UserError
+from noisybsd.files import naming
 
 log = logging.getLogger("noisybsd")
 
@@ -106,7 +107,7 @@ def download(
             break
         except UserError as error:
             raise UserError(f"{error}; {by_hand}") from None
-        except http.client.InvalidURL as error:
+        except (http.client.InvalidURL, ValueError) as error:  # of the card or of a redirect
             raise UserError(
                 f"{shown}: not a usable address: {_told(error, url)}; {by_hand}"
             ) from None
@@ -126,10 +127,6 @@ def download(
             time.sleep(pause * 2**attempt)
         except OSError as error:
             raise UserError(f"{part.path}: cannot be written: {error.strerror or error}") from None
-        except ValueError as error:  # an address that is none, of the card or of a redirect
-            raise UserError(
-                f"{shown}: not a usable address: {_told(error, url)}; {by_hand}"
-            ) from None
     try:
         part.check()
     except UserError as error:
@@ -449,7 +446,5 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _make(folder: Path) -> None:
-    try:
+    with naming(f"{folder}: cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None

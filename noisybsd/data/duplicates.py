@@ -115,10 +115,9 @@ def counted(count: int, one: str, more: str) -> str:
 
 
 def describe(
-    groups: Iterable[list[Member]], splits: Mapping[str, Split], class_names: Sequence[str]
+    groups: Sequence[list[Member]], splits: Mapping[str, Split], class_names: Sequence[str]
 ) -> Iterator[str]:
     """A sentence each on what there is of: copies, copies with different labels, copies across splits."""
-    groups = list(groups)
     if not groups:
         return
 
@@ -129,7 +128,7 @@ def describe(
             name = as_text(split.paths[member.index])
         return f"{name} ({class_names[split.labels[member.index]]})"
 
-    def told(chosen: list[list[Member]], most: int = 3) -> str:
+    def told(chosen: Sequence[list[Member]], most: int = 3) -> str:
         shown = [" = ".join(map(named, group[:3])) for group in chosen[:most]]
         more = f"; and {len(chosen) - most:,} more" if len(chosen) > most else ""
         return "; ".join(shown) + more

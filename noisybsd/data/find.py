@@ -10,6 +10,7 @@ from pathlib import Path
 from noisybsd.data.images import image_suffixes, is_image
 from noisybsd.data.names import as_text
 from noisybsd.errors import UserError
+from noisybsd.files import identity
 
 # Folders and files that network drives, archives, desktops and tools make for themselves.
 _SYSTEM_FOLDERS = {
@@ -54,7 +55,7 @@ def find_images(folder: Path) -> Found:
     found = Found()
 
     def walk(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
-        here = _identity(path)
+        here = identity(path)
         if here in above:
             found.problems.append(f"{as_text(path)}: a symbolic link to a folder that it is in")
             return
@@ -74,7 +75,7 @@ def find_images(folder: Path) -> Found:
 
     try:
         parents = {*folder.absolute().parents, *folder.resolve().parents}
-        walk(str(folder), "", frozenset(map(_identity, parents)))
+        walk(str(folder), "", frozenset(map(identity, parents)))
     except OSError as error:
         raise UserError(f"{as_text(error.filename)}: cannot be read: {error.strerror}") from None
     found.paths.sort()
@@ -100,9 +101,3 @@ def _look_at(entry: os.DirEntry[str], prefix: str, found: Found) -> None:
     else:
         ending = f"ending in {as_text(suffix)}" if suffix else "without a suffix"
         found.left_out[f"{ending} (no format that is read)"] += 1
-
-
-def _identity(path: str | Path) -> tuple[int, int]:
-    """What two paths to one folder have in common."""
-    status = Path(path).stat()
-    return status.st_dev, status.st_ino

@@ -16,10 +16,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import math
 import os
 import struct
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,13 +29,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from noisybsd.data.names import as_text
+from noisybsd.data.progress import with_bar
 from noisybsd.errors import UserError
+
+log = logging.getLogger("noisybsd")
 
 MODES = {3: "RGB", 1: "L"}
 LARGE = 4096  # pixels a side from which a square is reduced before it is resized
@@ -126,6 +127,14 @@ class ImageError(UserError):
         return ImageError(self.path, f"{self.reason}; data.on_error=skip leaves such images out")
 
 
+def note_skipped(skipped: list[str], errors: Iterable[ImageError]) -> None:
+    """Add `file: reason` to `skipped`, and to the log, for each that is not there yet."""
+    for error in errors:
+        if str(error) not in skipped:
+            skipped.append(str(error))
+            log.warning("skipped an unreadable image: %s", error)
+
+
 def decode_image(
     path: str | Path, size: int, channels: int = 3, least: int | None = None
 ) -> Tensor:
@@ -175,7 +184,7 @@ def decode_bytes(
         raise ImageError(name, f"is not an image of a known format: {data[:12]!r}…") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type
         raise ImageError(name, f"cannot be decoded: {str(error) or type(error).__name__}") from None
-    return _resized(pixels, size, size if least is None else least)
+    return _resized(pixels, size, least)
 
 
 def convert_picture(
@@ -208,7 +217,7 @@ def convert_picture(
         else:
             picture = picture.copy()
         pixels = _pixels(picture, MODES[channels], size)
-        return _resized(pixels, size, size if least is None else least)
+        return _resized(pixels, size, least)
     except Exception as error:  # a picture of Pillow may be a file that is not decoded yet
         raise ImageError(name, str(error) or type(error).__name__) from None
 
@@ -281,13 +290,14 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _resized(square: np.ndarray, size: int, least: int) -> Tensor:
+def _resized(square: np.ndarray, size: int, least: int | None) -> Tensor:
     """A square (H,H,C) uint8, resized (bilinear, antialiased): (C,S,S) uint8.
 
-    One of less than S pixels a side is enlarged up to `least` only, and mirrored at its edges beyond.
+    One of less than S pixels a side is enlarged up to `least` only, if given, and mirrored at its edges
+    beyond.
     """
     side = len(square)
-    wanted = min(max(side, least), size)
+    wanted = min(max(side, size if least is None else least), size)
     if side != wanted:
         batch = torch.from_numpy(square).permute(2, 0, 1)[None]
         resized = interpolate(batch, (wanted, wanted), mode="bilinear", antialias=True)
@@ -423,6 +433,10 @@ class ImageFiles:
 
         yield from ahead(attempt, indices, threads)
 
+    def decode_all(self, what: str = "images") -> Iterable[Tensor | ImageError]:
+        """The same of all, with a progress bar in a terminal, which calls them `what`."""
+        return with_bar(self.decode_many(range(len(self))), f"decoding {what}", len(self))
+
     def load_all(self, on_error: str = "stop") -> tuple[Tensor, dict[int, ImageError]]:
         """Decode everything once, with a progress bar in a terminal.
 
@@ -437,14 +451,7 @@ class ImageFiles:
         """
         images = torch.zeros(self.shape, dtype=torch.uint8)
         unreadable = {}
-        decoded = track(
-            self.decode_many(range(len(self))),
-            "decoding images",
-            total=len(self),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        for i, result in enumerate(decoded):
+        for i, result in enumerate(self.decode_all()):
             if isinstance(result, Tensor):
                 images[i] = result
             elif on_error == "stop":

@@ -24,14 +24,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from noisybsd.data.images import formats, image_suffixes
 from noisybsd.data.names import as_text, class_of, is_missing, split_named
+from noisybsd.data.progress import with_bar
 from noisybsd.data.tables import CLEAN, SPLITS, Table, refuse_same
-from noisybsd.data.temporary import temporary_folder
-from noisybsd.errors import UserError, did_you_mean, shown
+from noisybsd.data.temporary import new_folder
+from noisybsd.errors import UserError, did_you_mean, first_line, shown
 
 MANIFEST = "manifest.csv"
 A_FOLDER = 1000  # image files in one folder
@@ -100,7 +99,7 @@ def _huggingface(source: str, wanted: Wanted) -> Iterator[Row]:
     except UserError:
         raise
     except Exception as error:  # the network, the hub, or damaged files: errors of all kinds
-        raise UserError(f"{what}: {_first_line(error)}") from None
+        raise UserError(f"{what}: {first_line(error)}") from None
 
 
 def _parquet(source: str, wanted: Wanted) -> Iterator[Row]:
@@ -116,7 +115,7 @@ def _parquet(source: str, wanted: Wanted) -> Iterator[Row]:
                 place = f"{path}: row {i + 1}"
                 yield Row(place, split, _with_names(columns, named, place), tuple(named))
         except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{path}: not readable as Parquet: {_first_line(error)}") from None
+            raise UserError(f"{path}: not readable as Parquet: {first_line(error)}") from None
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
@@ -159,7 +158,7 @@ def _webdataset(source: str, wanted: Wanted) -> Iterator[Row]:
         except UserError:
             raise
         except Exception as error:  # a damaged archive: errors of all kinds
-            raise UserError(f"{path}: not readable as a shard: {_first_line(error)}") from None
+            raise UserError(f"{path}: not readable as a shard: {first_line(error)}") from None
 
 
 def _fields(sample: dict[str, Any], place: str) -> Iterator[tuple[str, Any]]:
@@ -208,7 +207,7 @@ def _npz(source: str, wanted: Wanted) -> Iterator[Row]:
     except UserError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not readable as numpy arrays: {_first_line(error)}") from None
+        raise UserError(f"{path}: not readable as numpy arrays: {first_line(error)}") from None
 
 
 def _pairs(arrays: dict[str, str], wanted: Wanted, path: Path) -> dict[str, dict[str, str]]:
@@ -313,10 +312,6 @@ def _chosen(splits: Iterable[str], wanted: Wanted, what: str) -> list[str]:
     return chosen
 
 
-def _first_line(error: Exception) -> str:
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-
-
 # --- copying ----------------------------------------------------------------------------------------
 
 
@@ -332,21 +327,14 @@ def import_images(kind: str, source: str, out: Path, wanted: Wanted, on_error: s
     """
     if os.path.lexists(out):
         raise UserError(f"out={out}: is there already")
-    rows = SOURCES[kind](source, wanted)
-    console = Console(stderr=True)
-    shown_rows = track(
-        rows, "copying images", total=None, console=console, disable=not console.is_terminal
-    )
+    rows = with_bar(SOURCES[kind](source, wanted), "copying images")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(out.parent, "import") as temporary:
+        with new_folder(out, "import") as temporary:
             with (temporary / MANIFEST).open("w", encoding="utf-8", newline="") as file:
-                counts, problems = _copy(shown_rows, temporary, file, wanted, on_error)
+                counts, problems = _copy(rows, temporary, file, wanted, on_error)
             if not counts:
                 because = f": {problems[0]}" if problems else ""
                 raise UserError(f"{kind}={source}: not one usable image{because}")
-            temporary.chmod(0o755)
-            temporary.rename(out)
     except OSError as error:
         raise UserError(f"out={out}: cannot be written: {error.strerror or error}") from None
     of_splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
@@ -455,7 +443,7 @@ class _Plan:
                 with importlib.import_module("fsspec").open(cell["path"], "rb") as file:
                     cell = file.read()
             except Exception as error:  # a file that is gone, the network
-                raise UserError(f"{row.place}: {self.image}: {_first_line(error)}") from None
+                raise UserError(f"{row.place}: {self.image}: {first_line(error)}") from None
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(content, bytes):
             kind = type(content).__name__

@@ -1,4 +1,4 @@
-"""Files of labels and of transition matrices, read and written safely.
+"""Files of labels, read and written safely.
 
 Every mistake in a file is answered with the file, the place in it and the value found there.
 
@@ -7,24 +7,19 @@ Dimensions: N samples, K classes.
 
 from __future__ import annotations
 
-import _codecs
 import csv
 import hashlib
 import io
 import json
-import re
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from noisybsd import __version__
-from noisybsd.data.images import image_suffixes
+from noisybsd.data.label_readers import LABEL_READERS, existing
 from noisybsd.data.names import (
     UNKNOWN,
     ImageNames,
@@ -43,86 +38,18 @@ from noisybsd.data.tables import (
     Table,
     names_of,
     plain_key,
-    read_table,
 )
 from noisybsd.data.votes import Votes, of_annotators, of_matrix
 from noisybsd.errors import UserError
-from noisybsd.files import write_atomically
+from noisybsd.files import write_atomically, write_text
 from noisybsd.values import is_unicode
 
 IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 
 def labels_sha256(labels: npt.NDArray[Any]) -> str:
     """SHA-256 of labels (N,) as little-endian int64, whatever file or machine they come from."""
     return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
-
-
-_Place = Callable[[int], str]  # position in an array -> where that is in its file
-
-
-def at_index(i: int) -> str:
-    return f"index {i}"
-
-
-# --- transition matrices in files ---------------------------------------------------------------
-
-
-def read_matrix(path: str | Path, num_classes: int) -> FloatArray:
-    """Read a transition matrix (K,K), row = true class, from .npy, .csv or .txt.
-
-    Text has a row per line, numbers apart by commas or white space; # starts a comment.
-
-    Raises:
-        UserError: names the file and the row that is wrong.
-    """
-    path = _existing(path, (".npy", ".csv", ".txt"), "transition matrices")
-    if path.suffix.lower() == ".npy":
-        content = _load_numpy(path)
-        if isinstance(content, dict):
-            raise UserError(f"{path}: holds several arrays, expected one")
-        return check_matrix(content, num_classes, str(path))
-    rows = []
-    for number, line in enumerate(text_lines(path), start=1):
-        cells = line.split("#")[0].replace(",", " ").split()
-        if not cells:
-            continue
-        try:
-            rows.append([float(cell) for cell in cells])
-        except ValueError as error:
-            raise UserError(f"{path}: line {number}: {error}") from None
-        if len(cells) != num_classes:
-            raise UserError(
-                f"{path}: line {number}: got {len(cells)} numbers, valid: {num_classes}, one for "
-                "each class"
-            )
-    return check_matrix(np.array(rows), num_classes, str(path))
-
-
-def check_matrix(matrix: npt.NDArray[Any], num_classes: int, source: str) -> FloatArray:
-    """Check a transition matrix (K,K) and scale away the rounding of its rows.
-
-    Raises:
-        UserError: wrong shape; negative or not finite; a row whose sum is off by more than 1e-4.
-    """
-    if matrix.shape != (num_classes, num_classes) or matrix.dtype.kind not in "fiu":
-        raise UserError(
-            f"{source}: got {matrix.dtype} of shape {matrix.shape}, valid: numbers of shape "
-            f"({num_classes}, {num_classes})"
-        )
-    for k, row in enumerate(matrix.astype(np.float64)):
-        if not np.isfinite(row).all() or (row < 0).any():
-            bad = row[~np.isfinite(row) | (row < 0)][0]
-            raise UserError(f"{source}: row {k} (true class {k}): got {bad}, valid: 0 to 1")
-        if abs(row.sum() - 1) > 1e-4:
-            raise UserError(
-                f"{source}: row {k} (true class {k}): sums to {row.sum():.6g}, valid: 1"
-            )
-    return matrix / matrix.sum(axis=1, keepdims=True, dtype=np.float64)
-
-
-# --- label files --------------------------------------------------------------------------------
 
 
 class LabelFile(NamedTuple):
@@ -178,7 +105,7 @@ column that names the images; in place of `label` also `label_1`, `label_2`, …
     Raises:
         UserError: names the file, the line or index, the value and what is valid.
     """
-    path = _existing(path, LABEL_READERS, "label files")
+    path = existing(path, LABEL_READERS, "label files")
     table = LABEL_READERS[path.suffix.lower()](path, images)
     numbered = read_description(path) is not None  # `write_labels` writes numbers
     names = () if numbered else class_names
@@ -357,9 +284,13 @@ def _labels_if_known(
 
 
 def integers_below(
-    limit: int, values: Any, source: str, place: _Place, what: str = "label"
+    limit: int, values: Any, source: str, place: Callable[[int], str], what: str = "label"
 ) -> IntArray:
-    """Integers in 0..limit-1 from an array or a tensor (N,)."""
+    """Integers in 0..limit-1 from an array or a tensor (N,).
+
+    Args:
+        place: where in its file a position of the array is.
+    """
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError):  # a ragged list, a tensor that numpy cannot hold
@@ -407,136 +338,6 @@ def _whole_numbers(table: Table, column: str) -> list[int]:
     return numbers
 
 
-class _Indices(Sequence[str]):
-    """Where elements of an array are in it: `index 3`."""
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, i: Any) -> Any:
-        return at_index(i)
-
-
-def _arrays(path: Path, content: Any) -> Table:
-    """Arrays by name, or one array of labels; text as lists of strings."""
-    columns = content if isinstance(content, dict) else {"label": content}
-    read: dict[str, Any] = {}
-    for name, value in columns.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "US" and value.ndim == 1:
-            value = value.tolist()
-        elif isinstance(value, list | tuple):
-            plain = all(type(each) is int for each in value)
-            value = np.array(value, object) if plain else list(value)
-        read[str(name)] = value
-    return Table(path, read, _Indices())
-
-
-def _read_numpy(path: Path, images: ImageNames | None) -> Table:
-    return _arrays(path, _load_numpy(path))
-
-
-def _read_torch(path: Path, images: ImageNames | None) -> Table:
-    # what CIFAR-N's files hold, which numpy 1 wrote: the constructor has another name in numpy 2
-    reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    allowed: list[Any] = [
-        reconstruct,
-        (reconstruct, "numpy.core.multiarray._reconstruct"),
-        np.ndarray,
-        np.dtype,
-        np.dtypes.Int64DType,
-        _codecs.encode,
-    ]
-    try:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on other protocols of pickle: read, or refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged pickle can raise anything
-        raise UserError(
-            f"{path}: damaged, or holds more than tensors, lists and int64 arrays; other objects "
-            "are not loaded, because they could run code"
-        ) from None
-    if isinstance(content, dict) and content and all(isinstance(v, int) for v in content.values()):
-        labels = list(content.values())
-        return Table(path, {"path": list(content), "label": np.array(labels, object)}, _Indices())
-    if isinstance(content, dict):
-        content = {str(name): _plain(value) for name, value in content.items()}
-    return _arrays(path, _plain(content))
-
-
-def _plain(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value
-
-
-def _read_table(path: Path, images: ImageNames | None) -> Table:
-    return read_table(path, lambda cell: _names_image(cell, images))
-
-
-def _names_image(cell: str, images: ImageNames | None) -> bool:
-    looks_so = Path(cell).suffix.lower() in image_suffixes()
-    return looks_so or (
-        images is not None and whole_number(cell) is None and bool(images.find(cell))
-    )
-
-
-def _read_text(path: Path, images: ImageNames | None) -> Table:
-    lines = [line.strip() for line in text_lines(path)]
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines:
-        raise UserError(f"{path}: holds no numbers")
-    rows = [f"line {i + 1}" for i in range(len(lines))]
-    parts = [re.split(r"[\t,;|]\s*|\s+(?=\S+$)", line) for line in lines]
-    if all(len(part) == 2 and _names_image(part[0], images) for part in parts):
-        columns = dict(zip(("path", "label"), map(list, zip(*parts, strict=True)), strict=True))
-        return Table(path, columns, rows)
-    return Table(path, {"label": lines}, rows)
-
-
-LABEL_READERS: dict[str, Callable[[Path, ImageNames | None], Table]] = {
-    ".npy": _read_numpy,
-    ".npz": _read_numpy,
-    ".pt": _read_torch,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".parquet": _read_table,
-    ".txt": _read_text,
-}
-
-
-def _existing(path: str | Path, suffixes: Sequence[str] | Mapping[str, Any], what: str) -> Path:
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path}: got suffix {path.suffix!r}, {what} end in {', '.join(suffixes)}")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    return path
-
-
-def _load_numpy(path: Path) -> Any:
-    """An array, or a dict of arrays; never a pickled object."""
-    try:
-        content = np.load(path, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            return content
-        with content:
-            return dict(content)
-    except Exception as error:  # a damaged file can raise anything
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: not readable as numpy arrays: {first}") from None
-
-
-def text_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8.
-
-    Raises:
-        UserError: it is not one, or not there.
-    """
-    try:
-        return path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as text: {error}") from None
-
-
 def write_labels(
     path: str | Path,
     labels: IntArray,
@@ -577,7 +378,7 @@ def write_labels(
         path.parent.mkdir(parents=True, exist_ok=True)
         write = LABEL_WRITERS[path.suffix]
         write_atomically(path, lambda file: write(file, labels, clean, paths))
-        write_atomically(_description(path), lambda file: file.write(text.encode()))
+        write_text(_description(path), text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

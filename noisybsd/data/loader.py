@@ -2,7 +2,7 @@
 
 The order is a function of (seed, epoch, rank) alone, so that a run resumes at any batch without
 replaying the ones before it, and both loaders give the same batches. Images that fit stay on the
-device as uint8; the others are decoded by worker processes while the device computes.
+device as uint8 (residence.py); the others are decoded by worker processes while the device computes.
 
 Dimensions: N samples, B batch, C channels, H×W pixels.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import math
 import multiprocessing
 import os
 import signal
@@ -20,9 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.images import ImageError, ImageFiles, note_skipped
+from noisybsd.data.residence import is_resident, moved
 from noisybsd.errors import UserError
 from noisybsd.processes import end_with_main_process
 
@@ -165,10 +163,10 @@ class ResidentLoader(Loader):
         world_size: int = 1,
     ):
         super().__init__(order, batch_size, device)
-        self.images = _moved(images, self.device)
+        self.images = moved(images, self.device)
         self.world_size = world_size
         self.unreadable = dict(unreadable or {})
-        _note_skipped(self.skipped, self.unreadable.values())
+        note_skipped(self.skipped, self.unreadable.values())
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = self._readable(self.order(epoch)).to(self.device)
@@ -309,7 +307,7 @@ class StreamingLoader(Loader):
             raise batch
         self._next_number += 1
         index, images, errors = batch
-        _note_skipped(self.skipped, errors)
+        note_skipped(self.skipped, errors)
         return index, images
 
 
@@ -432,81 +430,11 @@ def _is_lost_worker(error: Exception) -> bool:
     return (lost or "DataLoader worker (pid" in str(error)) and not raised_inside
 
 
-def _note_skipped(skipped: list[str], errors: Iterable[ImageError]) -> None:
-    """Add `file: reason` to `skipped`, and to the log, for each that is not there yet."""
-    for error in errors:
-        if str(error) not in skipped:
-            skipped.append(str(error))
-            log.warning("skipped an unreadable image: %s", error)
-
-
 def _no_replacement(error: ImageError) -> UserError:
     return UserError(
         f"data.on_error=skip: no readable image can take the place of {error}; put it right, or lower "
         "batch_size"
     )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a CUDA device, or in host memory (within the container's limit)."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, StopIteration):  # Linux: counts what caches would give back
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = (
-            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
-        )
-    with contextlib.suppress(OSError, ValueError):  # cgroup v2; its text is "max" without a limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
-    return free
-
-
-def _is_resident(
-    images: ImageFiles | Tensor, device: torch.device, storage: str, world_size: int, what: str
-) -> bool:
-    """Whether images stay on the device: as asked, or if they take at most half of free memory."""
-    size = images.nbytes if isinstance(images, Tensor) else math.prod(images.shape)
-    needs = {device: size // world_size}
-    if isinstance(images, ImageFiles):
-        needs[torch.device("cpu")] = size  # decoded there, by all processes of this machine
-    elif device.type == "cpu":
-        needs = {}  # they are there already
-    free = {place: free_memory(place) for place in needs}
-    fits = all(2 * needs[place] <= free[place] for place in needs)
-    resident = fits if storage == "auto" else storage == "resident"
-    log.info(
-        "%s images: %d of %s, %.3g GB, %s (data.storage=%s%s)",
-        what,
-        len(images),
-        "×".join(map(str, images.shape[1:])),
-        size / 1e9,
-        f"resident on {device}" if resident else "streamed",
-        storage,
-        "".join(f"; free on {place}: {amount / 1e9:.1f} GB" for place, amount in free.items()),
-    )
-    return resident
-
-
-def _moved(images: Tensor, device: torch.device) -> Tensor:
-    """The images on `device`.
-
-    Raises:
-        UserError: the device has no room for them.
-    """
-    try:
-        return images.to(device)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"data.storage: no room on {device} for {len(images)} images of "
-            f"{'×'.join(map(str, images.shape[1:]))}, {images.nbytes / 1e9:.3g} GB; "
-            f"{free_memory(device) / 1e9:.3g} GB are free there. Use data.storage=stream or a smaller "
-            "data.size, or end what else runs on this GPU (nvidia-smi shows it)"
-        ) from None
 
 
 def build_loader(
@@ -539,7 +467,7 @@ def build_loader(
     labels = split.labels if balanced is not None else None
     shard: dict[str, Any] = {"rank": rank, "world_size": world_size}
     order = partial(epoch_order, len(images), seed, **shard, labels=labels, balanced=balanced)
-    if not _is_resident(images, device, storage, world_size, "training"):
+    if not is_resident(images, device, storage, world_size, "training"):
         return StreamingLoader(images, order, batch_size, device, workers, on_error)
     unreadable: dict[int, ImageError] = {}
     if isinstance(images, ImageFiles):
@@ -548,44 +476,6 @@ def build_loader(
     else:
         images = images[rank::world_size]
     return ResidentLoader(images, order, batch_size, device, unreadable, world_size)
-
-
-def keep_resident(
-    split: Split,
-    device: torch.device | str,
-    storage: str = "auto",
-    on_error: str = "stop",
-    what: str = "evaluation",
-) -> Split:
-    """Put a split that is read many times, as the test split, on the device if it fits there.
-
-    Args:
-        what: which images these are, for the log.
-
-    Returns:
-        The split with images (N,C,H,W) uint8 on the device and, with on_error="skip", without the
-        unreadable ones, which `skipped` names; or the split as it is, to be decoded by
-        `eval_batches` in every pass.
-    """
-    device = torch.device(device)
-    if not _is_resident(split.inputs, device, storage, 1, what):
-        return split
-    if split.embeddings is not None:
-        return replace(split, embeddings=_moved(split.embeddings, device))
-    if isinstance(split.images, Tensor):
-        return replace(split, images=_moved(split.images, device))
-    images, unreadable = split.images.load_all(on_error)
-    _note_skipped(split.skipped, unreadable.values())
-    kept = np.setdiff1d(np.arange(len(images)), list(unreadable))
-    if unreadable:
-        images = images[torch.from_numpy(kept)]
-    return replace(
-        split,
-        images=_moved(images, device),
-        labels=split.labels[kept],
-        clean_labels=None if split.clean_labels is None else split.clean_labels[kept],
-        paths=None if split.paths is None else [split.paths[i] for i in kept],
-    )
 
 
 def eval_batches(
@@ -638,7 +528,7 @@ def _decoded(
         elif on_error == "stop":
             raise result.stopping()
         else:
-            _note_skipped(skipped, [result])
+            note_skipped(skipped, [result])
         if images and (len(images) == batch_size or i == len(files) - 1):
             yield torch.stack(images), labels[kept]
             images, kept = [], []

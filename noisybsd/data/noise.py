@@ -23,14 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from noisybsd.data.cards import card_names, load_card
-from noisybsd.data.label_files import (
-    FloatArray,
-    IntArray,
-    at_index,
-    check_matrix,
-    integers_below,
-    labels_sha256,
-)
+from noisybsd.data.label_files import IntArray, integers_below, labels_sha256
+from noisybsd.data.transition import FloatArray, check_matrix
 from noisybsd.errors import UserError, did_you_mean
 
 # --- transition matrices: (rate, num_classes, what else they need) -> (K,K) ---------------------
@@ -354,7 +348,7 @@ def inject(
         raise UserError(f"noise.name={name}: got {num_classes} class, valid: 2 classes or more")
     if matrix is not None and name != "matrix":
         raise UserError(f"noise.file: goes with noise.name=matrix only, got noise.name={name}")
-    true = integers_below(num_classes, labels, "labels", at_index)
+    true = integers_below(num_classes, labels, "labels", "index {}".format)
     model = NOISE_MODELS[name]
     facts = {
         "class_map": class_map,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,20 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import check_fits_card, read_splits, with_labels
 from noisybsd.data.fingerprint import images_sha256
 from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.labelling import with_labels
 from noisybsd.data.names import UNKNOWN, as_text, kinds
 from noisybsd.data.readers.packed import PACK
+from noisybsd.data.reading import check_fits_card, read_splits
 from noisybsd.data.splits import Split, hold_out, image_size
-from noisybsd.data.temporary import temporary_folder
+from noisybsd.data.temporary import new_folder
 from noisybsd.errors import UserError, shown
 
 LISTED = 20  # unreadable images named by `check`
-
-
-def decoded(images: ImageFiles, name: str) -> Iterator[Any]:
-    """Every image or what is wrong with it, with a progress display in a terminal."""
-    console = Console(stderr=True)
-    yield from track(
-        images.decode_many(range(len(images))),
-        f"decoding {name} images",
-        total=len(images),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def pack(config: Config, out: Path | None) -> int:
@@ -74,7 +60,7 @@ def pack(config: Config, out: Path | None) -> int:
     }
     try:
         _refuse_without_room(out, splits)
-        with temporary_folder(out.parent, "pack") as temporary:
+        with new_folder(out, "pack") as temporary:
             for name, split in splits.items():
                 about[name] = _pack_split(split, temporary, name, data.on_error, problems)
             about |= {
@@ -85,8 +71,6 @@ def pack(config: Config, out: Path | None) -> int:
                 "problems": problems,
             }
             (temporary / PACK).write_text(json.dumps(about, indent=1), "utf-8")
-            temporary.chmod(0o755)
-            temporary.rename(out)
     except (OSError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"out={out}: cannot be written: {reason}") from None
@@ -121,7 +105,7 @@ def _pack_split(
     path = folder / f"{name}_images.npy"
     with path.open("wb") as file:
         _npy_header(file, split.images.shape)
-        for i, image in enumerate(decoded(split.images, name)):
+        for i, image in enumerate(split.images.decode_all(f"{name} images")):
             if isinstance(image, ImageError):
                 if on_error == "stop":
                     raise UserError(

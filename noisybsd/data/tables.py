@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
 
-from noisybsd.errors import UserError, did_you_mean
+from noisybsd.errors import UserError, did_you_mean, first_line
 
 log = logging.getLogger("noisybsd")
 
@@ -206,8 +206,7 @@ def read_table(path: Path, names_image: Callable[[str], bool]) -> Table:
     try:
         table = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path, names_image)
     except (OSError, csv.Error, UnicodeError, pyarrow.ArrowException) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not readable as a table: {first}") from None
+        raise UserError(f"{path}: not readable as a table: {first_line(error)}") from None
     if not table.rows:
         has = ", ".join(map(str, table.columns)) or "nothing"
         raise UserError(f"{path}: has no rows, only {has}")

@@ -33,6 +33,20 @@ def temporary_folder(parent: Path, what: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def new_folder(folder: Path, what: str) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name at the end, if all went well until then.
+
+    Raises:
+        OSError: it cannot be made, or something is there already.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder.parent, what) as temporary:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+
+
+@contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder; OSError where another process holds it."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import ARRAYS, Dataset, load_dataset
+from noisybsd.data.dataset import Dataset, load_dataset
 from noisybsd.data.readers.packed import is_packed
+from noisybsd.data.reading import ARRAYS
 from noisybsd.errors import UserError
 from noisybsd.models.backbones import backbone_input, is_backbone
 

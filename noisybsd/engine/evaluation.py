@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from noisybsd.config import build_config, parse_overrides
 from noisybsd.data.cards import load_card
 from noisybsd.data.corruptions import choose, corrupted_sets, possible
 from noisybsd.data.dataset import Evaluation, load_evaluation
-from noisybsd.data.loader import keep_resident
+from noisybsd.data.progress import with_bar
+from noisybsd.data.residence import keep_resident
 from noisybsd.data.splits import Missing, Split
 from noisybsd.engine.metrics import prediction_metrics
 from noisybsd.engine.saved import is_runs_data, load_run_config, load_trainer
@@ -166,12 +165,7 @@ def evaluate_on(evaluation: Evaluation, trainer: Trainer, data: DataConfig) -> d
     sets: dict[str, dict[str, float]] = {}
     skipped: list[str] = []
     images = 0
-    for name, split in track(
-        evaluation.sets,
-        f"evaluating on {evaluation.name}",
-        console=(console := Console(stderr=True)),
-        disable=not console.is_terminal,
-    ):
+    for name, split in with_bar(evaluation.sets, f"evaluating on {evaluation.name}"):
         sets[name], count = _measure(split, trainer, data)
         images += count
         skipped += [file for file in split.skipped if file not in skipped]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from noisybsd.engine.classifier import Classifier
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, first_line
 from noisybsd.files import write_atomically
 
 
@@ -133,10 +133,10 @@ def _expressing(kind: str, classifier: Classifier) -> Iterator[None]:
         first: BaseException = error
         while first.__cause__ is not None:  # the outermost one says which step it was
             first = first.__cause__
-        reason = (str(first).strip() or type(first).__name__).splitlines()[0]
+        reason = first_line(first)[:300]
         name = classifier.about.get("network", {}).get("name", "?")
         raise UserError(
-            f"format={kind}: cannot express network.name={name}: {reason[:300]}; another format may, or use "
+            f"format={kind}: cannot express network.name={name}: {reason}; another format may, or use "
             "noisybsd.load in Python"
         ) from error
     finally:

@@ -17,9 +17,9 @@ from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset
 from noisybsd.data.features import FeatureStore, image_keys
 from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.progress import with_progress
 from noisybsd.data.splits import Split
 from noisybsd.data.views import Views
-from noisybsd.engine.progress import with_progress
 from noisybsd.errors import UserError
 from noisybsd.files import user_path
 from noisybsd.models.backbones import is_backbone

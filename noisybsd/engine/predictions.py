@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from noisybsd.data.images import ImageError
 from noisybsd.data.names import as_text
-from noisybsd.engine.progress import with_progress
+from noisybsd.data.progress import with_progress
 from noisybsd.errors import UserError
 from noisybsd.files import write_atomically
 

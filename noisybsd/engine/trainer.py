@@ -24,7 +24,8 @@ from torch import Tensor
 from noisybsd import distributed
 from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset, Split
-from noisybsd.data.loader import Loader, build_loader, eval_batches, keep_resident
+from noisybsd.data.loader import Loader, build_loader, eval_batches
+from noisybsd.data.residence import keep_resident
 from noisybsd.data.views import EmbeddedViews, Views
 from noisybsd.engine.calibration import fit_temperature, temperature_of, transition
 from noisybsd.engine.frozen import FrozenBackbone, check_weights, encoder_size

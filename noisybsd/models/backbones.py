@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisybsd.errors import UserError, did_you_mean
+from noisybsd.errors import UserError, did_you_mean, first_line
 from noisybsd.files import user_path
 
 TIMM = "timm:"  # begins the name of a network of timm's
@@ -189,7 +189,7 @@ def _from_hub(name: str, options: dict[str, int]) -> nn.Module:
     except Exception as error:  # what a hub answers without a network has many types
         config = _timm_config(name)
         place = config["hf_hub_id"] or config["url"] or "an address that timm does not know"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"network.pretrained=true: the weights of timm:{name} could not be had from {place} "
             f"({reason}). Get model.safetensors from there with another machine, put the file anywhere on "

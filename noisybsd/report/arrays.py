@@ -25,14 +25,15 @@ from noisybsd.data.label_files import labels_sha256
 from noisybsd.data.names import as_text, labels_of
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError, brief
-from noisybsd.files import write_atomically
+from noisybsd.files import write_text
 from noisybsd.methods.beliefs import as_tensor, whole_number
 from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
 from noisybsd.report.checked import table_mistakes
 from noisybsd.report.estimates import estimates, mislabelled, noise_and_transition
-from noisybsd.report.findings import Findings, Floats, Ints, Pictures
+from noisybsd.report.findings import Findings, Floats, Ints
 from noisybsd.report.page import PICTURE, Run, build_page
+from noisybsd.report.pictures import Pictures
 
 SLACK = 0.01  # how far from 1 the probabilities of a sample may sum: float16 rounds
 BLOCK = 2**22  # numbers that are looked at together
@@ -127,10 +128,11 @@ def label_table(
         raise UserError(f"paths: got {len(paths)}; valid: {n}, one for each label")
     near, votes = _neighbours(embeddings, given, len(names))
     unknown = np.full(n, np.nan, np.float32)
+    final = findings.pooled(believed, probs)
     table = findings.label_table(
         Split(torch.empty(n, 0), given, None, None if paths is None else list(map(str, paths))),
         names,
-        believed,
+        final,
         probs,
         votes,
         near,
@@ -157,8 +159,8 @@ def label_table(
         "noisybsd": __version__,
     }
     arrays: dict[str, npt.NDArray[Any]] = {
-        "belief": believed,
-        "network": probs,
+        "belief": final,  # as both, for which `pooled` gives it back
+        "network": final,
         "neighbours": votes,
         "labels": given,
         "test": np.empty((0, len(names)), np.float32),
@@ -220,7 +222,7 @@ def write_report(
     whole_number(top, "top", 1)
     found = Findings(table, {"labels": table["given"].to_numpy()}, about)
     page = build_page(Run(found, [], _pictures(images, table), []), said, None, top)
-    write_atomically(Path(path), lambda file: file.write(page.encode("utf-8", "backslashreplace")))
+    write_text(Path(path), page)
 
 
 def summary_of(table: pyarrow.Table) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -28,8 +28,10 @@ from noisybsd.data.images import ImageFiles
 from noisybsd.data.loader import ResidentLoader
 from noisybsd.data.splits import Split
 from noisybsd.engine.trainer import Trainer
+from noisybsd.errors import first_line
 from noisybsd.models.bank import FeatureBank, vote
-from noisybsd.report.findings import FORMAT, Findings, Floats, Ints, Pictures, label_table
+from noisybsd.report.findings import FORMAT, Findings, Floats, Ints, label_table, pooled
+from noisybsd.report.pictures import Pictures
 
 log = logging.getLogger("noisybsd")
 
@@ -50,7 +52,7 @@ def record(trainer: Trainer, directory: Path | None) -> None:
     except Exception as error:
         log.warning(
             "labels.parquet is not written: %s\nto do it later: python -m noisybsd.report run=%s",
-            (str(error).strip() or type(error).__name__).splitlines()[0],
+            first_line(error),
             directory,
         )
 
@@ -93,7 +95,8 @@ def collect(trainer: Trainer, directory: Path | None) -> Findings:
         label_table(
             samples,
             dataset.class_names,
-            **{**scores._asdict(), "belief": belief},
+            pooled(belief, scores.network),
+            **{name: part for name, part in scores._asdict().items() if name != "belief"},
             identical_to=identical_to,
             in_test=in_test,
             held_out=order >= len(dataset.train),
@@ -197,9 +200,6 @@ def _nearest(
     return vote(given, found, math.inf).cpu().numpy(), index
 
 
-Hashes = list[bytes | None]  # of the pixels of images; None where one is unreadable
-
-
 def _look_at_training_images(trainer: Trainer) -> tuple[Floats, FeatureBank, Looks]:
     """Run the network on the training images without augmentation: each process its share, all get all.
 
@@ -285,8 +285,8 @@ def _look(split: Split) -> None:
             pass
 
 
-def _identical(hashes: Hashes) -> list[int | None]:
-    """For each image the first of the same pixels, if there are several."""
+def _identical(hashes: list[bytes | None]) -> list[int | None]:
+    """For each image, by the hash of its pixels, the first of the same, if there are several."""
     first: dict[bytes, int] = {}
     count = Counter(hashes)
     return [

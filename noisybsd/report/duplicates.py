@@ -18,7 +18,8 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from noisybsd.data.duplicates import counted
 from noisybsd.models.bank import FeatureBank
-from noisybsd.report.findings import Bools, Findings, Floats, Ints, Pictures
+from noisybsd.report.findings import Bools, Findings, Floats, Ints
+from noisybsd.report.pictures import Pictures
 
 CANDIDATES = 2000  # pairs of neighbours whose pixels are compared, those of the largest cosine
 NEAREST = 3  # neighbours of a thumbnail that are candidates
@@ -59,7 +60,7 @@ def find_duplicates(findings: Findings, images: Pictures | None) -> Duplicates:
     for i, other in enumerate(first):
         if other is not None:
             groups.setdefault(other, []).append(i)
-    in_test = np.array(findings.table["in_test"].to_pylist(), dtype=bool)
+    in_test = findings.table["in_test"].to_numpy()
     pairs = [] if images is None else _candidates(findings.arrays["thumbnails"], first)
     near = pairs and _alike(images, pairs)
     return Duplicates(list(groups.values()), in_test, near, len(pairs))

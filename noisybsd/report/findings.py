@@ -10,7 +10,6 @@ Dimensions: N samples, the training ones and those held out of them; K classes, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,10 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
-import torch
 
-from noisybsd.data.dataset import Dataset
-from noisybsd.data.images import ImageFiles
 from noisybsd.data.names import UNKNOWN, as_text
 from noisybsd.data.splits import Split
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, first_line
 from noisybsd.files import write_atomically
 from noisybsd.report.checked import array_mistakes, table_mistakes
 
@@ -126,10 +122,8 @@ class Findings:
             with np.load(arrays_path, allow_pickle=False) as content:
                 arrays = dict(content)
         except Exception as error:  # a damaged file can raise anything
-            first = (str(error).splitlines() or [""])[0]
-            raise _damaged(
-                table_path, f"it or {arrays_path.name} is not readable: {first}"
-            ) from None
+            either = f"it or {arrays_path.name} is not readable"
+            raise _damaged(table_path, f"{either}: {first_line(error)}") from None
         if isinstance(about, dict) and about.get("format") != FORMAT:
             return None
         for mistake in table_mistakes(table, about):
@@ -158,7 +152,7 @@ def _damaged(path: Path, mistake: str) -> UserError:
 def label_table(
     train: Split,
     class_names: tuple[str, ...],
-    belief: Floats,
+    final_belief: Floats,
     network: Floats,
     votes: Floats,
     neighbours: list[list[int]],
@@ -197,7 +191,7 @@ def label_table(
     | clean, clean_name, given_right, suggested_right | where the right label is known |
 
     Args:
-        belief: (N,K), of training; rows sum to one.
+        final_belief: (N,K), see `pooled`; rows sum to one.
         network: (N,K), the final network's probabilities; rows of NaN where it could not look.
         votes: (N,K) shares of the neighbours' given labels, zeros without neighbours.
         neighbours: N lists of indices.
@@ -205,9 +199,8 @@ def label_table(
         identical_to, in_test, held_out: (N,) each; default: none, no, no.
     """
     labels, rows = train.labels, np.arange(len(train))
-    belief = pooled(belief, network)
-    suggested = belief.argmax(axis=1)
-    given_prob, final_prob = belief[rows, labels], network[rows, labels]
+    suggested = final_belief.argmax(axis=1)
+    given_prob, final_prob = final_belief[rows, labels], network[rows, labels]
     # ties, such as samples never visited, are broken by the last prediction during training
     held_out = np.zeros(len(train), bool) if held_out is None else held_out
     unknown = (visits == 0) & ~(held_out & np.isfinite(final_prob))
@@ -218,7 +211,7 @@ def label_table(
     order = np.lexsort((place, unknown))
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
-    positive = np.where(belief > 0, belief, 1).astype(np.float64)
+    positive = np.where(final_belief > 0, final_belief, 1).astype(np.float64)
     entropy = (positive * np.log(1 / positive)).sum(axis=1)
     alone = votes.sum(axis=1) == 0
     paths = None if train.paths is None else [as_text(path) for path in train.paths]
@@ -239,7 +232,7 @@ def label_table(
         "suggested": suggested,
         "suggested_name": names(suggested),
         "given_prob": numbers(given_prob, unknown),
-        "suggested_prob": numbers(belief.max(axis=1), unknown),
+        "suggested_prob": numbers(final_belief.max(axis=1), unknown),
         "entropy": numbers(entropy.astype(np.float32), unknown),
         "strength": (
             pyarrow.nulls(len(train), pyarrow.float32()) if strength is None else numbers(strength)
@@ -283,56 +276,3 @@ def pooled(belief: Floats, network: Floats) -> Floats:
     both = np.sqrt(belief) * np.sqrt(network)
     total = both.sum(axis=1, keepdims=True)
     return np.where(total > 0, both / np.where(total > 0, total, 1), belief)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The images of the N samples of a label table.
-
-    Args:
-        parts: (n,C,S,S) uint8, or as many files, of the training samples and of the held-out ones.
-        order: (N,), which of these in a row is the i-th sample; None: the i-th.
-    """
-
-    parts: Sequence[torch.Tensor | ImageFiles]
-    order: Ints | None = None
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Pictures:
-        return cls([split.images for split in dataset.judged], dataset.order)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C,S,S)."""
-        channels, height, width = self.parts[0].shape[1:]
-        return channels, height, width
-
-    def look_at(self, index: Ints, largest: int | None = None) -> list[torch.Tensor | None]:
-        """Some images, (C,S,S) uint8 each; None where a file cannot be read.
-
-        Args:
-            index: (n,), of the samples.
-            largest: pixels of a side that files are decoded to at most.
-        """
-        found: list[torch.Tensor | None] = [None] * len(index)
-        index = index if self.order is None else self.order[index]
-        start = 0
-        for part in self.parts:
-            inside = np.flatnonzero((index >= start) & (index < start + len(part)))
-            for i, picture in zip(
-                inside, _look_at(part, index[inside] - start, largest), strict=True
-            ):
-                found[i] = picture
-            start += len(part)
-        return found
-
-
-def _look_at(
-    images: torch.Tensor | ImageFiles, index: Ints, largest: int | None
-) -> list[torch.Tensor | None]:
-    if isinstance(images, torch.Tensor):
-        return list(images[torch.from_numpy(index)].cpu())
-    files, side = images, min(images.size, largest or images.size)
-    files = ImageFiles([files.path(i) for i in index], files.root, side, files.channels)
-    decoded = files.decode_many(range(len(files)))
-    return [image if isinstance(image, torch.Tensor) else None for image in decoded]

@@ -14,7 +14,7 @@ import torch
 from noisybsd.config import Config, read_record
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError, shown
-from noisybsd.report.findings import Findings, label_table
+from noisybsd.report.findings import Findings, label_table, pooled
 from noisybsd.runs.directory import differences
 
 
@@ -77,7 +77,7 @@ def out_of_fold(own: Findings, directory: Path, config: Config) -> tuple[Finding
     table = label_table(
         samples,
         tuple(own.about["class_names"]),
-        arrays["belief"],
+        pooled(arrays["belief"], arrays["network"]),
         arrays["network"],
         arrays["neighbours"],
         near,

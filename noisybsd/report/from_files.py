@@ -16,12 +16,13 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from noisybsd.data.find import find_images
-from noisybsd.data.label_files import LABEL_READERS, read_labels
+from noisybsd.data.label_files import read_labels
+from noisybsd.data.label_readers import LABEL_READERS
 from noisybsd.data.names import ImageNames, class_of, in_order, is_missing, match
 from noisybsd.data.tables import INDEX, SEPARATORS, Table, names_of, refuse_same
 from noisybsd.data.votes import votes_told
-from noisybsd.errors import UserError, brief, did_you_mean
-from noisybsd.files import user_path, write_json
+from noisybsd.errors import UserError, brief, did_you_mean, first_line
+from noisybsd.files import naming, user_path, write_json
 from noisybsd.report.arrays import SLACK, label_table, summary_of, write_report
 from noisybsd.report.findings import Floats, Ints, write_table
 from noisybsd.report.write import as_json
@@ -79,10 +80,8 @@ def report_of_files(settings: dict[str, str], top: int) -> tuple[Path, dict[str,
         class_names=given.class_names,
         paths=given.paths,
     )
-    try:
+    with naming(f"out={out}: cannot be made"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out}: cannot be made: {error.strerror}") from None
     pictures = images if given.paths is not None else None
     _, said = summary_of(table)
     write_report(table, out / "report.html", pictures, top=top)
@@ -197,8 +196,7 @@ def _read_columns(path: Path) -> tuple[pyarrow.Table, bool]:
         parse = pyarrow.csv.ParseOptions(delimiter=separator)
         return pyarrow.csv.read_csv(path, read, parse), has_header
     except (OSError, UnicodeError, pyarrow.ArrowException) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"probs={path}: not readable as a table: {first}") from None
+        raise UserError(f"probs={path}: not readable as a table: {first_line(error)}") from None
 
 
 def _are_probabilities(cells: list[str]) -> bool:

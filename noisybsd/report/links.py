@@ -9,7 +9,7 @@ from pathlib import Path
 from noisybsd.data.find import is_system
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.splits import Split
-from noisybsd.data.temporary import temporary_folder
+from noisybsd.data.temporary import new_folder
 from noisybsd.errors import UserError, brief
 from noisybsd.files import naming
 
@@ -36,16 +36,10 @@ def link_classes(
     for name in class_names:
         if not name or "/" in name or is_system(name):
             raise UserError(f"{what}: class {brief(name)} can be no folder's name; use out=FILE")
-    with naming(f"{what}: cannot be written"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(folder.parent, "links") as temporary:
-            made = [
-                _link(temporary / name, root, split, class_names) for name, split in splits.items()
-            ]
-            if not any(made):
-                raise UserError(f"{what}: no image file of the dataset is in {root}; use out=FILE")
-            temporary.chmod(0o755)
-            temporary.rename(folder)
+    with naming(f"{what}: cannot be written"), new_folder(folder, "links") as temporary:
+        made = [_link(temporary / name, root, split, class_names) for name, split in splits.items()]
+        if not any(made):
+            raise UserError(f"{what}: no image file of the dataset is in {root}; use out=FILE")
 
 
 def _link(folder: Path, root: Path, split: Split, class_names: Sequence[str]) -> int:

@@ -21,7 +21,8 @@ from markupsafe import Markup
 from noisybsd.data.names import UNKNOWN
 from noisybsd.report.duplicates import Duplicates, differ, summary, told
 from noisybsd.report.estimates import caution, origin
-from noisybsd.report.findings import Findings, Ints, Pictures
+from noisybsd.report.findings import Findings, Ints
+from noisybsd.report.pictures import Pictures
 from noisybsd.report.plots import (
     GIVEN,
     MUTED,

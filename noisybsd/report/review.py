@@ -18,14 +18,10 @@ import numpy as np
 
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
-from noisybsd.data.dataset import (
-    read_splits,
-    real_rate,
-    with_labels,
-    with_noise,
-)
 from noisybsd.data.label_files import write_labels
+from noisybsd.data.labelling import real_rate, with_labels, with_noise
 from noisybsd.data.names import as_text
+from noisybsd.data.reading import read_splits
 from noisybsd.data.splits import Split
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config

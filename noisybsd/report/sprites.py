@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from noisybsd.report.findings import Ints, Pictures
+from noisybsd.report.findings import Ints
+from noisybsd.report.pictures import Pictures
 
 SHEET = 16  # columns and rows
 

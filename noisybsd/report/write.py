@@ -20,13 +20,15 @@ from noisybsd.data.splits import Split, image_size
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.errors import UserError
-from noisybsd.files import kind_of, write_atomically, write_json
+from noisybsd.files import kind_of, write_json, write_text
 from noisybsd.report.collect import collect
 from noisybsd.report.duplicates import find_duplicates, summary
-from noisybsd.report.estimates import detection_metrics, estimates
-from noisybsd.report.findings import Findings, Pictures
+from noisybsd.report.estimates import estimates
+from noisybsd.report.findings import Findings
 from noisybsd.report.folds import out_of_fold
 from noisybsd.report.page import Run, build_page
+from noisybsd.report.pictures import Pictures
+from noisybsd.report.rankings import detection_metrics
 from noisybsd.runs.directory import FOLDS, no_checkpoint
 from noisybsd.runs.records import read_history
 
@@ -136,9 +138,7 @@ def report(directory: Path, overrides: list[str], top: int = 2000) -> dict[str, 
     said, detection = estimates(run.findings), detection_metrics(run.findings)
     duplicates = find_duplicates(run.findings, run.images)
     page = build_page(run, said, detection, top, duplicates)
-    write_atomically(
-        directory / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace"))
-    )
+    write_text(directory / "report.html", page)
     metrics = {
         "about": {k: v for k, v in run.findings.about.items() if k != "class_names"},
         "estimates": as_json(said),

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from noisybsd.config import Config, read_record, refuse_earlier, save_config
 from noisybsd.errors import UserError, shown
 from noisybsd.files import (
+    identity,
     is_temporary,
     kind_of,
     naming,
@@ -91,18 +92,12 @@ class RunDirectory:
             UserError: the directory was removed, or another one is in its place.
         """
         with naming(f"run.dir={self.path}: cannot be written"):
-            there = _identity(self.path)
+            there = identity(self.path)
         if there != self.identity:
             raise UserError(
                 f"run.dir={self.path}: is another directory than when this run started; its files are "
                 "where that one went"
             )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """What a directory keeps when it is renamed, and what no other has."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def open_run(config: Config) -> RunDirectory:
@@ -220,7 +215,7 @@ def _claim(
     refuse_foreign(path, f"run.dir={path}")
     lock = lock_run(path)
     with naming(f"run.dir={path}: cannot be a run directory"):
-        run = RunDirectory(path, None, lock, _identity(path))
+        run = RunDirectory(path, None, lock, identity(path))
     record = path / "config.yaml"
     recorded = read_record(record) if _is_there(record) else None
     if recorded is not None and has_begun(path):

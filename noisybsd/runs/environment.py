@@ -15,7 +15,7 @@ import torch
 import noisybsd
 from noisybsd import distributed
 from noisybsd.config import Config
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, first_line
 from noisybsd.files import PACKAGE
 
 log = logging.getLogger("noisybsd")
@@ -70,7 +70,7 @@ def _try_out(device: torch.device) -> None:
     try:
         (torch.ones(1, device=device) + 1).item()
     except RuntimeError as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        reason = first_line(error)
         raise UserError(
             f"device={device.type}: the GPU refuses to work ({reason}). nvidia-smi shows whether other "
             "processes fill it or hold it for themselves: end them, choose another GPU with "

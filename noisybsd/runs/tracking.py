@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from noisybsd.config import Config
-from noisybsd.errors import shown
+from noisybsd.errors import first_line, shown
 from noisybsd.files import open_file
 from noisybsd.settings import TrackingConfig
 
@@ -289,7 +289,7 @@ class _Wandb:
         try:
             self._init("online", history)
         except Exception as error:
-            log.warning("W&B cannot be used online: %s", _first_line(error))
+            log.warning("W&B cannot be used online: %s", first_line(error)[:300])
             import wandb
 
             wandb.teardown()  # its service still holds the run's id
@@ -356,16 +356,12 @@ class _Wandb:
             call()
         except Exception as error:  # whatever W&B raises must not end a training run
             self._run = None
-            log.warning("W&B is off from here on: %s", _first_line(error))
+            log.warning("W&B is off from here on: %s", first_line(error)[:300])
 
 
 def _folder(run: Any) -> Path:
     """Where a W&B run is on disk."""
     return Path(run.dir).parent
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0][:300]
 
 
 def wandb_mode(tracking: TrackingConfig) -> tuple[str, str | None]:

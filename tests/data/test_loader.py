@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from noisybsd.data import loader as loader_module
+from noisybsd.data import residence
 from noisybsd.data.dataset import Split
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.loader import (
@@ -30,8 +31,8 @@ from noisybsd.data.loader import (
     candidates,
     epoch_order,
     eval_batches,
-    keep_resident,
 )
+from noisybsd.data.residence import free_memory, keep_resident
 from noisybsd.errors import UserError
 
 SIZE = 8
@@ -451,7 +452,7 @@ def test_storage_is_chosen_by_size_and_logged(
     caplog.set_level(logging.INFO, logger="noisybsd")
     size = 50 * 3 * SIZE * SIZE
     for free, kind in [(2 * size, ResidentLoader), (2 * size - 1, StreamingLoader)]:
-        monkeypatch.setattr(loader_module, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(residence, "free_memory", lambda device, free=free: free)
         assert type(build_loader(split, 8, 0, "cpu")) is kind
         assert type(build_loader(split, 8, 0, "cpu", storage="resident")) is ResidentLoader
         assert type(build_loader(split, 8, 0, "cpu", storage="stream")) is StreamingLoader
@@ -468,7 +469,7 @@ def test_no_room_for_the_images_is_a_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.60 GiB.")
 
     monkeypatch.setattr(torch.Tensor, "to", full)
-    monkeypatch.setattr(loader_module, "free_memory", lambda device: 5e6)
+    monkeypatch.setattr(residence, "free_memory", lambda device: 5e6)
     arguments = (split, 8, 0, "cpu") if put is build_loader else (split, "cpu")
     with pytest.raises(
         UserError, match=r"no room on cpu for 50 images of 3×8×8, 9.6e-06 GB; 0.005 GB"
@@ -479,7 +480,7 @@ def test_no_room_for_the_images_is_a_sentence(
 
 def test_free_memory_is_plausible() -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < loader_module.free_memory(torch.device("cpu")) <= total
+    assert 0 < free_memory(torch.device("cpu")) <= total
 
 
 # evaluation

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from noisybsd.data import loader
+from noisybsd.data import residence
 from noisybsd.data.dataset import Dataset
 from noisybsd.data.splits import Split
 from noisybsd.engine import trainer
@@ -44,7 +44,7 @@ def fake_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
     mode = FakeTensorMode()
     # what asks for a GPU's driver, what reads the GPU before a run or an epoch, which it may, and what
     # fake tensors do in another way
-    patch.setattr(loader, "free_memory", lambda device: 2**40)
+    patch.setattr(residence, "free_memory", lambda device: 2**40)
     patch.setattr(trainer, "seed_generators", lambda seed, device: None)
     patch.setattr(bsd, "class_shares", _equal_shares)
     patch.setattr(TwinContrastive, "start_epoch", _start_epoch_without_a_fit)

@@ -16,7 +16,7 @@ from PIL import Image
 from noisybsd.data.splits import Split
 from noisybsd.engine.saved import load_run_config, load_trainer
 from noisybsd.engine.trainer import Trainer
-from noisybsd.report.findings import FORMAT, Findings, label_table
+from noisybsd.report.findings import FORMAT, Findings, label_table, pooled
 from noisybsd.train import main as train
 
 DIGITS = (
@@ -127,7 +127,7 @@ def findings(
     table = label_table(
         train,
         names,
-        belief,
+        pooled(belief, network),
         network,
         votes,
         neighbours or [[] for _ in rows],

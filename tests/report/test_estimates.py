@@ -17,13 +17,15 @@ from noisybsd.report.estimates import (
     agreement,
     caution,
     confident_joint,
-    confident_learning,
-    detection_metrics,
     estimates,
     noise_rate,
+    transition,
+)
+from noisybsd.report.rankings import (
+    confident_learning,
+    detection_metrics,
     precision_at,
     suspicions,
-    transition,
 )
 
 RANDOM = np.random.default_rng(0)

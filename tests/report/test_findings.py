@@ -18,7 +18,8 @@ from numpy.testing import assert_allclose
 
 from noisybsd.engine.trainer import Trainer
 from noisybsd.report.collect import collect, log_to_wandb, record
-from noisybsd.report.findings import Findings, Pictures, pooled
+from noisybsd.report.findings import Findings, pooled
+from noisybsd.report.pictures import Pictures
 
 
 @pytest.fixture(scope="module")

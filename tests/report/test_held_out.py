@@ -15,7 +15,8 @@ from noisybsd.data.__main__ import main as data
 from noisybsd.data.dataset import load_dataset
 from noisybsd.data.splits import Split
 from noisybsd.report.estimates import estimates
-from noisybsd.report.findings import Findings, Pictures, label_table
+from noisybsd.report.findings import Findings, label_table
+from noisybsd.report.pictures import Pictures
 from noisybsd.report.write import load_run, report
 
 

@@ -26,10 +26,12 @@ from PIL import Image
 from noisybsd.data.__main__ import main as data
 from noisybsd.data.images import ImageFiles
 from noisybsd.report.__main__ import main
-from noisybsd.report.estimates import detection_metrics, estimates
-from noisybsd.report.findings import FORMAT, Findings, Pictures
+from noisybsd.report.estimates import estimates
+from noisybsd.report.findings import FORMAT, Findings
 from noisybsd.report.page import Run, build_page
+from noisybsd.report.pictures import Pictures
 from noisybsd.report.plots import curves_plot, reliability_plot, transition_plot
+from noisybsd.report.rankings import detection_metrics
 from noisybsd.report.sprites import SHEET, Sheets, sprite_sheets
 from noisybsd.report.write import load_run, report
 

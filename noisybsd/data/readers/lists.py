@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from noisybsd.data.cards import Card
 from noisybsd.data.find import find_images
-from noisybsd.data.label_files import text_lines
+from noisybsd.data.label_readers import text_lines
 from noisybsd.data.names import as_text
 from noisybsd.data.splits import Read, Split, file_split, need, refuse_repeated
 from noisybsd.errors import UserError, did_you_mean

@@ -44,7 +44,7 @@ def read_manifest(card: Card, data: DataConfig) -> Read:
     table = load_manifest(data)
     paths, notices = _paths(table, data)
     splits = _splits(table)
-    is_test, unused = _test_rows(splits, table)
+    is_test, unused = _test_rows(splits)
     notices += unused
     is_train = splits == "train"
     if not is_train.any():
@@ -71,7 +71,7 @@ def read_manifest_to_test(card: Card, data: DataConfig) -> Read:
     table = load_manifest(data)
     paths, notices = _paths(table, data)
     splits = _splits(table)
-    is_test, _ = _test_rows(splits, table)
+    is_test, _ = _test_rows(splits)
     if not is_test.any():
         is_test = np.ones(len(splits), dtype=bool)
     elif not is_test.all():
@@ -229,7 +229,7 @@ def _splits(table: Table) -> np.ndarray:
     return np.array(splits)
 
 
-def _test_rows(splits: np.ndarray, table: Table) -> tuple[np.ndarray, list[str]]:
+def _test_rows(splits: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Which rows are to test (N,), and what is not used: validation images beside test images."""
     count = Counter(splits.tolist())
     if count["test"] and count["val"]:

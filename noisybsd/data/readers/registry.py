@@ -1,8 +1,8 @@
 """Readers of the folder layouts in which datasets come: a card and a root in, splits out.
 
-A reader looks at files and labels only; label sets, noise, limits and hold-outs are dataset.py's. To add
-a layout, write a reader and name it in LAYOUTS (training and test images) or EVALUATIONS (test
-images only).
+A reader looks at files and labels only; label sets and noise are labelling.py's, limits and hold-outs
+dataset.py's. To add a layout, write a reader and name it in LAYOUTS (training and test images) or
+EVALUATIONS (test images only).
 """
 
 from __future__ import annotations

@@ -8,11 +8,29 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 TOLD_EVERY = 30.0  # seconds, outside of a terminal
 
+T = TypeVar("T")
 PartT = TypeVar("PartT", bound=Sized)
+
+
+def with_bar(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """Pass the items on, with a bar in a terminal, and with nothing elsewhere.
+
+    Args:
+        total: how many there are; None: nobody knows.
+    """
+    console = Console(stderr=True)
+    return track(items, what, total=total, console=console, disable=not console.is_terminal)
 
 
 def with_progress(parts: Iterable[PartT], total: int, what: str) -> Iterator[PartT]:
