@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from noisybsd.config import build_config, read_recipe
 from noisybsd.data import dataset, noise
 from noisybsd.errors import UserError
 from noisybsd.methods.beliefs import as_tensor
+from noisybsd.settings import DataConfig
 
 if TYPE_CHECKING:
     from noisybsd.engine.classifier import Classifier
@@ -102,7 +104,8 @@ def load_dataset(name: str, root: str | Path = "data", **settings: Any) -> datas
         torch.Size([1438, 1, 8, 8])
     """
     chosen = {"name": name, "root": str(root), **settings}
-    with _arguments({"data.": ""}):
+    keys = {f"data.{key}": key for key in (*DataConfig.model_fields, *settings)}
+    with _arguments(keys):
         config = build_config({"recipe": "data"}, {"data": chosen})
         return dataset.load_dataset(config.data, config.noise, seed=0)
 
@@ -192,6 +195,6 @@ def _arguments(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except UserError as error:
         text = str(error)
-        for key, argument in names.items():
-            text = text.replace(key, argument)
+        for key, argument in names.items():  # but not what a path holds
+            text = re.sub(rf"(?<![\w./\\-]){re.escape(key)}(?![\w/\\-])", argument, text)
         raise UserError(text) from None

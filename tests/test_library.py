@@ -113,6 +113,8 @@ def test_a_dataset_by_name() -> None:
         ("digits", {"limits": 5}, "limits: unknown key (got 5); did you mean limit?"),
         ("digits", {"limit": 0}, "got 0 (valid: int or null ≥ 1"),
         ("cifar10", {"download": False, "root": "nowhere"}, "nowhere"),
+        ("cifar10", {"download": False, "root": "old/data.2020"}, "old/data.2020/cifar-10-batches-py"),
+        ("digits", {"labels": "metadata.csv"}, "labels: got 'metadata.csv'"),
     ],
 )
 def test_wrong_data_are_answered_in_python(name: str, settings: dict[str, Any], says: str) -> None:
