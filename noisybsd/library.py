@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import numbers
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import pyarrow.parquet
 from noisybsd.config import build_config, read_recipe
 from noisybsd.data import dataset, noise
 from noisybsd.errors import UserError, brief, did_you_mean
-from noisybsd.methods.beliefs import as_tensor, whole_number
+from noisybsd.methods.beliefs import as_tensor, is_number, whole_number
 from noisybsd.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def inject_noise(
         num_classes = 2  # the labels are wrong, and the answer says so
     if not isinstance(kind, str):
         raise UserError(f"kind: {did_you_mean(kind, noise.NOISE_MODELS)}")
-    if not isinstance(rate, numbers.Real):
+    if not is_number(rate):
         raise UserError(f"rate: got {brief(rate)}, valid: 0 to 1")
     seed = whole_number(seed, "seed", 0)
     if class_map is not None:

@@ -5,7 +5,6 @@ Dimensions: N training samples, K classes, B batch, V views, D embedding width.
 
 from __future__ import annotations
 
-import numbers
 from typing import Annotated, Any
 
 import torch
@@ -17,6 +16,7 @@ from noisybsd.methods.beliefs import (
     checked_index,
     checked_logits,
     checked_rows,
+    is_number,
     task_of,
     whole_number,
 )
@@ -120,7 +120,8 @@ class Method(nn.Module):
         z = logits.new_zeros(0) if z is None else z.float()
         with torch.autocast(device.type, enabled=False):
             logits = logits.float().view_as(views)
-            targets = self.rule.visit(index, logits[: self.views])
+            # a step that a GradScaler skips leaves no NaN behind; the loss still shows it
+            targets = self.rule.visit(index, logits[: self.views].nan_to_num())
             if mixup is not None and self.loss.mixup == "instead":
                 targets = mixup(targets)
             loss = self.loss(Batch(index, self.given[index], logits, z, targets, mixup))
@@ -192,7 +193,7 @@ def build(
     if temperature is None:
         temperature = ContrastiveConfig().temperature
     whole_number(embedding_dim, "embedding_dim", 1)
-    if not isinstance(temperature, numbers.Real) or not temperature > 0:
+    if not is_number(temperature) or not temperature > 0:
         raise UserError(f"temperature: got {brief(temperature)}; valid: a number above 0")
     return Method(
         name,

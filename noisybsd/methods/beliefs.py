@@ -74,7 +74,7 @@ class BSD(nn.Module):
         gather: bool = True,
     ):
         super().__init__()
-        if not isinstance(prior_strength, numbers.Real) or not 0 <= prior_strength < math.inf:
+        if not is_number(prior_strength) or not 0 <= prior_strength < math.inf:
             raise UserError(f"prior_strength: got {brief(prior_strength)}; valid: a number from 0")
         switches = {
             "align": align,
@@ -85,7 +85,7 @@ class BSD(nn.Module):
         for name, switch in switches.items():
             if not isinstance(switch, bool):
                 raise UserError(f"{name}: got {brief(switch)}; valid: True or False")
-        if not isinstance(discount, numbers.Real) or not 0 < discount <= 1:
+        if not is_number(discount) or not 0 < discount <= 1:
             raise UserError(f"discount: got {brief(discount)}; valid: a number above 0, at most 1")
         if top_k is not None:
             whole_number(top_k, "top_k", 2)
@@ -245,6 +245,11 @@ def whole_number(value: Any, argument: str, least: int) -> int:
     if number < least:
         raise UserError(f"{argument}: got {brief(value)}; valid: a whole number from {least}")
     return number
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number of Python or NumPy."""
+    return isinstance(value, numbers.Real)
 
 
 def as_tensor(values: Any, argument: str) -> Tensor:

@@ -108,6 +108,14 @@ def test_wrong_arguments_are_named(name: str, settings: dict[str, Any], says: st
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["elr", "selc", "temporal_ensembling"])
+def test_what_is_not_a_number_does_not_spoil_the_memory(name: str) -> None:
+    method = methods.build(name, [0, 1], 2, epochs=2)
+    method.start_epoch(1)
+    assert method.step(torch.arange(2), torch.full((2, 2), torch.nan)).isnan()
+    assert method.step(torch.arange(2), torch.zeros(2, 2)).isfinite()
+
+
 def test_a_step_says_what_is_missing() -> None:
     index, logits = torch.arange(2), torch.zeros(2, 2, 2)
     with pytest.raises(ValueError, match="z: got None; valid: \\(4, D\\)"):
