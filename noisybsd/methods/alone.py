@@ -5,6 +5,7 @@ Dimensions: N training samples, K classes, B batch, V views, D embedding width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -52,6 +53,9 @@ class Method(nn.Module):
             len(preset["augment"]["views"]),
             settings["embedding_dim"],
         )
+        # neighbours are searched by the caller; their weight is the method's
+        weight = float(preset["neighbours"]["weight"])
+        task = replace(task, neighbours=task.neighbours.model_copy(update={"weight": weight}))
         self.name, self.views, self.mixup = name, task.views, float(preset["augment"]["mixup"])
         self.num_classes, self.embedding_dim = num_classes, settings["embedding_dim"]
         self.rule = build_rule(preset["targets"], task, settings["options"])

@@ -116,6 +116,18 @@ def test_what_is_not_a_number_does_not_spoil_the_memory(name: str) -> None:
     assert method.step(torch.arange(2), torch.zeros(2, 2)).isfinite()
 
 
+@pytest.mark.parametrize("name", ["bsd_plus", "bsd_plus_neighbours"])
+def test_neighbours_are_evidence_where_the_method_says_so(name: str) -> None:
+    method = methods.build(name, [0, 0], 2, epochs=2)
+    votes = method.rule.ballots()
+    assert votes is not None
+    method.rule.observe_neighbours(votes.flip(1))
+    method.step(torch.arange(2), torch.zeros(2, 2, 2), torch.eye(4))
+    belief = method.mean()
+    assert belief is not None
+    assert (belief[0, 1] > 0.1) == (name == "bsd_plus_neighbours")
+
+
 def test_a_step_says_what_is_missing() -> None:
     index, logits = torch.arange(2), torch.zeros(2, 2, 2)
     with pytest.raises(ValueError, match="z: got None; valid: \\(4, D\\)"):
