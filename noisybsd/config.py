@@ -512,7 +512,8 @@ def _lines(mistakes: Iterable[Any]) -> Iterator[str]:
         else:
             known = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
             valid = f" (valid: {type_name(keys[known])})" if known in keys else ""
-            yield f"{key}: {item['msg']}, got {brief(item['input'])}{valid}"
+            says = "Input should be a list" if item["type"] == "tuple_type" else item["msg"]
+            yield f"{key}: {says}, got {brief(item['input'])}{valid}"
 
 
 def _settings(key: str, value: Any) -> Iterator[tuple[str, Any]]:
