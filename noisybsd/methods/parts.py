@@ -196,7 +196,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
             f"{targets.dtype} of shape {tuple(targets.shape)}" if tensor else type(targets).__name__
         )
         raise UserError(
-            f"targets: got {got}; valid: a tensor of probabilities of shape "
+            f"targets: got {got}; valid: probabilities of shape "
             f"{tuple(logits.shape[-2:])}. torch.nn.functional.cross_entropy takes labels"
         )
     return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
