@@ -179,6 +179,16 @@ class Config(Section):
                 f"loss={self.loss} needs two views; augment.views has {len(views)}: "
                 "use augment.views=[weak,strong]"
             )
+        if self.targets == "elr" and self.loss in (
+            "cross_entropy",
+            "label_smoothing",
+            "gce",
+            "sce",
+        ):
+            yield (
+                f"targets=elr is a memory of predictions, and loss={self.loss} learns nothing else, no "
+                "given label: use loss=elr"
+            )
         if loss.mixup == "beside" and mixup == 0:
             yield f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0"
         suits = {"never": False, "beside": True, "instead": rule.mixup == "instead"}
@@ -494,7 +504,8 @@ def _lines(mistakes: Iterable[Any], beside: Mapping[str, str]) -> Iterator[str]:
         else:
             known = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
             valid = f" (valid: {type_name(keys[known])})" if known in keys else ""
-            yield f"{key}: {item['msg']}, got {brief(item['input'])}{valid}"
+            says = "Input should be a list" if item["type"] == "tuple_type" else item["msg"]
+            yield f"{key}: {says}, got {brief(item['input'])}{valid}"
 
 
 def _settings(key: str, value: Any) -> Iterator[tuple[str, Any]]:

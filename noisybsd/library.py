@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ import pyarrow.parquet
 
 from noisybsd.config import build_config, read_recipe
 from noisybsd.data import dataset, noise
-from noisybsd.errors import UserError
-from noisybsd.methods.beliefs import as_tensor
+from noisybsd.errors import UserError, brief, did_you_mean
+from noisybsd.methods.beliefs import as_tensor, is_number, whole_number
+from noisybsd.settings import DataConfig
 
 if TYPE_CHECKING:
     from noisybsd.engine.classifier import Classifier
@@ -36,7 +38,7 @@ def inject_noise(
     num_classes: int | None = None,
     class_map: Mapping[int, int] | None = None,
     superclasses: Sequence[int] | None = None,
-    features: npt.NDArray[Any] | None = None,
+    features: Any = None,
     matrix: Any = None,
 ) -> Labels:
     """Labels with synthetic noise, (N,) int64. One seed is one set of labels, on every machine.
@@ -61,9 +63,23 @@ def inject_noise(
         array([1, 1, 1, 1, 1])
     """
     given = as_tensor(labels, "labels").cpu().numpy()
-    if num_classes is None:
-        num_classes = int(given.max(initial=0)) + 1 if given.dtype.kind in "iu" else 2
+    if num_classes is not None:
+        num_classes = whole_number(num_classes, "num_classes", 2)
+    elif given.dtype.kind in "iu" and given.min(initial=0) == 0:
+        num_classes = int(given.max(initial=0)) + 1
+    else:
+        num_classes = 2  # the labels are wrong, and the answer says so
+    if not isinstance(kind, str):
+        raise UserError(f"kind: {did_you_mean(kind, noise.NOISE_MODELS)}")
+    if not is_number(rate):
+        raise UserError(f"rate: got {brief(rate)}, valid: 0 to 1")
+    seed = whole_number(seed, "seed", 0)
+    if class_map is not None:
+        class_map = _class_map(class_map)
+    if features is not None:
+        features = _numbers(features, "features")
     names = {
+        "asymmetric class map": "class_map",
         "noise.file": "matrix",
         "noise.name": "kind",
         "noise.rate": "rate",
@@ -102,9 +118,27 @@ def load_dataset(name: str, root: str | Path = "data", **settings: Any) -> datas
         torch.Size([1438, 1, 8, 8])
     """
     chosen = {"name": name, "root": str(root), **settings}
-    with _arguments({"data.": ""}):
+    keys = {f"data.{key}": key for key in (*DataConfig.model_fields, *settings)}
+    with _arguments(keys):
         config = build_config({"recipe": "data"}, {"data": chosen})
         return dataset.load_dataset(config.data, config.noise, seed=0)
+
+
+def _class_map(given: Any) -> dict[int, int]:
+    if not isinstance(given, Mapping):
+        raise UserError(f"class_map: got {brief(given)}; valid: {{true class: noisy class}}")
+    return {
+        whole_number(true, "class_map", 0): whole_number(noisy, "class_map", 0)
+        for true, noisy in given.items()
+    }
+
+
+def _numbers(values: Any, argument: str) -> npt.NDArray[Any]:
+    """An array of real numbers from a list, an array or a tensor; an array is not copied."""
+    array = values if isinstance(values, np.ndarray) else as_tensor(values, argument).cpu().numpy()
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{argument}: got {array.dtype}; valid: numbers")
+    return array
 
 
 class Run:
@@ -192,6 +226,6 @@ def _arguments(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except UserError as error:
         text = str(error)
-        for key, argument in names.items():
-            text = text.replace(key, argument)
+        for key, argument in names.items():  # but not what a path holds
+            text = re.sub(rf"(?<![\w./\\-]){re.escape(key)}(?![\w/\\-])", argument, text)
         raise UserError(text) from None

@@ -176,6 +176,19 @@ def test_ce_ema_needs_an_average() -> None:
     assert "method=ce_ema" in line and "ema.decay=0" in line
 
 
+def test_a_list_without_brackets_is_answered_by_how_lists_are_written() -> None:
+    (line,) = mistakes("recipe=digits_sym40", "augment.views=weak,strong")
+    assert (
+        line == "augment.views: Input should be a list, got 'weak,strong' (valid: [weak|strong,…])"
+    )
+
+
+def test_elrs_memory_needs_a_loss_that_sees_labels() -> None:
+    (line,) = mistakes("recipe=digits_sym40", "method=ce", "targets=elr")
+    assert line.startswith("targets=elr is a memory of predictions, and loss=cross_entropy learns")
+    assert load_config(["recipe=digits_sym40", "targets=elr", "loss=elr"]).targets == "elr"
+
+
 def test_a_contrastive_term_needs_two_views() -> None:
     (line,) = mistakes("recipe=digits_sym40", "augment.views=[weak]")
     assert "augment.views" in line and "contrastive.name=supcon" in line

@@ -153,6 +153,7 @@ def test_where_things_are_may_differ(tiny: Tiny) -> None:
         (["run=run", "batch_size=8"], "batch_size: cannot differ"),
         (["run=run", "device=gpu"], "device: "),
         (["run=run", "corruptions=fgo"], "corruptions: got 'fgo', did you mean fog? valid: all, b"),
+        (["run=run", "corruption=fog"], "corruption: unknown key; did you mean corruptions?"),
         (["run=run", "corruptions=saturate"], "corruptions=saturate: needs colour"),
         (["run=run", "neighbours.k=500"], "k, neighbours.k: got 500; valid: 1 to 128"),
         (["run=run", "seed"], "seed"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import noisybsd
 from noisybsd.data.noise import NOISE_MODELS, inject
@@ -74,6 +75,10 @@ def test_noise_is_that_of_the_command() -> None:
     assert mapped.tolist() == np.where(labels == 0, 1, labels).tolist()
     random = noisybsd.inject_noise(labels, "instance", 0.3, features=np.eye(10)[labels])
     assert 0.1 < (random != labels).mean() < 0.5
+    tensor = torch.eye(10, dtype=torch.float64)[torch.from_numpy(labels)]
+    for features in (tensor, tensor.tolist()):
+        again = noisybsd.inject_noise(labels, "instance", 0.3, features=features)
+        assert again.tolist() == random.tolist()
     for kind in NOISE_MODELS:
         assert kind in (noisybsd.inject_noise.__doc__ or "")
 
@@ -83,12 +88,36 @@ def test_noise_is_that_of_the_command() -> None:
     [
         ({"kind": "symetric"}, "kind: got 'symetric', did you mean symmetric?"),
         ({"rate": 1.5}, "rate: got 1.5, valid: 0 to 1"),
-        ({"seed": -1}, "seed: got -1, valid"),
+        ({"rate": "0.4"}, "rate: got '0.4', valid: 0 to 1"),
+        ({"kind": ["symmetric"]}, "kind: got ['symmetric'], did you mean symmetric?"),
+        ({"seed": -1}, "seed: got -1; valid: a whole number from 0"),
+        ({"seed": None}, "seed: got None; valid: a whole number from 0"),
+        ({"seed": 1.5}, "seed: got 1.5; valid: a whole number from 0"),
+        ({"seed": 2**64}, "seed: got 18446744073709551616, valid: 0 to 2**64 - 1"),
+        ({"num_classes": "3"}, "num_classes: got '3'; valid: a whole number from 2"),
+        ({"labels": [0, -1]}, "labels: index 1: label -1 is out of range"),
         ({"labels": [0, -1, 1]}, "labels: index 1: label -1 is out of range"),
         ({"labels": [0.5]}, "labels: got float"),
         ({"labels": [0, 3], "num_classes": 2}, "label 3 is out of range, valid: 0 to 1"),
         ({"labels": [0, 0]}, "got 1 class, valid: 2 classes or more"),
         ({"kind": "asymmetric"}, "class_map: got None, but kind='asymmetric' needs class_map"),
+        (
+            {"kind": "asymmetric", "class_map": [1, 0]},
+            "class_map: got [1, 0]; valid: {true class: ",
+        ),
+        (
+            {"kind": "asymmetric", "class_map": {"0": 1}},
+            "class_map: got '0'; valid: a whole number",
+        ),
+        ({"kind": "asymmetric", "class_map": {0: 7}}, "class_map: got 0: 7, valid: 0 to 1"),
+        (
+            {"kind": "superclass_next", "superclasses": ["a", "b"]},
+            "superclasses: got shape (2,) of <U1",
+        ),
+        (
+            {"kind": "instance", "features": [["a"], ["b"]]},
+            "features: got [['a'], ['b']], which is",
+        ),
         ({"kind": "matrix", "rate": 0}, "matrix: got None, but kind='matrix' needs matrix"),
         ({"kind": "matrix", "matrix": np.eye(2)}, "rate: kind=matrix has its rates in matrix"),
         ({"kind": "matrix", "rate": 0, "matrix": np.ones((2, 2))}, "matrix: row 0"),
@@ -113,6 +142,12 @@ def test_a_dataset_by_name() -> None:
         ("digits", {"limits": 5}, "limits: unknown key (got 5); did you mean limit?"),
         ("digits", {"limit": 0}, "got 0 (valid: int or null ≥ 1"),
         ("cifar10", {"download": False, "root": "nowhere"}, "nowhere"),
+        (
+            "cifar10",
+            {"download": False, "root": "old/data.2020"},
+            "old/data.2020/cifar-10-batches-py",
+        ),
+        ("digits", {"labels": "metadata.csv"}, "labels: got 'metadata.csv'"),
     ],
 )
 def test_wrong_data_are_answered_in_python(name: str, settings: dict[str, Any], says: str) -> None:

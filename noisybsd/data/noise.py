@@ -139,12 +139,13 @@ def _to_another(rate: float, group: IntArray) -> FloatArray:
 
 
 def _groups(coarse: Sequence[int], num_classes: int) -> IntArray:
-    group = np.asarray(coarse, dtype=np.int64)
-    if group.shape != (num_classes,):
+    group = np.asarray(coarse)
+    if group.shape != (num_classes,) or group.dtype.kind not in "iu":
         raise UserError(
-            f"superclasses: got shape {group.shape}, valid: one for each of {num_classes} classes"
+            f"superclasses: got shape {group.shape} of {group.dtype}, valid: an integer for each of "
+            f"{num_classes} classes"
         )
-    return group
+    return group.astype(np.int64)
 
 
 # --- instance-dependent noise -------------------------------------------------------------------

@@ -91,8 +91,8 @@ class Views(nn.Module):
         flip: "random", or "alternating": the caller says which images the weak view mirrors.
 
     Raises:
-        UserError: for an unknown `name`, for `mean` and `std` that are no pair, or for alternating
-            flips of views that never mirror.
+        UserError: for an unknown `name` or `flip`, for `mean` and `std` that are no pair, or for
+            alternating flips of views that never mirror.
 
     Example:
         >>> views = Views("cifar", 32, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
@@ -115,6 +115,8 @@ class Views(nn.Module):
         super().__init__()
         if name not in VIEWS:
             raise UserError(f"name: {did_you_mean(name, VIEWS)}")
+        if flip not in ("random", "alternating"):
+            raise UserError(f"flip: {did_you_mean(flip, ('random', 'alternating'))}")
         if len(mean) != len(std) or min(std) <= 0:
             raise UserError(
                 f"mean, std: {list(mean)}, {list(std)}; need one value a channel in each, "
@@ -157,7 +159,12 @@ class Views(nn.Module):
         Args:
             images: (B, C, H, W) uint8.
             mirror: (B,) bool, which images to mirror before the weak view; None: none.
+
+        Raises:
+            UserError: another name; or images as of `pixels`.
         """
+        if isinstance(names, str) or not names or any(n not in ("weak", "strong") for n in names):
+            raise UserError(f'names: got {names!r}; valid: a tuple such as ("weak", "strong")')
         pixels = self.pixels(images)
         views = []
         for name in names:
@@ -176,6 +183,15 @@ class Views(nn.Module):
         Raises:
             UserError: the images are of another type, number of channels, or too small.
         """
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            got = (
+                f"shape {tuple(images.shape)}"
+                if isinstance(images, Tensor)
+                else type(images).__name__
+            )
+            raise UserError(
+                f"images: got {got}; valid: a torch.uint8 tensor of shape (B, {self.mean.shape[1]}, H, W)"
+            )
         _, channels, height, width = images.shape
         if images.dtype != torch.uint8 or channels != self.mean.shape[1]:
             raise UserError(

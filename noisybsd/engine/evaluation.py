@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,6 +48,9 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
     if named := [o for o in overrides if o.startswith("corruptions=")]:
         corruptions = choose(named[-1].removeprefix("corruptions="))
         overrides = [o for o in overrides if o not in named]
+    for key in (o.split("=", 1)[0] for o in overrides):
+        if difflib.get_close_matches(key, ["corruptions"]):
+            raise UserError(f"{key}: unknown key; did you mean corruptions?")
     overrides, other = _whose_data(directory, overrides)
     try:
         trainer = load_trainer(directory, load_run_config(directory, overrides))

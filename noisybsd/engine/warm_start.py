@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
+from noisybsd.runs.directory import differences
 
 log = logging.getLogger("noisybsd")
 
@@ -63,10 +64,14 @@ def _take_beliefs(trainer: Trainer, state: Mapping[str, Any]) -> None:
         return
     if not trainer.dataset.is_of(state["data_sha256"]):
         reason = "its images or labels are others"
-    elif targets != trainer.config.targets or _difference(trainer.rule, rule) is not None:
+    elif targets != trainer.config.targets:
         reason = (
             f"its targets={targets} have another state than targets={trainer.config.targets} here"
         )
+    elif _difference(trainer.rule, rule) is not None:
+        other = differences(state["config"], trainer.config)
+        why = ", ".join(o for o in other if o.startswith(("options.", "neighbours.weight: ")))
+        reason = f"its targets={targets} have another state; {why}"
     else:
         trainer.rule.load_state_dict(rule)
         log.info("beliefs: those of that run, whose images and labels are the same")

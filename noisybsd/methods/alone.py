@@ -5,6 +5,7 @@ Dimensions: N training samples, K classes, B batch, V views, D embedding width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -12,7 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from noisybsd.errors import UserError, brief, did_you_mean
-from noisybsd.methods.beliefs import checked_index, checked_logits, task_of
+from noisybsd.methods.beliefs import (
+    checked_index,
+    checked_logits,
+    checked_rows,
+    is_number,
+    task_of,
+    whole_number,
+)
 from noisybsd.methods.contrastive import CONTRASTIVE
 from noisybsd.methods.parts import Batch, Mixup
 from noisybsd.methods.presets import METHODS
@@ -45,8 +53,11 @@ class Method(nn.Module):
             len(preset["augment"]["views"]),
             settings["embedding_dim"],
         )
+        # neighbours are searched by the caller; their weight is the method's
+        weight = float(preset["neighbours"]["weight"])
+        task = replace(task, neighbours=task.neighbours.model_copy(update={"weight": weight}))
         self.name, self.views, self.mixup = name, task.views, float(preset["augment"]["mixup"])
-        self.num_classes = num_classes
+        self.num_classes, self.embedding_dim = num_classes, settings["embedding_dim"]
         self.rule = build_rule(preset["targets"], task, settings["options"])
         self.loss = build_loss(preset["loss"], task, settings["options"])
         self.contrastive = preset["contrastive"]["name"]
@@ -57,6 +68,7 @@ class Method(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Say that epoch number `epoch`, from 0, begins. Methods have schedules."""
+        epoch = whole_number(epoch, "epoch", 0)
         self.rule.start_epoch(epoch)
         self.loss.start_epoch(epoch)
 
@@ -94,10 +106,16 @@ class Method(nn.Module):
             raise UserError(
                 f"logits: got {len(views)} views; valid: {expected} for the method {self.name}"
             )
-        if self.uses_embedding and (z is None or len(z) != len(views) * len(index)):
-            got = "None" if z is None else f"shape {tuple(z.shape)}"
+        count = len(views) * len(index)
+        if self.uses_embedding and not (isinstance(z, Tensor) and z.ndim == 2 and len(z) == count):
+            got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else brief(z, 40)
             raise UserError(
-                f"z: got {got}; valid: ({len(views) * len(index)}, D), since {self.name} compares embeddings"
+                f"z: got {got}; valid: ({count}, D), since {self.name} compares embeddings"
+            )
+        if self.loss.uses_embedding and z is not None and z.shape[1] != self.embedding_dim:
+            raise UserError(
+                f"z: got shape {tuple(z.shape)}; valid: ({count}, {self.embedding_dim}), or build the "
+                f"method with embedding_dim={z.shape[1]}"
             )
         if (mixup is None) != (self.mixup == 0):
             raise UserError(
@@ -106,7 +124,8 @@ class Method(nn.Module):
         z = logits.new_zeros(0) if z is None else z.float()
         with torch.autocast(device.type, enabled=False):
             logits = logits.float().view_as(views)
-            targets = self.rule.visit(index, logits[: self.views])
+            # a step that a GradScaler skips leaves no NaN behind; the loss still shows it
+            targets = self.rule.visit(index, logits[: self.views].nan_to_num())
             if mixup is not None and self.loss.mixup == "instead":
                 targets = mixup(targets)
             loss = self.loss(Batch(index, self.given[index], logits, z, targets, mixup))
@@ -117,7 +136,7 @@ class Method(nn.Module):
 
     def targets(self, index: Tensor) -> Tensor:
         """The present targets (B,K) of the samples `index` (B,)."""
-        return self.rule.targets(index.to(self.given.device))
+        return self.rule.targets(checked_rows(index, len(self.given)).to(self.given.device))
 
     def mean(self) -> Tensor | None:
         """The belief (N,K) over every sample's class, or None for a method that holds none."""
@@ -177,7 +196,8 @@ def build(
             raise UserError(f"{key}: got {brief(value)}; {error.errors()[0]['msg']}") from None
     if temperature is None:
         temperature = ContrastiveConfig().temperature
-    if not temperature > 0:
+    whole_number(embedding_dim, "embedding_dim", 1)
+    if not is_number(temperature) or not temperature > 0:
         raise UserError(f"temperature: got {brief(temperature)}; valid: a number above 0")
     return Method(
         name,

@@ -6,6 +6,8 @@ Dimensions: N training samples, K classes, B batch, V views.
 from __future__ import annotations
 
 import hashlib
+import math
+import numbers
 import operator
 from typing import Any
 
@@ -72,9 +74,18 @@ class BSD(nn.Module):
         gather: bool = True,
     ):
         super().__init__()
-        if not prior_strength >= 0:
+        if not is_number(prior_strength) or not 0 <= prior_strength < math.inf:
             raise UserError(f"prior_strength: got {brief(prior_strength)}; valid: a number from 0")
-        if not 0 < discount <= 1:
+        switches = {
+            "align": align,
+            "sharpen": sharpen,
+            "label_evidence": label_evidence,
+            "weigh_visits": weigh_visits,
+        }
+        for name, switch in switches.items():
+            if not isinstance(switch, bool):
+                raise UserError(f"{name}: got {brief(switch)}; valid: True or False")
+        if not is_number(discount) or not 0 < discount <= 1:
             raise UserError(f"discount: got {brief(discount)}; valid: a number above 0, at most 1")
         if top_k is not None:
             whole_number(top_k, "top_k", 2)
@@ -163,7 +174,13 @@ class BSD(nn.Module):
         return len(next(self.rule.posterior.buffers()))
 
     def mean(self, index: Tensor | None = None) -> Tensor:
-        """The belief, (B,K) of the samples `index` (B,), or (N,K) of all; float32, rows sum to one."""
+        """The belief, (B,K) of the samples `index` (B,), or (N,K) of all; float32, rows sum to one.
+
+        Raises:
+            ValueError: names the argument, the value and what is valid.
+        """
+        if index is not None:
+            index = checked_rows(index, self.samples).to(self._device())
         return self.rule.posterior.mean(index)
 
     def suggested(self) -> Tensor:
@@ -228,6 +245,11 @@ def whole_number(value: Any, argument: str, least: int) -> int:
     if number < least:
         raise UserError(f"{argument}: got {brief(value)}; valid: a whole number from {least}")
     return number
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number of Python or NumPy."""
+    return isinstance(value, numbers.Real)
 
 
 def as_tensor(values: Any, argument: str) -> Tensor:
@@ -301,23 +323,30 @@ def checked_logits(logits: Tensor, num_classes: int, device: torch.device) -> Te
 def checked_index(index: Tensor, logits: Tensor, samples: int, device: torch.device) -> Tensor:
     """An index (B,) as int64 on `device`; its values are checked where no GPU has to be waited for."""
     count = logits.shape[1]
-    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
-        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise UserError(f"index: got {got}; valid: a tensor of integers")
+    index = checked_rows(index, samples)
     if index.shape != (count,):
         raise UserError(
             f"index: got shape {tuple(index.shape)}; valid: ({count},), one for each row of the logits"
         )
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = index[(index < 0) | (index >= samples)]
-        if len(wrong):
-            raise UserError(f"index: got {int(wrong[0])}; valid: 0 to {samples - 1}")
         values, counts = index.unique(return_counts=True)
         if len(values) < count:
             raise UserError(
                 f"index: {int(values[counts > 1][0])} is in the step twice; valid: each sample once"
             )
     return index.to(device, torch.int64, non_blocking=True)
+
+
+def checked_rows(index: Tensor, samples: int) -> Tensor:
+    """An index as it is; its values are checked where no GPU has to be waited for."""
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise UserError(f"index: got {got}; valid: a tensor of integers")
+    if index.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = index[(index < 0) | (index >= samples)]
+        if len(wrong):
+            raise UserError(f"index: got {int(wrong[0])}; valid: 0 to {samples - 1}")
+    return index
 
 
 def _sha256(values: Any) -> str:

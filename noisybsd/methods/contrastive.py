@@ -73,10 +73,10 @@ def supcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
         tensor(1.2181)
     """
     _check(z, temperature)
-    if targets.ndim != 2 or 2 * len(targets) != len(z):
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or 2 * len(targets) != len(z):
+        got = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(
-            f"targets: expected shape ({len(z) // 2}, K) for z of shape {tuple(z.shape)}, "
-            f"got {tuple(targets.shape)}"
+            f"targets: expected shape ({len(z) // 2}, K) for z of shape {tuple(z.shape)}, got {got}"
         )
     with torch.autocast(z.device.type, enabled=False):
         z = _full_precision(z)
@@ -109,13 +109,16 @@ def _full_precision(z: Tensor) -> Tensor:
 
 
 def _check(z: Tensor, temperature: float) -> None:
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise ValueError(f"z: expected a tensor of floating-point numbers, got {got}")
     if z.ndim != 2 or len(z) == 0 or len(z) % 2:
         raise ValueError(
             f"z: expected shape (2B, D), the first views of B images and then the second, "
             f"got {tuple(z.shape)}"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+    if temperature is None or isinstance(temperature, str) or not temperature > 0:
+        raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
 
 
 # Every entry is called as f(z, targets, temperature).

@@ -190,9 +190,13 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: the targets are of another shape.
     """
-    if targets.shape not in (logits.shape, logits.shape[-2:]):
+    tensor = isinstance(targets, Tensor)
+    if not tensor or targets.shape not in (logits.shape, logits.shape[-2:]):
+        got = (
+            f"{targets.dtype} of shape {tuple(targets.shape)}" if tensor else type(targets).__name__
+        )
         raise UserError(
-            f"targets: got {targets.dtype} of shape {tuple(targets.shape)}; valid: probabilities of shape "
+            f"targets: got {got}; valid: probabilities of shape "
             f"{tuple(logits.shape[-2:])}. torch.nn.functional.cross_entropy takes labels"
         )
     return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisybsd import distributed
-from noisybsd.errors import UserError, did_you_mean
+from noisybsd.errors import UserError, brief, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,21 @@ class FeatureBank(nn.Module):
         """Keep the unit-length embeddings z (B,D) of the samples index (B,), which are distinct.
 
         Made for the training step: it does not wait for the device.
+
+        Raises:
+            UserError: index or z of another kind or shape.
         """
+        if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
+            got = (
+                f"{index.dtype} of shape {tuple(index.shape)}"
+                if isinstance(index, Tensor)
+                else brief(index)
+            )
+            raise UserError(f"index: got {got}; valid: torch.int64 of shape (B,)")
+        shape = (len(index), self.features.shape[1])
+        if not isinstance(z, Tensor) or z.shape != shape:
+            got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else brief(z)
+            raise UserError(f"z: got {got}; valid: {shape}")
         self.features.index_copy_(0, index, z.to(self.features.dtype))
         self.filled.index_fill_(0, index, True)
 

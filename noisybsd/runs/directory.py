@@ -301,9 +301,14 @@ def _check_same(place: str, there: dict[str, Any], config: Config) -> None:
     changed = list(differences(there, config))
     if changed:
         lines = "\n".join(changed)
+        longer = not list(differences(as_long_as(config, there), config))
+        use = (
+            f"run.resume={place.removeprefix('run.dir=')} to make it longer"
+            if longer
+            else "its settings"
+        )
         raise UserError(
-            f"{place} holds a run of another configuration; use its settings, or train in a new directory"
-            f"\n{lines}"
+            f"{place} holds a run of another configuration; use {use}, or train in a new directory\n{lines}"
         )
 
 

@@ -496,6 +496,18 @@ def test_unknown_name() -> None:
         views("cifr")
 
 
+@pytest.mark.parametrize("names", ["weak", ("weak", "strng"), ()])
+def test_names_of_views_that_are_none(names: Any) -> None:
+    """A name alone was four views, one for each letter; a typo was the weak view."""
+    with pytest.raises(ValueError, match=r"names: got .*; valid: a tuple such as \(\"weak\", "):
+        views("cifar")(photographs(), names)
+
+
+def test_unknown_flip() -> None:
+    with pytest.raises(ValueError, match="flip: got 'alternate', did you mean alternating"):
+        Views("cifar", 16, [0.5] * 3, [0.25] * 3, flip="alternate")
+
+
 @pytest.mark.parametrize(("mean", "std"), [([0.5], [0.2, 0.2]), ([0.5], [0.0])])
 def test_bad_statistics(mean: list[float], std: list[float]) -> None:
     with pytest.raises(ValueError, match="mean, std"):
@@ -508,6 +520,14 @@ def test_bad_statistics(mean: list[float], std: list[float]) -> None:
         (torch.rand(2, 3, 16, 16), "float32.*uint8"),
         (torch.zeros(2, 1, 16, 16, dtype=torch.uint8), "1 channels.*3"),
         (torch.zeros(2, 3, 8, 16, dtype=torch.uint8), "8 × 16.*too small.*16"),
+        (
+            torch.zeros(3, 16, 16, dtype=torch.uint8),
+            r"got shape \(3, 16, 16\); valid: a torch.uint8",
+        ),
+        (
+            torch.zeros(2, 3, 16, 16, dtype=torch.uint8).numpy(),
+            r"got ndarray; valid: .*\(B, 3, H, W\)",
+        ),
     ],
 )
 def test_wrong_images(images: Tensor, words: str) -> None:

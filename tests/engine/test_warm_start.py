@@ -83,7 +83,10 @@ def assert_same_tensors(actual: dict[str, Tensor], expected: dict[str, Tensor]) 
         ("noise.seed=1", "its images or labels are others"),
         ("data.limit=120", "its images or labels are others"),
         ("method=elr", "its targets=posterior have another state than targets=elr here"),
-        ("options.top_k=3", "its targets=posterior have another state than targets=posterior here"),
+        (
+            "options.top_k=3",
+            "its targets=posterior have another state; options.top_k: None there, 3 here",
+        ),
     ],
 )
 def test_beliefs_start_anew_and_the_log_says_why(

@@ -98,6 +98,8 @@ def test_a_plain_loop_trains_with_every_method(name: str) -> None:
         ("elr", {"beta": 2.0}, "beta: got 2.0; Input should be less than 1"),
         ("ce", {"beta": 0.5}, "option of ce: got 'beta'; valid: no options"),
         ("bsd_supcon", {"temperature": 0.0}, "temperature: got 0.0; valid"),
+        ("bsd_supcon", {"temperature": "0.3"}, "temperature: got '0.3'; valid"),
+        ("ctrr", {"embedding_dim": "8"}, "embedding_dim: got '8'; valid: a whole number from 1"),
     ],
 )
 def test_wrong_arguments_are_named(name: str, settings: dict[str, Any], says: str) -> None:
@@ -106,10 +108,40 @@ def test_wrong_arguments_are_named(name: str, settings: dict[str, Any], says: st
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["elr", "selc", "temporal_ensembling"])
+def test_what_is_not_a_number_does_not_spoil_the_memory(name: str) -> None:
+    method = methods.build(name, [0, 1], 2, epochs=2)
+    method.start_epoch(1)
+    assert method.step(torch.arange(2), torch.full((2, 2), torch.nan)).isnan()
+    assert method.step(torch.arange(2), torch.zeros(2, 2)).isfinite()
+
+
+@pytest.mark.parametrize("name", ["bsd_plus", "bsd_plus_neighbours"])
+def test_neighbours_are_evidence_where_the_method_says_so(name: str) -> None:
+    method = methods.build(name, [0, 0], 2, epochs=2)
+    votes = method.rule.ballots()
+    assert votes is not None
+    method.rule.observe_neighbours(votes.flip(1))
+    method.step(torch.arange(2), torch.zeros(2, 2, 2), torch.eye(4))
+    belief = method.mean()
+    assert belief is not None
+    assert (belief[0, 1] > 0.1) == (name == "bsd_plus_neighbours")
+
+
 def test_a_step_says_what_is_missing() -> None:
     index, logits = torch.arange(2), torch.zeros(2, 2, 2)
     with pytest.raises(ValueError, match="z: got None; valid: \\(4, D\\)"):
         methods.build("bsd_plus", [0, 1], 2, epochs=2).step(index, logits)
+    with pytest.raises(
+        ValueError, match="z: got shape \\(4, 32\\); valid: \\(4, 128\\), or build the "
+    ):
+        methods.build("ctrr", [0, 1], 2, epochs=2).step(index, logits, torch.ones(4, 32))
+    with pytest.raises(ValueError, match="z: got array"):
+        methods.build("ctrr", [0, 1], 2, epochs=2).step(index, logits, torch.ones(4, 128).numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="epoch: got '1'; valid: a whole number from 0"):
+        methods.build("ctrr", [0, 1], 2, epochs=2).start_epoch("1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="index: got list; valid: a tensor of integers"):
+        methods.build("elr", [0, 1], 2, epochs=2).targets([0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="logits: got 2 views; valid: 1 for the method elr"):
         methods.build("elr", [0, 1], 2, epochs=2).step(index, logits)
     with pytest.raises(ValueError, match="mixup: got None; valid: what draw_mixup returns"):

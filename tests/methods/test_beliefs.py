@@ -215,7 +215,11 @@ def test_a_wrong_step_is_refused_before_it_changes_anything(
         ([0], {"epochs": "x"}, "epochs: got 'x'; valid"),
         ([0], {"num_classes": True}, "num_classes: got True; valid"),
         ([0], {"discount": 1.5}, "discount: got 1.5; valid: a number above 0, at most 1"),
+        ([0], {"discount": "0.8"}, "discount: got '0.8'; valid: a number above 0, at most 1"),
         ([0], {"prior_strength": -1.0}, "prior_strength: got -1.0; valid"),
+        ([0], {"prior_strength": "8"}, "prior_strength: got '8'; valid: a number from 0"),
+        ([0], {"prior_strength": float("inf")}, "prior_strength: got inf; valid: a number from 0"),
+        ([0], {"align": "no"}, "align: got 'no'; valid: True or False"),
         ([0], {"top_k": 1}, "top_k: got 1; valid"),
     ],
 )
@@ -228,6 +232,23 @@ def test_wrong_arguments_are_named(labels: Any, settings: dict[str, Any], says: 
 def test_beliefs_that_were_made_half_as_precise_are_refused() -> None:
     with pytest.raises(ValueError, match=r"beliefs: are in torch\.float16; keep them in float32"):
         BSD(LABELS, 3, epochs=4).half().step(*batch())
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ([0, 1], "index: got list; valid: a tensor of integers"),
+        (torch.tensor([12]), "index: got 12; valid: 0 to 11"),
+    ],
+)
+def test_a_wrong_index_of_the_mean_is_named(index: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        BSD(LABELS, 3, epochs=4).mean(index)
+
+
+def test_targets_that_are_no_tensor_are_named() -> None:
+    with pytest.raises(ValueError, match=r"targets: got ndarray; valid: probabilities of shape"):
+        noisybsd.cross_entropy(torch.zeros(2, 2), torch.eye(2).numpy())  # type: ignore[arg-type]
 
 
 def test_the_losses_are_public() -> None:

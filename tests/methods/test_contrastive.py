@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -314,13 +315,22 @@ def test_wrong_shape_of_z(name: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", CONTRASTIVE)
-@pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan])
-def test_wrong_temperature(name: str, temperature: float) -> None:
+@pytest.mark.parametrize("z", [torch.ones(4, D).numpy(), torch.ones(4, D, dtype=torch.long)])
+def test_wrong_kind_of_z(name: str, z: Any) -> None:
+    with pytest.raises(ValueError, match="z: expected a tensor of floating-point numbers, got "):
+        CONTRASTIVE[name](z, torch.ones(2, K), 0.1)
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE)
+@pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan, "0.3", None])
+def test_wrong_temperature(name: str, temperature: Any) -> None:
     with pytest.raises(ValueError, match="temperature: expected a number above 0"):
         CONTRASTIVE[name](embeddings(), soft_targets(), temperature)
 
 
-@pytest.mark.parametrize("targets", [torch.zeros(2 * B, K), torch.zeros(B, dtype=torch.long)])
-def test_wrong_shape_of_targets(targets: Tensor) -> None:
+@pytest.mark.parametrize(
+    "targets", [torch.zeros(2 * B, K), torch.zeros(B, dtype=torch.long), [[1.0]]]
+)
+def test_wrong_shape_of_targets(targets: Any) -> None:
     with pytest.raises(ValueError, match=r"targets: expected shape \(6, K\)"):
         supcon(embeddings(), targets, 0.1)

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -506,6 +507,26 @@ def test_queries_allow_k_up_to_the_whole_bank() -> None:
     assert search(bank, 10, queries=bank[:2]).index.sort().values.tolist() == [[*range(10)]] * 2
     with pytest.raises(UserError, match=r"neighbours\.k: got 11; valid: 1 to 10"):
         search(bank, 11, queries=bank[:2])
+
+
+@pytest.mark.parametrize(
+    ("index", "z", "says"),
+    [
+        ([0], torch.ones(1, 4), "index: got [0]; valid: torch.int64 of shape (B,)"),
+        (
+            torch.zeros(1),
+            torch.ones(1, 4),
+            "index: got torch.float32 of shape (1,); valid: torch.int64",
+        ),
+        (torch.tensor([0]), torch.ones(1, 3), "z: got shape (1, 3); valid: (1, 4)"),
+        (torch.tensor([0]), [[1.0] * 4], "z: got [[1.0, 1.0, 1.0, 1.0]]; valid: (1, 4)"),
+    ],
+)
+def test_what_cannot_be_written_is_named(index: Any, z: Any, says: str) -> None:
+    bank = FeatureBank(5, 4)
+    with pytest.raises(UserError, match=re.escape(says)):
+        bank.write(index, z)
+    assert not bank.filled.any()
 
 
 def test_unknown_engine_is_named() -> None:

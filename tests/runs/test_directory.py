@@ -233,6 +233,18 @@ def test_another_configuration_is_refused_with_its_keys(
     assert content(path) == before
 
 
+def test_who_asks_for_more_epochs_in_its_directory_is_told_how(make: Callable[..., Config]) -> None:
+    path = begin(make())
+    epochs = make().epochs
+    assert refusal(make(f"run.dir={path}", f"epochs={epochs + 1}")).splitlines() == [
+        f"run.dir={path} holds a run of another configuration; use run.resume={path} to make it longer, "
+        "or train in a new directory",
+        f"epochs: {epochs} there, {epochs + 1} here",
+    ]
+    other = begin(make("run.dir=other"))
+    assert "; use its settings" in refusal(make(f"run.dir={other}", f"epochs={epochs - 1}"))
+
+
 def test_settings_of_a_run_that_did_not_begin_may_be_put_right(make: Callable[..., Config]) -> None:
     open_run(make("run.dir=mine", "seed=1")).lock.close()  # and then its data were not there
     open_run(config := make("run.dir=mine")).lock.close()
