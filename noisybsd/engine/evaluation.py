@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,7 +48,7 @@ def evaluate_run(directory: Path, overrides: list[str]) -> dict[str, Any]:
         corruptions = choose(named[-1].removeprefix("corruptions="))
         overrides = [o for o in overrides if o not in named]
     for key in (o.split("=", 1)[0] for o in overrides):
-        if difflib.get_close_matches(key, ["corruptions"]):
+        if key.startswith("corrupt"):
             raise UserError(f"{key}: unknown key; did you mean corruptions?")
     overrides, other = _whose_data(directory, overrides)
     try:
