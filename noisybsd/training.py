@@ -429,6 +429,10 @@ def _opened(config: Config) -> Iterator[RunDirectory | None]:
     run = open_run(config) if distributed.is_first() else None
     try:
         yield run
+    except UserError:
+        if run is not None:
+            run.take_away()
+        raise
     finally:
         if run is not None:
             run.lock.close()  # an error that somebody keeps would keep the lock too

@@ -840,6 +840,18 @@ def test_a_mistake_is_answered_in_a_sentence(
     out, err = capsys.readouterr()
     assert out == "" and says in err
     assert all(line.startswith("error: ") for line in err.splitlines())
+    assert not list(Path().rglob("config.yaml"))  # no directory of a run that never began
+
+
+def test_a_mistake_in_a_directory_that_held_something_leaves_that_there(tiny: Tiny) -> None:
+    assert main(tiny("run.dir=first", "epochs=1")) == 0
+    for name, file in (("second", "config.yaml"), ("third", "console.txt")):
+        Path(name).mkdir()
+        Path(name, file).write_bytes(Path("first/config.yaml").read_bytes())
+        assert main(tiny(f"run.dir={name}", "batch_size=129")) == 2
+        assert Path(name, file).exists()
+    assert main(tiny("run.dir=first", "batch_size=129")) == 2
+    assert Path("first/results.json").exists()
 
 
 def test_help_needs_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import time
@@ -63,6 +64,7 @@ class RunDirectory:
     identity: tuple[int, int]
     source: Path | None = None  # the checkpoint's file
     grows: bool = False  # the run is to have more epochs than it was made for
+    new: bool = False  # this process has put the first file there
 
     @property
     def checkpoint(self) -> Path:
@@ -84,6 +86,15 @@ class RunDirectory:
         record = self.path / "config.yaml"
         header = f"rerun: python -m noisybsd.train recipe={shown(record)}"
         write_atomically(record, lambda file: save_config(config, Path(file.name), header))
+
+    def take_away(self) -> None:
+        """Remove the directory of a new run that has failed before it began, with its configuration."""
+        ours = {"config.yaml", ".lock"}
+        with contextlib.suppress(OSError):
+            if self.new and {path.name for path in self.path.iterdir()} <= ours:
+                for name in ours:
+                    (self.path / name).unlink(missing_ok=True)
+                self.path.rmdir()
 
     def check_place(self) -> None:
         """Refuse to write where this run does not live any more.
@@ -238,6 +249,7 @@ def _claim(
     if run.grows and run.state is None:
         raise UserError(f"run.resume={path}: has no checkpoint to go on from; {_anew(path)}")
     if recorded is None or (not run.grows and list(differences(recorded, config))):
+        run.new = recorded is None
         run.record(config)
     return run
 
