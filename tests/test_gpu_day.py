@@ -337,7 +337,8 @@ def test_the_write_up_names_partial_runs_and_compares_finished_ones(
     runs.Queue(listed, state, []).write_records()
     (state / "out/step.csv").write_text(
         "method,ms_median,views_per_second,seconds_per_epoch,tflops,share_of_peak,peak_memory_mb,network,"
-        "hardware,versions,git_commit\nce,9.99,51251,1.951,171.2,0.2167,6000,small,a GPU,torch=2.11,abc\n"
+        "batch,settings,hardware,versions,git_commit\n"
+        "ce,9.99,51251,1.951,171.2,0.2167,6000,small,512,compile=true,a GPU,torch=2.11,abc\n"
     )
     (state / "out/fast_network.csv").write_text(
         "variant,seed,accuracy,mirrored,shifted,train_accuracy,epochs,width,n_train,hardware,versions,git_commit\n"
@@ -352,7 +353,7 @@ def test_the_write_up_names_partial_runs_and_compares_finished_ones(
     benchmark("gpu_day.write_up").main()
     text = out.read_text()
     assert "a GPU; torch=2.11; commit abc" in text
-    assert "| small | ce | 9.99 | 51,251 | 1.95 | 171 | 21.67 | 6000 |" in text
+    assert "| small | ce | 512 | compile=true | 9.99 | 51,251 | 1.95 | 171 | 21.67 | 6000 |" in text
     assert "| as the source | 2 | 90.50 | 91.50 | 92.50 | 95.50 |" in text
     assert "`1 failed, 80 passed, 3 skipped in 41.2s`\n- `FAILED tests/test_x.py::test_y" in text
     assert "| `digits_sym40-bsd_plus-s0` | finished, 60 epochs |" in text
