@@ -91,7 +91,8 @@ class RunDirectory:
         """Remove the directory of a new run that has failed before it began, with its configuration."""
         ours = {"config.yaml", ".lock"}
         with contextlib.suppress(OSError):
-            if self.new and {path.name for path in self.path.iterdir()} <= ours:
+            still_there = self.new and identity(self.path) == self.identity
+            if still_there and {path.name for path in self.path.iterdir()} <= ours:
                 for name in ours:
                     (self.path / name).unlink(missing_ok=True)
                 self.path.rmdir()
