@@ -64,6 +64,8 @@ DATA = {
     "all of CIFAR-10N worst, 16 epochs, width 64": GPU,
     "all of CIFAR-10N worst, 16 epochs, width 16": CPU,
     "half of CIFAR-10N worst, 16 epochs, width 16": (*CPU, "data.limit=25000"),
+    # what a long run shows and a short one does not: memorisation, and what views teach in time
+    "half of CIFAR-10N worst, 50 epochs, width 16": (*CPU, "data.limit=25000", "epochs=50"),
     "all of CIFAR-10N worst, linear head on frozen features": FROZEN,
     "digits, symmetric 80 %": (DIGITS, "noise.name=symmetric", "noise.rate=0.8"),
     "digits, asymmetric 40 %": (DIGITS, "noise.name=asymmetric", "noise.rate=0.4"),
