@@ -179,15 +179,10 @@ class Config(Section):
                 f"loss={self.loss} needs two views; augment.views has {len(views)}: "
                 "use augment.views=[weak,strong]"
             )
-        if self.targets == "elr" and self.loss in (
-            "cross_entropy",
-            "label_smoothing",
-            "gce",
-            "sce",
-        ):
+        if rule.only_predictions and not loss.learns_labels:
             yield (
-                f"targets=elr is a memory of predictions, and loss={self.loss} learns nothing else, no "
-                "given label: use loss=elr"
+                f"targets={self.targets} is a memory of predictions, and loss={self.loss} learns nothing "
+                f"else, no given label: use loss={self.targets}"
             )
         if loss.mixup == "beside" and mixup == 0:
             yield f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0"

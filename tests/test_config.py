@@ -183,9 +183,15 @@ def test_a_list_without_brackets_is_answered_by_how_lists_are_written() -> None:
     )
 
 
-def test_elrs_memory_needs_a_loss_that_sees_labels() -> None:
-    (line,) = mistakes("recipe=digits_sym40", "method=ce", "targets=elr")
-    assert line.startswith("targets=elr is a memory of predictions, and loss=cross_entropy learns")
+@pytest.mark.parametrize(
+    "method", ["ce", "label_smoothing", "gce", "sce", "ctrr", "ssr", "ssr_plus"]
+)
+def test_elrs_memory_needs_a_loss_that_sees_labels(method: str) -> None:
+    (line,) = mistakes(
+        "recipe=digits_sym40", f"method={method}", "targets=elr", "neighbours.weight=0"
+    )
+    loss = METHODS[method]["loss"]
+    assert line.startswith(f"targets=elr is a memory of predictions, and loss={loss} learns")
     assert load_config(["recipe=digits_sym40", "targets=elr", "loss=elr"]).targets == "elr"
 
 

@@ -34,6 +34,7 @@ class ImpreciseLabels(Loss):
     columns and the last two terms are from there. The strong view is this project's.
     """
 
+    learns_labels = True
     needs_two_views = True
 
     matrix: Tensor

@@ -34,6 +34,8 @@ class EarlyLearningTargets(TargetRule):
     arXiv 2007.00151. Predictions are kept within [1e-4, 1 - 1e-4] and normalised, as in the authors' code.
     """
 
+    only_predictions = True
+
     memory: Tensor
     labels: Tensor
 
@@ -66,6 +68,8 @@ class EarlyLearningRegularization(Loss):
     Source: Liu et al. 2020, arXiv 2007.00151. The regulariser falls as p agrees with t; its gradient keeps up
     that of samples fitted early and cancels that of labels that contradict t.
     """
+
+    learns_labels = True
 
     def __init__(self, task: Task, *, weight: NonNegative = 3.0):
         super().__init__()
@@ -158,6 +162,8 @@ class TemporalConsistency(Loss):
 
     Source: Laine & Aila 2017, arXiv 1610.02242, algorithm 2; every sample is labelled.
     """
+
+    learns_labels = True
 
     def __init__(
         self,

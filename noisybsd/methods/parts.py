@@ -118,9 +118,14 @@ class GivenTargets(nn.Module):
 
 
 class TargetRule(Part):
-    """Says what each sample's target is. One that cannot do without `observe_neighbours` says so."""
+    """Says what each sample's target is.
+
+    One that cannot do without `observe_neighbours` says so by `needs_neighbours`. One whose targets hold
+    nothing of the given labels says so by `only_predictions`: a loss must bring the labels in.
+    """
 
     needs_neighbours = False
+    only_predictions = False
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """See the network's predictions `probs` (V,B,K) for the views of the samples `index` (B,)."""
@@ -165,9 +170,10 @@ class Loss(Part):
 
     A loss may have parameters: they are trained with the network's. One that reads `batch.z` says so
     by `uses_embedding`, and the network then gets a projection head. One that compares two views says so
-    by `needs_two_views`.
+    by `needs_two_views`. One that reads `batch.labels` says so by `learns_labels`.
     """
 
+    learns_labels = False
     uses_embedding = False
     needs_two_views = False
 

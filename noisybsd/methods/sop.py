@@ -34,6 +34,8 @@ class SparseOverparameterization(Loss):
     arXiv 2202.14026. The second view is this project's strong one, not AutoAugment with cutout.
     """
 
+    learns_labels = True
+
     u: Tensor
     v: Tensor
     BATCH = 128

@@ -41,6 +41,7 @@ class TwinContrastive(Loss):
     - the alignment begins with the second epoch, when there are prototypes.
     """
 
+    learns_labels = True
     uses_embedding = True
     needs_two_views = True
     mixup = "beside"

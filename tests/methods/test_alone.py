@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from noisybsd import methods
 from noisybsd.config import load_config
 from noisybsd.data.dataset import load_dataset
 from noisybsd.engine.trainer import Trainer
+from noisybsd.methods.parts import Batch
 from noisybsd.methods.presets import METHODS
+from noisybsd.methods.registry import LOSSES
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "bsd_plus_neighbours"])
@@ -88,6 +91,23 @@ def test_a_plain_loop_trains_with_every_method(name: str) -> None:
         assert torch.allclose(belief.sum(1), torch.ones(24), atol=1e-5)
         suggested = method.suggested()
         assert suggested is not None and suggested.shape == (24,)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_says_whether_it_reads_the_given_labels(loss: str) -> None:
+    name = next(name for name, preset in METHODS.items() if preset["loss"] == loss)
+    given, other = torch.arange(12) % 3, (torch.arange(12) + 1) % 3
+    method = methods.build(name, given, 3, epochs=10, embedding_dim=4)
+    torch.manual_seed(0)
+    views = method.views * (2 if method.loss.mixup == "beside" else 1)
+    logits, z = torch.randn(views, 12, 3), normalize(torch.randn(views * 12, 4), dim=1)
+    targets, mixup = torch.randn(12, 3).softmax(1), method.draw_mixup(12)
+    losses = []
+    for labels in (given, other):
+        torch.manual_seed(1)
+        step = Batch(torch.arange(12), labels, logits, z, targets, mixup)
+        losses.append(copy.deepcopy(method.loss)(step).item())
+    assert (losses[0] != losses[1]) == LOSSES[loss].learns_labels
 
 
 @pytest.mark.parametrize(
