@@ -321,6 +321,15 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
             config.data.calibration,
             len(data.calibration),
         )
+    if config.optimizer.warmup_epochs >= config.epochs:
+        log.warning(
+            "optimizer.warmup_epochs=%g is not below epochs=%d: the learning rate rises to the end, and "
+            "reaches %.3g of optimizer.lr=%g",
+            config.optimizer.warmup_epochs,
+            config.epochs,
+            trainer.lr(trainer.total_steps - 1),
+            config.optimizer.lr,
+        )
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)

@@ -285,6 +285,20 @@ def test_the_fast_network_whitens_by_the_training_images_and_resumes_exactly(
     assert torch.equal(weight, state["ema"]["network.encoder.0.weight"])
 
 
+def test_a_run_that_ends_within_its_warm_up_says_so(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tiny("epochs=1", "optimizer.warmup_epochs=0.5", "run.dir=long")) == 0
+    assert "warmup_epochs" not in capsys.readouterr().out
+    assert (
+        main(tiny("epochs=1", "optimizer.warmup_epochs=3", "optimizer.lr=0.1", "run.dir=short"))
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "optimizer.warmup_epochs=3 is not below epochs=1" in out
+    assert "reaches 0.0" in out and "of optimizer.lr=0.1" in out
+
+
 def test_images_too_small_for_the_fast_network_are_refused(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
