@@ -293,14 +293,21 @@ def _text(path: Path, names_image: Callable[[str], bool]) -> Table:
     reader = csv.reader(
         _lines(text), delimiter=_separator(text), strict=True, skipinitialspace=True
     )
-    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: line {reader.line_num}: not readable as a table: {error}"
+        ) from None
+    # spreadsheets end in rows of separators alone, where rows were cleared; and have such columns
+    while rows and len(rows[-1][1]) > 1 and not any(rows[-1][1]):
+        rows.pop()
     if not rows:
         raise UserError(f"{path}: is empty")
     header = rows[0][1]
     without = _columns_without_header(header, names_image, path)
     if without is None:
-        header, rows = [name or "index" for name in header], rows[1:]  # pandas' index has no name
-        refuse_same(header, f"{path}: line 1")
+        rows = rows[1:]
     else:
         header = without
     for line, row in rows:
@@ -309,7 +316,14 @@ def _text(path: Path, names_image: Callable[[str], bool]) -> Table:
                 f"{path}: line {line}: got {len(row)} columns, expected {len(header)} "
                 f"({', '.join(header)})"
             )
-    columns = {name: [row[i] for _, row in rows] for i, name in enumerate(header)}
+    kept = [i for i, name in enumerate(header) if name or any(row[i] for _, row in rows)]
+    if len(nameless := [str(i + 1) for i in kept if not header[i]]) > 1:
+        raise UserError(
+            f"{path}: line 1: columns {' and '.join(nameless)} have no name; give them names, or delete them"
+        )
+    names = [header[i] or "index" for i in kept]  # pandas' index has no name
+    refuse_same(names, f"{path}: line 1")
+    columns = {name: [row[i] for _, row in rows] for i, name in zip(kept, names, strict=True)}
     return Table(path, columns, [f"line {line}" for line, _ in rows])
 
 

@@ -111,6 +111,12 @@ def test_any_separator_and_end_of_line(photos: Path, key: str, separator: str, e
 
 
 @BOTH
+def test_what_a_spreadsheet_leaves_of_cleared_rows_and_columns(photos: Path, key: str) -> None:
+    rows = [f"{row};;" for row in table(separator=";").splitlines()]
+    assert are_right(use("\r\n".join([*rows, ";;;", ";;;", ""]), key))
+
+
+@BOTH
 @pytest.mark.parametrize(
     "path",
     [

@@ -572,6 +572,12 @@ def test_clean_labels_of_the_test_split_alone(photos: Path) -> None:
         ),
         ("path,label", [], "has no rows"),
         ("path,label,label", [(*row, "a") for row in ROWS], "line 1: label is listed twice"),
+        (
+            "path,label,,",
+            [(*row, "x", "y") for row in ROWS],
+            "line 1: columns 3 and 4 have no name",
+        ),
+        ("path,label", [*ROWS, ('"9"9', "a")], "line 10: not readable as a table: ',' expected"),
     ],
 )
 def test_a_wrong_manifest_says_where(
