@@ -291,7 +291,7 @@ def _parquet(path: Path) -> Table:
 def _text(path: Path, names_image: Callable[[str], bool]) -> Table:
     text = decoded(path.read_bytes(), path)
     reader = csv.reader(
-        _lines(text), delimiter=_separator(text), strict=True, skipinitialspace=True
+        _lines(text), delimiter=separator_of(text), strict=True, skipinitialspace=True
     )
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
@@ -348,7 +348,7 @@ def _columns_without_header(
     )
 
 
-def decoded(content: bytes, path: Path) -> str:
+def decoded(content: bytes, source: object) -> str:
     """Text in UTF-8, or in UTF-16 as spreadsheets write it; names of files may be no text.
 
     Raises:
@@ -360,7 +360,7 @@ def decoded(content: bytes, path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line}: not readable as text: save it as UTF-8") from None
+        raise UserError(f"{source}: line {line}: not readable as text: save it as UTF-8") from None
 
 
 def _lines(text: str) -> list[str]:
@@ -368,7 +368,7 @@ def _lines(text: str) -> list[str]:
     return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
 
 
-def _separator(text: str) -> str:
+def separator_of(text: str) -> str:
     """The separator by which all of the first lines have equally many cells, more than one."""
     lines = [line for line in _lines(text[: 1 << 16])[:20] if line.strip()]
     found = {}
