@@ -15,12 +15,12 @@ from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_o
 from noisybsd.data.find import find_images
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.labelling import known_clean, real_rate, with_labels
-from noisybsd.data.names import kinds
+from noisybsd.data.names import examples, kinds
 from noisybsd.data.pack import LISTED
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.reading import check_fits_card, read_splits
-from noisybsd.data.splits import Missing, Split, file_split
+from noisybsd.data.splits import Missing, Split, file_split, how_to_get
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
@@ -53,8 +53,9 @@ def check(config: Config, out: Path | None) -> int:
     if wrong:
         print(f"\n{wrong} thing{'s' * (wrong > 1)} wrong")
     # own images that are there come from nowhere else
-    if wrong and (missing or card.layout != "own"):
-        print(f"How to get {card.name}: {card.obtain.strip()}")
+    if missing or (wrong and card.layout != "own"):
+        print(how_to_get(card))
+    if wrong and card.layout != "own":
         print(f"  source: {card.source[0]}\n  licence: {card.licence.strip()}")
     return int(wrong > 0)
 
@@ -129,7 +130,8 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     named, votes = per_class > 0, read.train.votes  # a class may be of a minority's votes alone
     if votes is not None:
         named = votes.sum(axis=0) > 0
-    yield Finding(bool(named.all()), f"{len(read.class_names)} classes, {counts}")
+    told = examples(read.class_names, 10)  # people see which folders were taken for classes
+    yield Finding(bool(named.all()), f"{len(read.class_names)} classes, {counts}: {told}")
     if votes is not None:
         yield Finding(True, votes_told(votes))
     for name in dict.fromkeys([*card.labels, data.labels]):

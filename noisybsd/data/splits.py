@@ -140,10 +140,15 @@ class Missing(UserError):
 
     def __init__(self, path: Path, card: Card):
         super().__init__(
-            f"{path}: not there; data.root=FOLDER says where the data are. How to get {card.name}: "
-            f"{card.obtain.strip()}"
+            f"{path}: not there; data.root=FOLDER says where the data are. {how_to_get(card)}"
         )
         self.path = path
+
+
+def how_to_get(card: Card) -> str:
+    """Where to get the data of a card; of own images, in what form they are to be there."""
+    what = "What belongs there" if card.layout == "own" else f"How to get {card.name}"
+    return f"{what}: {card.obtain.strip()}"
 
 
 def need(path: Path, card: Card) -> Path:

@@ -426,7 +426,12 @@ def test_no_class_folders(tmp_path: Path) -> None:
     trees.picture(tmp_path / "1.jpg")
     with pytest.raises(UserError, match=r"a folder of images for each of two.*found none"):
         load("own", tmp_path)
-    with pytest.raises(UserError, match=r"nowhere: not there.*put the images"):
+    trees.picture(tmp_path / "images/2.jpg")
+    with pytest.raises(UserError, match=r"each of two or more classes, found images/; or list"):
+        load("own", tmp_path)
+    with pytest.raises(
+        UserError, match=r"nowhere: not there.*What belongs there: the images of each"
+    ):
         load("own", tmp_path / "nowhere")
 
 
