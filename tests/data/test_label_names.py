@@ -201,6 +201,10 @@ def test_other_files_that_name_images(photos: Path) -> None:
             table(label=lambda c: f"{number(c)},zebra", header="path,label,clean_label"),
             "line 2: clean_label: class got 'zebra'; valid: a, b, c, or a number",
         ),
+        (
+            table(label=lambda c: "1").replace(",1\n", ",b\n", 4).replace(",b\n", ",1\n", 3),
+            "line 5: 'b' is the name of a class, but '1' on line 2 is a number; valid: names in all",
+        ),
         (table(label=lambda c: "7"), "label 7 is out of range, valid: 0 to 2"),
         (table(label=lambda c: "nan"), "line 2: label is 'nan', which stands for a missing value"),
         (table(label=lambda c: "0.5"), "line 2: label is '0.5', a number that is not whole"),
