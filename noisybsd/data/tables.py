@@ -291,7 +291,7 @@ def _parquet(path: Path) -> Table:
 def _text(path: Path, names_image: Callable[[str], bool]) -> Table:
     text = decoded(path.read_bytes(), path)
     reader = csv.reader(
-        _lines(text), delimiter=separator_of(text), strict=True, skipinitialspace=True
+        lines_of(text), delimiter=separator_of(text), strict=True, skipinitialspace=True
     )
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
@@ -363,14 +363,14 @@ def decoded(content: bytes, source: object) -> str:
         raise UserError(f"{source}: line {line}: not readable as text: save it as UTF-8") from None
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """Lines as text files have them, and not at the other characters that str.splitlines splits at."""
     return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
 
 
 def separator_of(text: str) -> str:
     """The separator by which all of the first lines have equally many cells, more than one."""
-    lines = [line for line in _lines(text[: 1 << 16])[:20] if line.strip()]
+    lines = [line for line in lines_of(text[: 1 << 16])[:20] if line.strip()]
     found = {}
     for separator in SEPARATORS:
         try:

@@ -5,6 +5,7 @@ Dimensions: N samples, K classes, D embedding width.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from noisybsd.data.find import find_images
 from noisybsd.data.label_files import read_labels
 from noisybsd.data.label_readers import LABEL_READERS
 from noisybsd.data.names import ImageNames, class_of, in_order, is_missing, match
-from noisybsd.data.tables import INDEX, SEPARATORS, Table, names_of, refuse_same
+from noisybsd.data.tables import INDEX, Table, lines_of, names_of, refuse_same, separator_of
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, brief, did_you_mean, first_line
 from noisybsd.files import naming, user_path, write_json
@@ -183,10 +184,11 @@ def _read_columns(path: Path) -> tuple[pyarrow.Table, bool]:
     try:
         if path.suffix.lower() == ".parquet":
             return pyarrow.parquet.read_table(path), True
-        with path.open(encoding="utf-8-sig") as file:
-            first = file.readline().strip()
-        separator = max(SEPARATORS, key=first.count)
-        cells = [cell.strip('" ') for cell in first.split(separator)]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            start = file.read(1 << 16)
+        separator = separator_of(start)
+        first = csv.reader(lines_of(start), delimiter=separator, skipinitialspace=True)
+        cells = [cell.strip() for cell in next(first, [""])]
         has_header = not _are_probabilities(cells)
         names = (
             [cell or "index" for cell in cells] if has_header else list(map(str, range(len(cells))))
@@ -195,7 +197,7 @@ def _read_columns(path: Path) -> tuple[pyarrow.Table, bool]:
         read = pyarrow.csv.ReadOptions(column_names=names, skip_rows=int(has_header))
         parse = pyarrow.csv.ParseOptions(delimiter=separator)
         return pyarrow.csv.read_csv(path, read, parse), has_header
-    except (OSError, UnicodeError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeError, csv.Error, pyarrow.ArrowException) as error:
         raise UserError(f"probs={path}: not readable as a table: {first_line(error)}") from None
 
 

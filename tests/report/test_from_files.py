@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,21 @@ def test_labels_without_names_of_images_take_them_in_alphabetical_order(
         "Image i is the one whose path is number i in alphabetical order."
         in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_names_of_classes_may_hold_separators(here: Path, separator: str) -> None:
+    """As a CSV of pandas quotes them."""
+    classes = ["a, old", 'a; "new"', "b\tc"]
+    with Path("probs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerow(["path", *classes])
+        writer.writerows([path, *row] for path, row in zip(PATHS, PROBS, strict=True))
+    Path("labels.csv").write_text("path,label\n" + "".join(f"{path},2\n" for path in PATHS))
+    assert main(["labels=labels.csv", "probs=probs.csv"]) == 0
+    table = pyarrow.parquet.read_table("label_report/labels.parquet")
+    assert table["given_name"].to_pylist() == [classes[2]] * 6
+    np.testing.assert_allclose(table["given_prob"].to_numpy(), PROBS[:, 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
