@@ -6,6 +6,7 @@ Dimensions: N samples, K classes, D embedding width.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,15 @@ import pyarrow.parquet
 from noisybsd.data.find import find_images
 from noisybsd.data.label_files import read_labels
 from noisybsd.data.label_readers import LABEL_READERS
-from noisybsd.data.names import ImageNames, class_of, in_order, is_missing, match
+from noisybsd.data.names import (
+    ImageNames,
+    class_of,
+    examples,
+    in_order,
+    is_missing,
+    match,
+    plain,
+)
 from noisybsd.data.tables import INDEX, Table, lines_of, names_of, refuse_same, separator_of
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, brief, did_you_mean, first_line
@@ -102,7 +111,9 @@ def _read(settings: dict[str, str], images: Path | None) -> tuple[Given, list[st
     n, classes = probs.shape
     notices: list[str] = []
     paths = _paths(labels)
-    if paths is None and images is not None:
+    if paths is not None and images is not None:
+        paths = _on_disk(paths, images, path, notices)
+    elif images is not None:
         paths = find_images(images).paths
         if len(paths) != n:
             raise UserError(
@@ -154,6 +165,22 @@ def _paths(labels: Table) -> list[str] | None:
     return None if column is None else names_of(labels, column)
 
 
+def _on_disk(paths: list[str], images: Path, labels: Path, notices: list[str]) -> list[str]:
+    """The paths, with plain slashes where files are called so; and a notice of those that are not there."""
+    there = [os.path.exists(images / path) for path in paths]  # noqa: PTH110 (names may be anything)
+    paths = [path if here else plain(path) for path, here in zip(paths, there, strict=True)]
+    missing = [path for path in paths if not os.path.exists(images / path)]  # noqa: PTH110
+    if len(missing) == len(paths):
+        raise UserError(
+            f"images={images}: has none of the images that {labels} names, such as {brief(missing[0])}"
+        )
+    if missing:
+        notices.append(
+            f"{len(missing):,} of the images are not in {images} and have no picture: {examples(missing)}."
+        )
+    return paths
+
+
 def _probabilities(path: Path) -> tuple[Floats, list[str] | None, tuple[Table, str] | None]:
     """Probabilities (N,K); what their columns are called; and the table's column that names images."""
     if path.suffix.lower() in (".npy", ".npz", ".pt"):
@@ -167,7 +194,7 @@ def _probabilities(path: Path) -> tuple[Floats, list[str] | None, tuple[Table, s
         if not (pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind)):
             raise UserError(
                 f"{path}: column {name} holds {kind}, such as {brief(content[name][0].as_py(), 60)}; valid: "
-                "the probabilities of a class"
+                "the probabilities of a class, such as 0.25"
             )
     numbers = np.array([content[name].to_numpy() for name in columns], np.float64).T
     rows = [f"row {i + 1}" for i in range(content.num_rows)]

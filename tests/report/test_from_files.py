@@ -134,6 +134,26 @@ def test_labels_without_names_of_images_take_them_in_alphabetical_order(
     )
 
 
+def test_images_that_are_not_there_are_told_and_backslashes_lead_to_files(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = {name: PROBS[:, k] for k, name in enumerate(NAMES)}
+    Path("probs.csv").write_text(text({"path": PATHS, **classes}))
+    windows = [path.replace("/", "\\") for path in PATHS]
+    Path("windows.csv").write_text(text({"path": windows, "label": LABELS}))
+    arguments = ["labels=windows.csv", "probs=probs.csv", "images=photos"]
+    assert main(arguments) == 0
+    assert pyarrow.parquet.read_table("label_report/labels.parquet")["path"].to_pylist() == PATHS
+    assert "not in photos" not in capsys.readouterr().out
+    (here / "photos" / PATHS[1]).unlink()
+    assert main(arguments) == 0
+    told = f"1 of the images are not in photos and have no picture: '{PATHS[1]}'"
+    assert told in capsys.readouterr().out
+    Path("elsewhere").mkdir()
+    assert main([*arguments[:2], "images=elsewhere"]) == 2
+    assert "images=elsewhere: has none of the images that windows.csv" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_names_of_classes_may_hold_separators(here: Path, separator: str) -> None:
     """As a CSV of pandas quotes them."""
