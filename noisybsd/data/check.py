@@ -20,7 +20,14 @@ from noisybsd.data.pack import LISTED
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.reading import check_fits_card, read_splits
-from noisybsd.data.splits import Missing, Split, file_split, how_to_get
+from noisybsd.data.splits import (
+    Missing,
+    Split,
+    file_split,
+    hold_out,
+    how_to_get,
+    wholly_held_out,
+)
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
@@ -119,6 +126,8 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     if test is None:
         share = f"{data.test_fraction:.0%} of the training images"
         yield Finding(True, f"no test split: {share} will be held out")
+        parts = hold_out(read.train, data)
+        yield from (Finding(None, told) for told in wholly_held_out(*parts, read.class_names))
     else:
         yield _counted("test", len(test), card.test_images, left_out)
     per_class = np.bincount(read.train.labels, minlength=len(read.class_names))

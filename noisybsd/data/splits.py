@@ -21,7 +21,7 @@ import torch
 
 from noisybsd.data.cards import Card
 from noisybsd.data.images import ImageFiles
-from noisybsd.data.names import UNKNOWN
+from noisybsd.data.names import UNKNOWN, examples
 from noisybsd.data.votes import Labels, Votes
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
@@ -258,6 +258,19 @@ def hold_out(train: Split, data: DataConfig) -> tuple[Split, Split]:
             "share, or name the test images (docs/data.md says how)"
         )
     return train.take(~chosen), train.take(chosen)
+
+
+def wholly_held_out(train: Split, held_out: Split, class_names: Sequence[str]) -> list[str]:
+    """A sentence on the classes that have no image left to train on; none where there are none."""
+    classes = [
+        class_names[k] for k in sorted({*held_out.labels.tolist()} - {*train.labels.tolist()})
+    ]
+    if not classes:
+        return []
+    return [
+        f"no image to train on is left of {examples(classes)}, since all are held out to test on: add "
+        "images, or name the test images (docs/data.md says how)"
+    ]
 
 
 def labels_of(*splits: Split) -> Split:

@@ -73,6 +73,15 @@ def test_check_of_what_is_right(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert "2 classes, from 9 training images (cat) to 10 (dog): 'cat', 'dog'\n" in text
 
 
+def test_check_names_classes_that_are_wholly_held_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trees.folders(tmp_path, n=25)
+    trees.folders(tmp_path, ["r0", "r1"], n=1)
+    code, text = check(capsys, "own", f"root={tmp_path}")
+    assert code == 0 and "NOTE   no image to train on is left of 'r0', since all are held" in text
+
+
 def test_check_lists_what_cannot_be_read(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -415,6 +415,15 @@ def test_many_small_folders_have_their_share_of_what_is_held_out() -> None:
     assert np.flatnonzero(chosen)[:5].tolist() == [4, 11, 13, 31, 33]  # on every machine
 
 
+def test_a_class_that_is_wholly_held_out_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trees.folders(tmp_path, n=25)
+    trees.folders(tmp_path, ["r0", "r1"], n=1)  # of which the hash holds out r0
+    assert load("own", tmp_path).test.labels.tolist().count(2) == 1
+    assert "no image to train on is left of 'r0', since all are held out to test on" in caplog.text
+
+
 def test_a_test_class_without_training_images_is_named(tmp_path: Path) -> None:
     trees.folders(tmp_path / "train", n=3)
     trees.folders(tmp_path / "test", ["cat", "dgo"], n=3)
