@@ -289,15 +289,22 @@ def run(arguments: list[str]) -> int:
     counts = apply_review(config, paths["review"], out, links)
     told = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)
     print(f"{told}; {counts['changed']} labels changed")
-    again, single = f"recipe={directory / 'config.yaml'}", ["data.annotators=[]"]
-    if not config.data.annotators:
-        single = []
+    single = ["data.annotators=[]"] if config.data.annotators else []
+
+    def again(*settings: str) -> list[str]:
+        """The run's configuration with what was said here, and with `settings` in place of some of it."""
+        set_now = {setting.partition("=")[0] for setting in settings}
+        said = [each for each in overrides if each.partition("=")[0] not in set_now]
+        return [f"recipe={directory / 'config.yaml'}", *said, *settings, *single]
+
     if out is not None:
-        _say_how_to_train(out, [again, f"data.labels={out}", *single])
-    if links is not None and load_card(config.data.name).layout == "own":
-        labels = [f"data.root={links}", "data.manifest=null", "data.labels=default", *single]
-        if config.data.embeddings is None:  # which are in the order of the manifest
-            _say_how_to_train(links, [again, *labels])
+        _say_how_to_train(out, again(f"data.labels={out}"))
+    of_files = load_card(config.data.name).layout == "own"
+    if (
+        links is not None and of_files and config.data.embeddings is None
+    ):  # in the order of the manifest
+        labels = (f"data.root={links}", "data.manifest=null", "data.labels=default")
+        _say_how_to_train(links, again(*labels))
     return 0
 
 

@@ -386,6 +386,22 @@ def test_the_command_says_how_to_train_on_the_result(
     assert np.load(out)[5] == 1
 
 
+def test_the_command_says_where_the_images_are_now(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_run_config(own, [])
+    path = review(tmp_path / "r.csv", config, {0: ("wrong", 1)})
+    out, links, moved = tmp_path / "corrected.csv", tmp_path / "links", tmp_path / "moved"
+    moved.symlink_to(config.data.root)
+    arguments = [f"run={own}", f"review={path}", f"out={out}", f"links={links}"]
+    assert data(["apply-review", *arguments, f"data.root={moved}", "data.workers=0"]) == 0
+    of_file, of_links = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  python")
+    ]
+    assert {f"data.root={moved}", f"data.labels={out}", "data.workers=0"} <= {*of_file}
+    assert f"data.root={links}" in of_links and f"data.root={moved}" not in of_links
+
+
 def test_the_command_is_one_of_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert data(["--help"]) == 0 and "apply-review" in capsys.readouterr().out
     assert data(["apply-review", "--help"]) == 0 and "review=FILE" in capsys.readouterr().out
