@@ -33,7 +33,7 @@ from noisybsd.data.tables import INDEX, Table, lines_of, names_of, refuse_same, 
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, brief, did_you_mean, first_line
 from noisybsd.files import naming, user_path, write_json
-from noisybsd.report.arrays import SLACK, label_table, summary_of, write_report
+from noisybsd.report.arrays import SLACK, label_table, probabilities, summary_of, write_report
 from noisybsd.report.findings import Floats, Ints, write_table
 from noisybsd.report.write import as_json
 
@@ -122,11 +122,13 @@ def _read(settings: dict[str, str], images: Path | None) -> tuple[Given, list[st
             )
         notices.append("Image i is the one whose path is number i in alphabetical order.")
     names = ImageNames(paths, images or ".") if paths is not None else None
+    order: Any = slice(None)
     if named is not None and names is not None:
         table, column = named
         source = f"{table.path}: column {column}"
-        probs = probs[match(names_of(table, column), names, source, table.rows.__getitem__)]
+        order = match(names_of(table, column), names, source, table.rows.__getitem__)
     _check_rows(labels, predicted, n, classes)
+    probs = probabilities(probs, f"probs={predicted}")[order]  # rows are named as the file has them
     class_names = _class_names(settings.get("classes"), columns, labels, classes)
     found = read_labels(path, classes, n, class_names=class_names, images=names)
     if found.votes is not None:

@@ -212,7 +212,8 @@ def test_names_of_classes_may_hold_separators(here: Path, separator: str) -> Non
             "has 3 classes, probs has 2 columns: say with classes=",
         ),
         (["labels=names.csv", "probs=probs.npy", "classes=a,b,c"], "names.csv"),
-        (["labels=labels.npy", "probs=wrong.npy"], "pred_probs: got numbers that sum to 2"),
+        (["labels=labels.npy", "probs=wrong.npy"], "probs=wrong.npy: got numbers that sum to 2"),
+        (["labels=list.csv", "probs=nan.csv"], "probs=nan.csv: got nan, in row 1 (from 0); valid:"),
         (
             ["labels=labels.npy", "probs=probs.npy", "out=labels.npy"],
             "out=labels.npy: cannot be made",
@@ -227,6 +228,9 @@ def test_mistakes_are_named(
     np.save("short.npy", PROBS[:5])
     np.save("two.npy", np.full((6, 2), 0.5))
     np.save("wrong.npy", PROBS * 2)
+    lines = Path("turned.csv").read_text().splitlines()
+    lines[2] = f"{PATHS[4]},nan,0.5,0.5"  # of the last but one label
+    Path("nan.csv").write_text("\n".join(lines))
     np.save("turned.npy", PROBS.T)
     Path("text.csv").write_text(text({"a": PROBS[:, 0], "b": ["x"] * 6}))
     classes = {name: PROBS[:, k] for k, name in enumerate(NAMES)}
