@@ -136,6 +136,32 @@ def test_paths_as_they_are_written_elsewhere(
     assert are_right(use(table(path), key))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: unicodedata.normalize("NFC", p),
+        lambda p: p.upper() if p.startswith("b") else p,
+        lambda p: f"imgs/{p}" if p.startswith("b") else p,
+    ],
+)
+def test_some_paths_as_they_are_written_elsewhere(
+    photos: Path, change: Callable[[str], str]
+) -> None:
+    """As a list of a folder that came from macOS, where only some folders have accents."""
+    accent = unicodedata.normalize("NFD", "é")
+    (photos / "b").rename(photos / f"b{accent}")
+    rows = [(f"b{accent}{p[1:]}" if c == "b" else p, number(c)) for p, c in ROWS]
+    text = "path,label\n" + "".join(f"{change(p)},{label}\n" for p, label in rows)
+    assert are_right(use(text, "manifest"))
+
+
+def test_a_missing_image_is_not_replaced_by_one_that_is_called_alike(photos: Path) -> None:
+    (photos / "old/a").mkdir(parents=True)
+    (photos / "a/a000.png").rename(photos / "old/a/a000.png")
+    with pytest.raises(UserError, match=r"imgs/a/a000\.png: No such file"):
+        use(table(), "manifest")
+
+
 @BOTH
 def test_a_table_without_a_header(photos: Path, key: str) -> None:
     assert are_right(use(table(header=None), key))
