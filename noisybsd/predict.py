@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -84,7 +85,7 @@ def _predict(
     classifier = load(run, weights=weights, device=device)
     root, paths = find(images, root)
     unsure, errors = write_predictions(
-        classifier.stream((root / path for path in paths), threads=workers),
+        classifier.stream((_file(root, path) for path in paths), threads=workers),
         paths,
         len(paths),
         out,
@@ -101,6 +102,13 @@ def _predict(
         if len(errors) > NAMED:
             print(f"  … and {len(errors) - NAMED:,} more")
     return 0
+
+
+def _file(root: Path, name: str) -> Path:
+    """The image file that a table calls `name`: one written on Windows has backslashes."""
+    if "\\" in name and not os.path.exists(root / name):  # noqa: PTH110 (that one may raise)
+        name = name.replace("\\", "/")
+    return root / name
 
 
 def find(images: Path, root: Path | None) -> tuple[Path, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def files(own: Path) -> list[Path]:
 
 def cut(path: Path) -> np.ndarray:
     """An image as docs/predicting.md says, (S,S,C) uint8."""
-    picture = Image.open(path).convert("RGB")
+    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     side = min(max(min(picture.size), 16), 18)
     square = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
     edge = (side - 16) // 2
@@ -87,6 +88,25 @@ def test_onnx_gives_the_probabilities_of_torch(
     np.testing.assert_allclose(found, classifier.predict(files(own)).probabilities, atol=0.01)
     # no path of this machine is in the file
     assert str(Path(noisybsd.__file__).parent).encode() not in path.read_bytes()
+
+
+def test_the_documented_program_sees_a_photo_of_a_turned_camera_upright(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    text = (Path(__file__).parents[1] / "docs/predicting.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(import json, numpy, onnxruntime.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exported(own, "onnx", Path("model.onnx"))
+    pixels = np.random.default_rng(0).integers(0, 256, (18, 18, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned to the right
+    Image.fromarray(pixels).save("a.jpg", "PNG", exif=turned)
+    found: dict[str, Any] = {}
+    exec(program, found)
+    np.testing.assert_array_equal(found["images"][0], np.rot90(pixels, -1)[1:-1, 1:-1])
+    known = noisybsd.load(own / "run", device="cpu").predict("a.jpg").probabilities
+    np.testing.assert_allclose(found["probabilities"], known, atol=1e-5)
 
 
 def test_a_torch_program_needs_no_noisybsd(

@@ -198,12 +198,17 @@ def test_a_network_is_not_read_back_on_another_backbone(photos):
 
 
 def test_an_unreadable_image_stops_the_run_or_is_left_out(photos):
-    broken = sorted(Path("photos/images").iterdir())[4]
-    broken.write_bytes(broken.read_bytes()[:60])
+    broken = sorted(Path("photos/images").iterdir())[4:9]
+    content = broken[0].read_bytes()[:60]
+    for path in broken:  # several files of the same bytes, as downloads that failed alike
+        path.write_bytes(content)
     assert train(photos("run")) == 2
     results = trained(photos("skipping", "data.on_error=skip"))
-    assert results["train_samples"] + results["test_samples"] == IMAGES - 1
-    assert broken.name in json.dumps(results["data"], ensure_ascii=False)
+    assert results["train_samples"] + results["test_samples"] == IMAGES - 5
+    assert results["data"]["skipped_images"] == 5
+    assert Path("skipping/log.txt").read_text("utf-8").count("skipped an unreadable image: ") == 5
+    for path in broken:
+        assert path.name in json.dumps(results["data"], ensure_ascii=False)
 
 
 def test_pictures_and_reviews_are_of_the_images_that_a_run_has_not_left_out(photos):

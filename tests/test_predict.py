@@ -140,6 +140,12 @@ def test_tables_of_images(ask: Callable[..., Any]) -> None:
     # paths from elsewhere; a list without a header; Parquet
     Path("list.csv").write_text("b/001.jpg\na/000.png\n")
     assert ask("list.csv", "root=new") == rows[:2]
+    Path("new/windows.csv").write_text("path\r\nb\\001.jpg\r\na\\000.png\r\n")
+    assert ask("new/windows.csv") == [
+        row | {"path": row["path"].replace("/", "\\")} for row in rows[:2]
+    ]
+    shutil.copy("new/a/000.png", "new/b\\001.jpg")  # of this system, on which it is a letter
+    assert ask("new/windows.csv")[0]["confidence"] == rows[1]["confidence"]
     absolute = str(Path("new/a/000.png").absolute())
     pyarrow.parquet.write_table(pyarrow.table({"path": [absolute] * 2}), "list.parquet")
     assert ask("list.parquet") == [rows[1] | {"path": absolute}] * 2

@@ -710,7 +710,9 @@ def test_other_data_is_refused(
     with_dataset(monkeypatch, lambda data: dataclasses.replace(data, sha256="0" * 64))
     capsys.readouterr()
     assert main(tiny("run.dir=run", "data.root=theirs")) == 2
-    assert capsys.readouterr().err.startswith("error: data.root=theirs: the images or labels are")
+    told = capsys.readouterr().err
+    assert told.startswith("error: data.root=theirs: the images or labels are")
+    assert told.endswith("; put those back, or train on these in another folder, run.dir=NEW\n")
     assert Path("run/checkpoint.pt").read_bytes() == before
 
 

@@ -54,7 +54,8 @@ report.html. Give one of these, or both:
                 read them, and data.root=FOLDER too
 
 `wrong` takes the decision's label; `right` and `unsure` leave the given one. A `wrong` label without another
-class is refused, and so is a review of other images or labels than the run's.
+class is refused, and so are a `right` or `unsure` one with another, and a review of other images or labels
+than the run's.
 
 keys that may differ from the run's own: {", ".join(MAY_DIFFER)}
 """

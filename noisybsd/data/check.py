@@ -15,12 +15,19 @@ from noisybsd.data.duplicates import LookedAtFiles, describe, identical, looks_o
 from noisybsd.data.find import find_images
 from noisybsd.data.images import ImageError, ImageFiles
 from noisybsd.data.labelling import known_clean, real_rate, with_labels
-from noisybsd.data.names import kinds
+from noisybsd.data.names import examples, kinds
 from noisybsd.data.pack import LISTED
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.reading import check_fits_card, read_splits
-from noisybsd.data.splits import Missing, Split, file_split
+from noisybsd.data.splits import (
+    Missing,
+    Split,
+    file_split,
+    hold_out,
+    how_to_get,
+    wholly_held_out,
+)
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
@@ -53,8 +60,9 @@ def check(config: Config, out: Path | None) -> int:
     if wrong:
         print(f"\n{wrong} thing{'s' * (wrong > 1)} wrong")
     # own images that are there come from nowhere else
-    if wrong and (missing or card.layout != "own"):
-        print(f"How to get {card.name}: {card.obtain.strip()}")
+    if missing or (wrong and card.layout != "own"):
+        print(how_to_get(card))
+    if wrong and card.layout != "own":
         print(f"  source: {card.source[0]}\n  licence: {card.licence.strip()}")
     return int(wrong > 0)
 
@@ -118,6 +126,8 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     if test is None:
         share = f"{data.test_fraction:.0%} of the training images"
         yield Finding(True, f"no test split: {share} will be held out")
+        parts = hold_out(read.train, data)
+        yield from (Finding(None, told) for told in wholly_held_out(*parts, read.class_names))
     else:
         yield _counted("test", len(test), card.test_images, left_out)
     per_class = np.bincount(read.train.labels, minlength=len(read.class_names))
@@ -129,7 +139,8 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     named, votes = per_class > 0, read.train.votes  # a class may be of a minority's votes alone
     if votes is not None:
         named = votes.sum(axis=0) > 0
-    yield Finding(bool(named.all()), f"{len(read.class_names)} classes, {counts}")
+    told = examples(read.class_names, 10)  # people see which folders were taken for classes
+    yield Finding(bool(named.all()), f"{len(read.class_names)} classes, {counts}: {told}")
     if votes is not None:
         yield Finding(True, votes_told(votes))
     for name in dict.fromkeys([*card.labels, data.labels]):

@@ -42,6 +42,7 @@ from noisybsd.data.splits import (
     image_size,
     labels_of,
     verified,
+    wholly_held_out,
 )
 from noisybsd.data.votes import votes_sha256
 from noisybsd.errors import UserError
@@ -146,6 +147,8 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
         tested = hash_images(held_out.inputs, [], known_test)
     else:
         train, held_out = hold_out(train, data)
+        for line in wholly_held_out(train, held_out, read.class_names):
+            log.warning("%s", line)
         tested = f"held out by path: {data.test_fraction} {data.folds} {data.fold}"
     if held_out is not None:
         test, test_labels = verified(held_out, "noisy")

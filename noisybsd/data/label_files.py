@@ -238,10 +238,17 @@ def _labels(
     numbers = [whole_number(name) for name in names]
     as_names = set(names) <= set(class_names)
     if None in numbers and not as_names:
-        i = next(i for i, name in enumerate(names) if name not in class_names)
+        strangers = [i for i, name in enumerate(names) if name not in class_names]
+        i, first = numbers.index(None), strangers[0]
+        if all(numbers[i] is not None for i in strangers):
+            raise wrong(
+                i,
+                f"{names[i]!r} is the name of a class, but {names[first]!r} on {table.rows[first]} is a "
+                "number; valid: names in all rows, or numbers in all",
+            )
+        i = next(i for i in strangers if numbers[i] is None)
         if class_names:
             raise wrong(i, f"class {unknown_class(names[i], class_names)}, or a number from 0")
-        i = numbers.index(None)
         raise wrong(i, f"got {names[i]!r}, valid: an integer")
     if not as_names:
         return integers_below(

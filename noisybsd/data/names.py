@@ -233,14 +233,14 @@ class ImageNames:
             for i, path in enumerate(self.paths):
                 index.setdefault(self._parts(path, with_suffix, fold)[-1], []).append(i)
             self._indices[with_suffix, fold] = index
-        wanted = _fold_path(name).split("/") if fold else name.split("/")
+        wanted = folded_path(name).split("/") if fold else name.split("/")
         candidates = self._indices[with_suffix, fold].get(wanted[-1], [])
         return [i for i in candidates if self._ends(i, wanted, with_suffix, fold)]
 
     def _ends(self, i: int, wanted: list[str], with_suffix: bool, fold: bool) -> bool:
         parts = self._parts(self.paths[i], with_suffix, fold)
         for root in self._roots:
-            above = _fold_path(root.as_posix()) if fold else root.as_posix()
+            above = folded_path(root.as_posix()) if fold else root.as_posix()
             if [*above.split("/"), *parts][-len(wanted) :] == wanted:
                 return True
         return False
@@ -248,7 +248,7 @@ class ImageNames:
     def _parts(self, path: str, with_suffix: bool, fold: bool) -> list[str]:
         if not with_suffix:
             path = os.path.splitext(path)[0]  # noqa: PTH122 (up to a million times)
-        return (_fold_path(path) if fold else path).split("/")
+        return (folded_path(path) if fold else path).split("/")
 
 
 def plain(name: str) -> str:
@@ -256,7 +256,8 @@ def plain(name: str) -> str:
     return os.path.normpath(name.strip().replace("\\", "/")) if name.strip() else ""
 
 
-def _fold_path(path: str) -> str:
+def folded_path(path: str) -> str:
+    """A path without what systems write differently: capitals, and the encoding of accented letters."""
     return unicodedata.normalize("NFC", path).casefold()
 
 

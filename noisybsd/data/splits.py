@@ -21,7 +21,7 @@ import torch
 
 from noisybsd.data.cards import Card
 from noisybsd.data.images import ImageFiles
-from noisybsd.data.names import UNKNOWN
+from noisybsd.data.names import UNKNOWN, examples
 from noisybsd.data.votes import Labels, Votes
 from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig
@@ -140,10 +140,15 @@ class Missing(UserError):
 
     def __init__(self, path: Path, card: Card):
         super().__init__(
-            f"{path}: not there; data.root=FOLDER says where the data are. How to get {card.name}: "
-            f"{card.obtain.strip()}"
+            f"{path}: not there; data.root=FOLDER says where the data are. {how_to_get(card)}"
         )
         self.path = path
+
+
+def how_to_get(card: Card) -> str:
+    """Where to get the data of a card; of own images, in what form they are to be there."""
+    what = "What belongs there" if card.layout == "own" else f"How to get {card.name}"
+    return f"{what}: {card.obtain.strip()}"
 
 
 def need(path: Path, card: Card) -> Path:
@@ -253,6 +258,19 @@ def hold_out(train: Split, data: DataConfig) -> tuple[Split, Split]:
             "share, or name the test images (docs/data.md says how)"
         )
     return train.take(~chosen), train.take(chosen)
+
+
+def wholly_held_out(train: Split, held_out: Split, class_names: Sequence[str]) -> list[str]:
+    """A sentence on the classes that have no image left to train on; none where there are none."""
+    classes = [
+        class_names[k] for k in sorted({*held_out.labels.tolist()} - {*train.labels.tolist()})
+    ]
+    if not classes:
+        return []
+    return [
+        f"no image to train on is left of {examples(classes)}, since all are held out to test on: add "
+        "images, or name the test images (docs/data.md says how)"
+    ]
 
 
 def labels_of(*splits: Split) -> Split:

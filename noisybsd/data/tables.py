@@ -291,16 +291,23 @@ def _parquet(path: Path) -> Table:
 def _text(path: Path, names_image: Callable[[str], bool]) -> Table:
     text = decoded(path.read_bytes(), path)
     reader = csv.reader(
-        _lines(text), delimiter=_separator(text), strict=True, skipinitialspace=True
+        lines_of(text), delimiter=separator_of(text), strict=True, skipinitialspace=True
     )
-    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: line {reader.line_num}: not readable as a table: {error}"
+        ) from None
+    # spreadsheets end in rows of separators alone, where rows were cleared; and have such columns
+    while rows and len(rows[-1][1]) > 1 and not any(rows[-1][1]):
+        rows.pop()
     if not rows:
         raise UserError(f"{path}: is empty")
     header = rows[0][1]
     without = _columns_without_header(header, names_image, path)
     if without is None:
-        header, rows = [name or "index" for name in header], rows[1:]  # pandas' index has no name
-        refuse_same(header, f"{path}: line 1")
+        rows = rows[1:]
     else:
         header = without
     for line, row in rows:
@@ -309,7 +316,14 @@ def _text(path: Path, names_image: Callable[[str], bool]) -> Table:
                 f"{path}: line {line}: got {len(row)} columns, expected {len(header)} "
                 f"({', '.join(header)})"
             )
-    columns = {name: [row[i] for _, row in rows] for i, name in enumerate(header)}
+    kept = [i for i, name in enumerate(header) if name or any(row[i] for _, row in rows)]
+    if len(nameless := [str(i + 1) for i in kept if not header[i]]) > 1:
+        raise UserError(
+            f"{path}: line 1: columns {' and '.join(nameless)} have no name; give them names, or delete them"
+        )
+    names = [header[i] or "index" for i in kept]  # pandas' index has no name
+    refuse_same(names, f"{path}: line 1")
+    columns = {name: [row[i] for _, row in rows] for i, name in zip(kept, names, strict=True)}
     return Table(path, columns, [f"line {line}" for line, _ in rows])
 
 
@@ -334,7 +348,7 @@ def _columns_without_header(
     )
 
 
-def decoded(content: bytes, path: Path) -> str:
+def decoded(content: bytes, source: object) -> str:
     """Text in UTF-8, or in UTF-16 as spreadsheets write it; names of files may be no text.
 
     Raises:
@@ -346,17 +360,17 @@ def decoded(content: bytes, path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line}: not readable as text: save it as UTF-8") from None
+        raise UserError(f"{source}: line {line}: not readable as text: save it as UTF-8") from None
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """Lines as text files have them, and not at the other characters that str.splitlines splits at."""
     return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
 
 
-def _separator(text: str) -> str:
+def separator_of(text: str) -> str:
     """The separator by which all of the first lines have equally many cells, more than one."""
-    lines = [line for line in _lines(text[: 1 << 16])[:20] if line.strip()]
+    lines = [line for line in lines_of(text[: 1 << 16])[:20] if line.strip()]
     found = {}
     for separator in SEPARATORS:
         try:

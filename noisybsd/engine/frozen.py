@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from noisybsd.config import Config
 from noisybsd.data.dataset import Dataset
 from noisybsd.data.features import FeatureStore, image_keys
-from noisybsd.data.images import ImageError, ImageFiles
+from noisybsd.data.images import ImageError, ImageFiles, note_skipped
 from noisybsd.data.progress import with_progress
 from noisybsd.data.splits import Split
 from noisybsd.data.views import Views
@@ -88,7 +88,12 @@ class FrozenBackbone:
             if not readable.any():
                 raise UserError(f"{what}: none can be read: {next(iter(unreadable.values()))}")
             kept = split if readable.all() else split.take(readable)
-            skipped = [*split.skipped, *map(str, unreadable.values())]
+            skipped = [*split.skipped]
+            if isinstance(files := split.images, ImageFiles):
+                for path, key in zip(files.paths, keys, strict=True):
+                    if key in unreadable:  # several files may hold the same bytes
+                        error = ImageError(files.root / path, unreadable[key].reason)
+                        note_skipped(skipped, [error])
             embeddings = store.rows([key for key in keys if key not in unreadable])
         return replace(kept, embeddings=embeddings, skipped=skipped)
 

@@ -499,7 +499,8 @@ class Trainer:
         if not self.dataset.is_of(state["data_sha256"]):
             raise UserError(
                 f"data.root={self.config.data.root}: the images or labels are not those this run was "
-                f"started with ({self.dataset.other_than(state['data_sha256'])})"
+                f"started with ({self.dataset.other_than(state['data_sha256'])}); put those back, or train "
+                "on these in another folder, run.dir=NEW"
             )
         self.check_backbone(state, where)
         name = ""

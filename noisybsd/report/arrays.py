@@ -298,12 +298,12 @@ def _checked(
     labels: Any, pred_probs: Any, belief: Any, class_names: Sequence[str] | None
 ) -> tuple[Ints, Floats, Floats, tuple[str, ...]]:
     """Labels (N,), predictions and beliefs (N,K), names. Without beliefs, the predictions are both."""
-    probs = _probabilities(pred_probs, "pred_probs")
+    probs = probabilities(pred_probs, "pred_probs")
     names = _names(class_names, probs.shape[1])
     given = _labels(labels, probs, "pred_probs", class_names and names)
     if belief is None:
         return given, probs, probs, names
-    believed = _probabilities(belief, "belief")
+    believed = probabilities(belief, "belief")
     if believed.shape != probs.shape:
         raise UserError(
             f"belief: got shape {believed.shape}; valid: {probs.shape}, that of pred_probs"
@@ -316,7 +316,7 @@ def _either(labels: Any, pred_probs: Any, belief: Any) -> tuple[Floats, Ints, bo
     if pred_probs is None and belief is None:
         raise UserError("pred_probs: got None; valid: probabilities (N, K), or give belief")
     if pred_probs is None:
-        believed = _probabilities(belief, "belief")
+        believed = probabilities(belief, "belief")
         return believed, _labels(labels, believed, "belief", None), True
     given, probs, believed, _ = _checked(labels, pred_probs, belief, None)
     return findings.pooled(believed, probs), given, belief is not None
@@ -357,7 +357,7 @@ def _labels(labels: Any, probs: Floats, beside: str, names: Sequence[str] | None
     return values.astype(np.int64)
 
 
-def _probabilities(values: Any, argument: str) -> Floats:
+def probabilities(values: Any, argument: str) -> Floats:
     """Probabilities (N,K) as float32 whose rows sum to one."""
     if torch.is_tensor(values):  # numpy knows no bfloat16
         values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32))
@@ -380,8 +380,8 @@ def _probabilities(values: Any, argument: str) -> Floats:
         if not right.all():
             i = int(right.argmin())
             raise UserError(
-                f"{argument}: {_fault(array[rows][i], sums[i, 0])}, in row {rows.start + i}; valid: numbers "
-                "from 0 to 1 that sum to 1 in each row"
+                f"{argument}: {_fault(array[rows][i], sums[i, 0])}, in row {rows.start + i} (from 0); valid: "
+                "numbers from 0 to 1 that sum to 1 in each row"
             )
         np.divide(np.maximum(block, 0, out=block), sums, out=probs[rows])
     return probs

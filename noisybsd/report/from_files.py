@@ -5,6 +5,8 @@ Dimensions: N samples, K classes, D embedding width.
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,20 @@ import pyarrow.parquet
 from noisybsd.data.find import find_images
 from noisybsd.data.label_files import read_labels
 from noisybsd.data.label_readers import LABEL_READERS
-from noisybsd.data.names import ImageNames, class_of, in_order, is_missing, match
-from noisybsd.data.tables import INDEX, SEPARATORS, Table, names_of, refuse_same
+from noisybsd.data.names import (
+    ImageNames,
+    class_of,
+    examples,
+    in_order,
+    is_missing,
+    match,
+    plain,
+)
+from noisybsd.data.tables import INDEX, Table, lines_of, names_of, refuse_same, separator_of
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, brief, did_you_mean, first_line
 from noisybsd.files import naming, user_path, write_json
-from noisybsd.report.arrays import SLACK, label_table, summary_of, write_report
+from noisybsd.report.arrays import SLACK, label_table, probabilities, summary_of, write_report
 from noisybsd.report.findings import Floats, Ints, write_table
 from noisybsd.report.write import as_json
 
@@ -101,7 +111,9 @@ def _read(settings: dict[str, str], images: Path | None) -> tuple[Given, list[st
     n, classes = probs.shape
     notices: list[str] = []
     paths = _paths(labels)
-    if paths is None and images is not None:
+    if paths is not None and images is not None:
+        paths = _on_disk(paths, images, path, notices)
+    elif images is not None:
         paths = find_images(images).paths
         if len(paths) != n:
             raise UserError(
@@ -110,11 +122,13 @@ def _read(settings: dict[str, str], images: Path | None) -> tuple[Given, list[st
             )
         notices.append("Image i is the one whose path is number i in alphabetical order.")
     names = ImageNames(paths, images or ".") if paths is not None else None
+    order: Any = slice(None)
     if named is not None and names is not None:
         table, column = named
         source = f"{table.path}: column {column}"
-        probs = probs[match(names_of(table, column), names, source, table.rows.__getitem__)]
+        order = match(names_of(table, column), names, source, table.rows.__getitem__)
     _check_rows(labels, predicted, n, classes)
+    probs = probabilities(probs, f"probs={predicted}")[order]  # rows are named as the file has them
     class_names = _class_names(settings.get("classes"), columns, labels, classes)
     found = read_labels(path, classes, n, class_names=class_names, images=names)
     if found.votes is not None:
@@ -153,6 +167,22 @@ def _paths(labels: Table) -> list[str] | None:
     return None if column is None else names_of(labels, column)
 
 
+def _on_disk(paths: list[str], images: Path, labels: Path, notices: list[str]) -> list[str]:
+    """The paths, with plain slashes where files are called so; and a notice of those that are not there."""
+    there = [os.path.exists(images / path) for path in paths]  # noqa: PTH110 (names may be anything)
+    paths = [path if here else plain(path) for path, here in zip(paths, there, strict=True)]
+    missing = [path for path in paths if not os.path.exists(images / path)]  # noqa: PTH110
+    if len(missing) == len(paths):
+        raise UserError(
+            f"images={images}: has none of the images that {labels} names, such as {brief(missing[0])}"
+        )
+    if missing:
+        notices.append(
+            f"{len(missing):,} of the images are not in {images} and have no picture: {examples(missing)}."
+        )
+    return paths
+
+
 def _probabilities(path: Path) -> tuple[Floats, list[str] | None, tuple[Table, str] | None]:
     """Probabilities (N,K); what their columns are called; and the table's column that names images."""
     if path.suffix.lower() in (".npy", ".npz", ".pt"):
@@ -166,7 +196,7 @@ def _probabilities(path: Path) -> tuple[Floats, list[str] | None, tuple[Table, s
         if not (pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind)):
             raise UserError(
                 f"{path}: column {name} holds {kind}, such as {brief(content[name][0].as_py(), 60)}; valid: "
-                "the probabilities of a class"
+                "the probabilities of a class, such as 0.25"
             )
     numbers = np.array([content[name].to_numpy() for name in columns], np.float64).T
     rows = [f"row {i + 1}" for i in range(content.num_rows)]
@@ -183,10 +213,11 @@ def _read_columns(path: Path) -> tuple[pyarrow.Table, bool]:
     try:
         if path.suffix.lower() == ".parquet":
             return pyarrow.parquet.read_table(path), True
-        with path.open(encoding="utf-8-sig") as file:
-            first = file.readline().strip()
-        separator = max(SEPARATORS, key=first.count)
-        cells = [cell.strip('" ') for cell in first.split(separator)]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            start = file.read(1 << 16)
+        separator = separator_of(start)
+        first = csv.reader(lines_of(start), delimiter=separator, skipinitialspace=True)
+        cells = [cell.strip() for cell in next(first, [""])]
         has_header = not _are_probabilities(cells)
         names = (
             [cell or "index" for cell in cells] if has_header else list(map(str, range(len(cells))))
@@ -195,7 +226,7 @@ def _read_columns(path: Path) -> tuple[pyarrow.Table, bool]:
         read = pyarrow.csv.ReadOptions(column_names=names, skip_rows=int(has_header))
         parse = pyarrow.csv.ParseOptions(delimiter=separator)
         return pyarrow.csv.read_csv(path, read, parse), has_header
-    except (OSError, UnicodeError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeError, csv.Error, pyarrow.ArrowException) as error:
         raise UserError(f"probs={path}: not readable as a table: {first_line(error)}") from None
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -20,13 +19,14 @@ from noisybsd.config import Config
 from noisybsd.data.cards import load_card
 from noisybsd.data.label_files import write_labels
 from noisybsd.data.labelling import real_rate, with_labels, with_noise
-from noisybsd.data.names import as_text
+from noisybsd.data.names import as_text, whole_number
 from noisybsd.data.reading import read_splits
 from noisybsd.data.splits import Split
+from noisybsd.data.tables import decoded, separator_of
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config
 from noisybsd.errors import UserError, brief, did_you_mean, shown
-from noisybsd.files import read_text, user_path
+from noisybsd.files import naming, open_file, user_path
 from noisybsd.report.findings import Ints
 from noisybsd.report.links import link_classes
 
@@ -55,17 +55,19 @@ class Review:
 
 
 def read_review(path: Path, class_names: Sequence[str]) -> Review:
-    """Read the CSV that a report's page downloads.
+    """Read the CSV that a report's page downloads, also as a spreadsheet saves it.
 
     A person may have written the right class into it: its number or its name, into the column label.
 
     Raises:
         UserError: names the file, the line and what is valid.
     """
-    text = read_text(path, f"review={path}")
-    reader, classes = csv.DictReader(io.StringIO(text, newline="")), [*map(as_text, class_names)]
+    with naming(f"review={path}: cannot be read"), open_file(path, "rb") as file:
+        text = decoded(file.read(), f"review={path}")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator_of(text))
+    classes = [*map(as_text, class_names)]
     try:
-        lines = [(reader.line_num, row) for row in reader]
+        lines = [(reader.line_num, row) for row in reader if any(row.values())]
     except csv.Error as error:
         raise UserError(f"review={path}: line {reader.line_num}: {error}") from None
     needed = ("index", "given", "label", "decision", "data_sha256")
@@ -73,44 +75,63 @@ def read_review(path: Path, class_names: Sequence[str]) -> Review:
     if missing:
         raise UserError(f"review={path}: has no column {missing[0]}; valid: {', '.join(needed)}")
     rows: dict[int, tuple[int, int, str, str]] = {}
-    hashes, without = set(), []
+    data_sha256: str | None = None
+    without: list[str] = []
+    edited: list[str] = []
     for number, row in lines:
         place = f"review={path}: line {number}"
         wrong = row["decision"] == "wrong"
-        try:
-            index, given = int(row["index"]), int(row["given"])
-        except (TypeError, ValueError):
-            raise UserError(f"{place}: index and given must be integers") from None
-        label = _right_class(row, given, classes, place) if wrong else given
+        index, given = (_integer(row, column, place) for column in ("index", "given"))
+        label = _right_class(row, given, classes, place)
         if row["decision"] not in DECISIONS:
             raise UserError(
                 f"{place}: decision: got {row['decision']!r}, valid: {', '.join(DECISIONS)}"
             )
         if index in rows:
             raise UserError(f"{place}: index {index} is in an earlier line already")
-        if wrong and label == given:
-            without.append(f"line {number} ({row.get('path') or f'index {index}'})")
+        if wrong == (label == given):
+            named = without if wrong else edited
+            named.append(f"line {number} ({row.get('path') or f'index {index}'})")
+        if data_sha256 not in (None, row["data_sha256"]):
+            raise UserError(
+                f"{place}: data_sha256: got {row['data_sha256']!r}, but {data_sha256!r} before; valid: "
+                "decisions on one dataset"
+            )
+        data_sha256 = row["data_sha256"]
         rows[index] = given, label, row["decision"], row.get("path") or ""
-        hashes.add(row["data_sha256"])
     if without:
         raise UserError(
             f"review={path}: {len(without):,} labels are marked as wrong, and no other class is given: "
-            f"{', '.join(without[:NAMED])}{' …' * (len(without) > NAMED)}. Write the right class into the "
-            "column label (its name, or its number from 0), or mark them unsure"
+            f"{_first_of(without)}. Write the right class into the column label (its name, or its number "
+            "from 0), or mark them unsure"
         )
-    if not rows:
+    if edited:
+        raise UserError(
+            f"review={path}: {len(edited):,} labels are marked as right or unsure, and another class is "
+            f"given: {_first_of(edited)}. Write wrong into the column decision, or the given class into label"
+        )
+    if data_sha256 is None:
         raise UserError(f"review={path}: holds no decisions")
-    if len(hashes) > 1:
-        raise UserError(f"review={path}: holds decisions on {len(hashes)} different datasets")
     given_labels, labels, decisions, names = zip(*rows.values(), strict=True)
     return Review(
         np.array(list(rows)),
         np.array(given_labels),
         np.array(labels),
         list(decisions),
-        hashes.pop(),
+        data_sha256,
         list(names),
     )
+
+
+def _first_of(rows: list[str]) -> str:
+    return ", ".join(rows[:NAMED]) + " …" * (len(rows) > NAMED)
+
+
+def _integer(row: dict[str, str | None], column: str, place: str) -> int:
+    number = whole_number((row[column] or "").strip())  # a spreadsheet may write 2.0
+    if number is None:
+        raise UserError(f"{place}: {column}: got {row[column]!r}, valid: an integer")
+    return number
 
 
 def _right_class(row: dict[str, str | None], given: int, names: list[str], place: str) -> int:
@@ -120,12 +141,18 @@ def _right_class(row: dict[str, str | None], given: int, names: list[str], place
         UserError: there is no such class, or the columns label and label_name name two.
     """
     cell, name = (row["label"] or "").strip(), (row.get("label_name") or "").strip()
-    label = given
-    if number := re.fullmatch(r"(-?[0-9]+)(\.0*)?", cell):  # a spreadsheet may write 2.0
-        label = int(number[1])
+    if (number := whole_number(cell or str(given))) is not None:
+        label = number
         if not 0 <= label < len(names):
-            raise UserError(f"{place}: label: got {cell}, valid: 0 to {len(names) - 1}, or a name")
-    elif cell:
+            raise UserError(f"{place}: label: got {label}, valid: 0 to {len(names) - 1}, or a name")
+        if cell in names and names[label] not in (cell, name):  # classes are called by numbers
+            if cell != name:
+                raise UserError(
+                    f"{place}: label: {cell!r} is the number of class {names[label]!r} and the name of "
+                    "another: write the name of the right class into label_name"
+                )
+            label = names.index(cell)
+    else:
         if cell not in names:
             raise UserError(f"{place}: label: {did_you_mean(cell, names)}")
         label = names.index(cell)
@@ -262,15 +289,22 @@ def run(arguments: list[str]) -> int:
     counts = apply_review(config, paths["review"], out, links)
     told = ", ".join(f"{counts[name]} {name}" for name in DECISIONS)
     print(f"{told}; {counts['changed']} labels changed")
-    again, single = f"recipe={directory / 'config.yaml'}", ["data.annotators=[]"]
-    if not config.data.annotators:
-        single = []
+    single = ["data.annotators=[]"] if config.data.annotators else []
+
+    def again(*settings: str) -> list[str]:
+        """The run's configuration with what was said here, and with `settings` in place of some of it."""
+        set_now = {setting.partition("=")[0] for setting in settings}
+        said = [each for each in overrides if each.partition("=")[0] not in set_now]
+        return [f"recipe={directory / 'config.yaml'}", *said, *settings, *single]
+
     if out is not None:
-        _say_how_to_train(out, [again, f"data.labels={out}", *single])
-    if links is not None and load_card(config.data.name).layout == "own":
-        labels = [f"data.root={links}", "data.manifest=null", "data.labels=default", *single]
-        if config.data.embeddings is None:  # which are in the order of the manifest
-            _say_how_to_train(links, [again, *labels])
+        _say_how_to_train(out, again(f"data.labels={out}"))
+    of_files = load_card(config.data.name).layout == "own"
+    if (
+        links is not None and of_files and config.data.embeddings is None
+    ):  # in the order of the manifest
+        labels = (f"data.root={links}", "data.manifest=null", "data.labels=default")
+        _say_how_to_train(links, again(*labels))
     return 0
 
 

@@ -70,7 +70,8 @@ def load_run(directory: Path, overrides: list[str]) -> Run:
     reason = (
         str(problem).splitlines()[0]
         if problem
-        else "they are no longer those that the run was trained on"
+        else f"those in data.root={config.data.root}, or their labels, are no longer those that the run was "
+        "trained on"
     )
     images = _files(findings, config)
     shown = "no pictures are shown" if images is None else "pictures are shown if their files exist"

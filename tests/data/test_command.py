@@ -67,10 +67,19 @@ def test_check_of_what_is_right(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     code, text = check(capsys, "own", f"root={tmp_path}")
     assert code == 0 and "ok     all training images can be read" in text
     assert "no test split: 20% of the training images will be held out" in text
-    assert "2 classes, 10 training images" in text
+    assert "2 classes, 10 training images: 'cat', 'dog'\n" in text
     (tmp_path / "cat/000.png").unlink()
     _, text = check(capsys, "own", f"root={tmp_path}")
-    assert "2 classes, from 9 training images (cat) to 10 (dog)" in text
+    assert "2 classes, from 9 training images (cat) to 10 (dog): 'cat', 'dog'\n" in text
+
+
+def test_check_names_classes_that_are_wholly_held_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trees.folders(tmp_path, n=25)
+    trees.folders(tmp_path, ["r0", "r1"], n=1)
+    code, text = check(capsys, "own", f"root={tmp_path}")
+    assert code == 0 and "NOTE   no image to train on is left of 'r0', since all are held" in text
 
 
 def test_check_lists_what_cannot_be_read(
@@ -82,7 +91,7 @@ def test_check_lists_what_cannot_be_read(
     (tmp_path / "dog/002.png").write_bytes(b"")
     (tmp_path / "dog/loop").symlink_to(tmp_path)
     code, text = check(capsys, "own", f"root={tmp_path}")
-    assert code == 1 and "4 things wrong" in text and "How to get" not in text
+    assert code == 1 and "4 things wrong" in text and "What belongs there" not in text
     assert "data.on_error=skip leaves unreadable images out" in text
     for name in (
         "cat/000.png: is not an image",
@@ -144,7 +153,8 @@ def test_check_of_what_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path
     code, text = check(capsys, "cifar10c", f"root={tmp_path}")
     assert code == 1 and "CIFAR-10-C: not there" in text and "prepare cifar10c" in text
     code, text = check(capsys, "own", f"root={tmp_path}/photoz")
-    assert code == 1 and "How to get own: put the images" in text
+    assert code == 1 and "What belongs there: the images of each class in a folder" in text
+    assert "licence" not in text and "How to get own" not in text
     with pytest.raises(UserError, match=r"photoz: not there; data\.root=FOLDER says where"):
         load("own", tmp_path / "photoz")
 

@@ -111,6 +111,12 @@ def test_any_separator_and_end_of_line(photos: Path, key: str, separator: str, e
 
 
 @BOTH
+def test_what_a_spreadsheet_leaves_of_cleared_rows_and_columns(photos: Path, key: str) -> None:
+    rows = [f"{row};;" for row in table(separator=";").splitlines()]
+    assert are_right(use("\r\n".join([*rows, ";;;", ";;;", ""]), key))
+
+
+@BOTH
 @pytest.mark.parametrize(
     "path",
     [
@@ -128,6 +134,32 @@ def test_paths_as_they_are_written_elsewhere(
     photos: Path, key: str, path: Callable[[str], str]
 ) -> None:
     assert are_right(use(table(path), key))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: unicodedata.normalize("NFC", p),
+        lambda p: p.upper() if p.startswith("b") else p,
+        lambda p: f"imgs/{p}" if p.startswith("b") else p,
+    ],
+)
+def test_some_paths_as_they_are_written_elsewhere(
+    photos: Path, change: Callable[[str], str]
+) -> None:
+    """As a list of a folder that came from macOS, where only some folders have accents."""
+    accent = unicodedata.normalize("NFD", "é")
+    (photos / "b").rename(photos / f"b{accent}")
+    rows = [(f"b{accent}{p[1:]}" if c == "b" else p, number(c)) for p, c in ROWS]
+    text = "path,label\n" + "".join(f"{change(p)},{label}\n" for p, label in rows)
+    assert are_right(use(text, "manifest"))
+
+
+def test_a_missing_image_is_not_replaced_by_one_that_is_called_alike(photos: Path) -> None:
+    (photos / "old/a").mkdir(parents=True)
+    (photos / "a/a000.png").rename(photos / "old/a/a000.png")
+    with pytest.raises(UserError, match=r"imgs/a/a000\.png: No such file"):
+        use(table(), "manifest")
 
 
 @BOTH
@@ -194,6 +226,10 @@ def test_other_files_that_name_images(photos: Path) -> None:
         (
             table(label=lambda c: f"{number(c)},zebra", header="path,label,clean_label"),
             "line 2: clean_label: class got 'zebra'; valid: a, b, c, or a number",
+        ),
+        (
+            table(label=lambda c: "1").replace(",1\n", ",b\n", 4).replace(",b\n", ",1\n", 3),
+            "line 5: 'b' is the name of a class, but '1' on line 2 is a number; valid: names in all",
         ),
         (table(label=lambda c: "7"), "label 7 is out of range, valid: 0 to 2"),
         (table(label=lambda c: "nan"), "line 2: label is 'nan', which stands for a missing value"),

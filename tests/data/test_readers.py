@@ -415,6 +415,15 @@ def test_many_small_folders_have_their_share_of_what_is_held_out() -> None:
     assert np.flatnonzero(chosen)[:5].tolist() == [4, 11, 13, 31, 33]  # on every machine
 
 
+def test_a_class_that_is_wholly_held_out_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trees.folders(tmp_path, n=25)
+    trees.folders(tmp_path, ["r0", "r1"], n=1)  # of which the hash holds out r0
+    assert load("own", tmp_path).test.labels.tolist().count(2) == 1
+    assert "no image to train on is left of 'r0', since all are held out to test on" in caplog.text
+
+
 def test_a_test_class_without_training_images_is_named(tmp_path: Path) -> None:
     trees.folders(tmp_path / "train", n=3)
     trees.folders(tmp_path / "test", ["cat", "dgo"], n=3)
@@ -426,7 +435,12 @@ def test_no_class_folders(tmp_path: Path) -> None:
     trees.picture(tmp_path / "1.jpg")
     with pytest.raises(UserError, match=r"a folder of images for each of two.*found none"):
         load("own", tmp_path)
-    with pytest.raises(UserError, match=r"nowhere: not there.*put the images"):
+    trees.picture(tmp_path / "images/2.jpg")
+    with pytest.raises(UserError, match=r"each of two or more classes, found images/; or list"):
+        load("own", tmp_path)
+    with pytest.raises(
+        UserError, match=r"nowhere: not there.*What belongs there: the images of each"
+    ):
         load("own", tmp_path / "nowhere")
 
 
@@ -572,6 +586,12 @@ def test_clean_labels_of_the_test_split_alone(photos: Path) -> None:
         ),
         ("path,label", [], "has no rows"),
         ("path,label,label", [(*row, "a") for row in ROWS], "line 1: label is listed twice"),
+        (
+            "path,label,,",
+            [(*row, "x", "y") for row in ROWS],
+            "line 1: columns 3 and 4 have no name",
+        ),
+        ("path,label", [*ROWS, ('"9"9', "a")], "line 10: not readable as a table: ',' expected"),
     ],
 )
 def test_a_wrong_manifest_says_where(

@@ -197,8 +197,8 @@ BAD[7, 2] = np.nan
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"pred_probs": PROBS * 0.9}, "pred_probs: got numbers that sum to 0.9, in row 0; valid"),
-        ({"pred_probs": BAD}, "pred_probs: got nan, in row 7; valid: numbers from 0 to 1"),
+        ({"pred_probs": PROBS * 0.9}, "pred_probs: got numbers that sum to 0.9, in row 0 (from 0)"),
+        ({"pred_probs": BAD}, "pred_probs: got nan, in row 7 (from 0); valid: numbers"),
         ({"pred_probs": PROBS - 1}, "a logit perhaps: use softmax, in row 0"),
         ({"pred_probs": PROBS[:, 0]}, "pred_probs: got float64 of shape (400,); valid"),
         ({"pred_probs": np.ones((N, 1))}, "pred_probs: got 1 class; valid: 2 classes or more"),

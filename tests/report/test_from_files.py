@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,41 @@ def test_labels_without_names_of_images_take_them_in_alphabetical_order(
     )
 
 
+def test_images_that_are_not_there_are_told_and_backslashes_lead_to_files(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = {name: PROBS[:, k] for k, name in enumerate(NAMES)}
+    Path("probs.csv").write_text(text({"path": PATHS, **classes}))
+    windows = [path.replace("/", "\\") for path in PATHS]
+    Path("windows.csv").write_text(text({"path": windows, "label": LABELS}))
+    arguments = ["labels=windows.csv", "probs=probs.csv", "images=photos"]
+    assert main(arguments) == 0
+    assert pyarrow.parquet.read_table("label_report/labels.parquet")["path"].to_pylist() == PATHS
+    assert "not in photos" not in capsys.readouterr().out
+    (here / "photos" / PATHS[1]).unlink()
+    assert main(arguments) == 0
+    told = f"1 of the images are not in photos and have no picture: '{PATHS[1]}'"
+    assert told in capsys.readouterr().out
+    Path("elsewhere").mkdir()
+    assert main([*arguments[:2], "images=elsewhere"]) == 2
+    assert "images=elsewhere: has none of the images that windows.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_names_of_classes_may_hold_separators(here: Path, separator: str) -> None:
+    """As a CSV of pandas quotes them."""
+    classes = ["a, old", 'a; "new"', "b\tc"]
+    with Path("probs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerow(["path", *classes])
+        writer.writerows([path, *row] for path, row in zip(PATHS, PROBS, strict=True))
+    Path("labels.csv").write_text("path,label\n" + "".join(f"{path},2\n" for path in PATHS))
+    assert main(["labels=labels.csv", "probs=probs.csv"]) == 0
+    table = pyarrow.parquet.read_table("label_report/labels.parquet")
+    assert table["given_name"].to_pylist() == [classes[2]] * 6
+    np.testing.assert_allclose(table["given_prob"].to_numpy(), PROBS[:, 2], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -176,7 +212,8 @@ def test_labels_without_names_of_images_take_them_in_alphabetical_order(
             "has 3 classes, probs has 2 columns: say with classes=",
         ),
         (["labels=names.csv", "probs=probs.npy", "classes=a,b,c"], "names.csv"),
-        (["labels=labels.npy", "probs=wrong.npy"], "pred_probs: got numbers that sum to 2"),
+        (["labels=labels.npy", "probs=wrong.npy"], "probs=wrong.npy: got numbers that sum to 2"),
+        (["labels=list.csv", "probs=nan.csv"], "probs=nan.csv: got nan, in row 1 (from 0); valid:"),
         (
             ["labels=labels.npy", "probs=probs.npy", "out=labels.npy"],
             "out=labels.npy: cannot be made",
@@ -191,6 +228,9 @@ def test_mistakes_are_named(
     np.save("short.npy", PROBS[:5])
     np.save("two.npy", np.full((6, 2), 0.5))
     np.save("wrong.npy", PROBS * 2)
+    lines = Path("turned.csv").read_text().splitlines()
+    lines[2] = f"{PATHS[4]},nan,0.5,0.5"  # of the last but one label
+    Path("nan.csv").write_text("\n".join(lines))
     np.save("turned.npy", PROBS.T)
     Path("text.csv").write_text(text({"a": PROBS[:, 0], "b": ["x"] * 6}))
     classes = {name: PROBS[:, k] for k, name in enumerate(NAMES)}

@@ -385,6 +385,7 @@ def test_other_images_than_the_run_s_are_not_shown(digits: Path, tmp_path: Path)
     Findings(found.table, found.arrays, {**found.about, "data_sha256": "1" * 64}).write(directory)
     report(directory, [])
     page = parsed(directory)
+    assert "The images: those in data.root=" in page.said
     assert "no longer those that the run was trained on; no pictures are shown" in page.said
     assert len(page.data["sheets"]["pictures"]["missing"]) == 300
 

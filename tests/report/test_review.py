@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def dataset_of(config: Config) -> Any:
 
 
 def review(
-    path: Path, config: Config, decisions: dict[int, tuple[str, int]], **changes: Any
+    path: Path, config: Config, decisions: Mapping[int, tuple[str, Any]], **changes: Any
 ) -> Path:
     """A CSV as the page downloads it, of {index: (decision, label)}."""
     data = dataset_of(config)
@@ -66,11 +67,11 @@ def test_only_what_is_wrong_changes_and_the_next_run_trains_on_it(
 ) -> None:
     data = dataset_of(config)
     given = data.train.labels
-    decisions = {
+    decisions: dict[int, tuple[str, Any]] = {
         5: ("wrong", (int(given[5]) + 1) % 10),
         17: ("right", int(given[17])),
-        18: ("right", (int(given[18]) + 1) % 10),  # edited by hand: right is right
-        40: ("unsure", (int(given[40]) + 1) % 10),
+        18: ("right", ""),
+        40: ("unsure", int(given[40])),
         299: ("wrong", (int(given[299]) + 3) % 10),
     }
     out = tmp_path / "corrected.csv"
@@ -103,6 +104,22 @@ def test_a_wrong_label_without_another_class_is_refused_by_row(
     path = review(tmp_path / "r.csv", config, decisions)
     with pytest.raises(
         ValueError, match=r"r.csv: 2 labels are marked as wrong, .*: line 2 \(.*, line 3"
+    ):
+        apply_review(config, path, tmp_path / "corrected.csv")
+    assert not (tmp_path / "corrected.csv").exists()
+
+
+@pytest.mark.parametrize("decision", ["right", "unsure"])
+@pytest.mark.parametrize("how", ["number", "name"])
+def test_a_class_that_was_written_beside_another_decision_is_refused_by_row(
+    config: Config, tmp_path: Path, decision: str, how: str
+) -> None:
+    """It would be lost without a word."""
+    other = (int(dataset_of(config).train.labels[5]) + 1) % 10
+    label = other if how == "number" else TEN[other]
+    path = review(tmp_path / "r.csv", config, {5: (decision, label)})
+    with pytest.raises(
+        ValueError, match=r"r.csv: 1 labels are marked as right or unsure, .*line 2"
     ):
         apply_review(config, path, tmp_path / "corrected.csv")
     assert not (tmp_path / "corrected.csv").exists()
@@ -173,7 +190,7 @@ def test_corrected_labels_as_a_folder_of_links(own: Path, tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_links_is_said(config: Config, tmp_path: Path) -> None:
-    path = review(tmp_path / "r.csv", config, {5: ("unsure", 0)})
+    path = review(tmp_path / "r.csv", config, {5: ("unsure", "")})
     with pytest.raises(UserError, match="links: the images of this dataset are in no files"):
         apply_review(config, path, None, tmp_path / "links")
     split = Split(ImageFiles(["a.png"], tmp_path, 8), np.zeros(1, np.int64), None, ["a.png"])
@@ -230,7 +247,7 @@ def test_the_corrected_labels_of_annotated_images_are_trained_on_without_annotat
 
 def test_a_review_of_another_dataset_is_refused_by_its_hash(config: Config, tmp_path: Path) -> None:
     other = config.model_copy(update={"seed": 1})  # other noise, so other labels
-    path = review(tmp_path / "r.csv", other, {5: ("unsure", 0)})
+    path = review(tmp_path / "r.csv", other, {5: ("unsure", "")})
     out = tmp_path / "corrected.csv"
     with pytest.raises(ValueError, match=r"belongs to another dataset than .* sha256 "):
         apply_review(config, path, out)
@@ -241,7 +258,7 @@ def test_a_review_of_another_dataset_is_refused_by_its_hash(config: Config, tmp_
     ("changes", "message"),
     [
         ({"decision": "maybe"}, r"line 2: decision: got 'maybe', valid: wrong, right, unsure"),
-        ({"index": "x"}, r"line 2: index and given must be integers"),
+        ({"index": "x"}, r"line 2: index: got 'x', valid: an integer"),
         ({"label": 10}, r"line 2: label: got 10, valid: 0 to 9, or a name"),
         ({"label": "ten"}, r"line 2: label: got 'ten'; valid: 0, 1, 2"),
         (
@@ -272,11 +289,18 @@ def test_damage_is_answered_with_its_place(
             "line 3: index 1 is in",
         ),
         (
-            "index,given,label,decision,data_sha256\n1,2,3,wrong,a\n2,2,3,right,b\n",
-            "2 different datasets",
+            "index,given,label,decision,data_sha256\n1,2,3,wrong,a\n2,2,2,right,b\n",
+            "line 3: data_sha256: got 'b', but 'a' before",
+        ),
+        (
+            "index,given,label,decision,data_sha256\n1,2,3,right,a\n",
+            "marked as right or unsure, and",
         ),
         ("index,given,label,decision,data_sha256\n1,2\n", "line 2: decision: got None"),
-        ("index,given,label,decision,data_sha256\n1,x,3,wrong,a\n", "must be integers"),
+        (
+            "index,given,label,decision,data_sha256\n1,x,3,wrong,a\n",
+            "line 2: given: got 'x', valid:",
+        ),
     ],
 )
 def test_files_that_are_no_review(tmp_path: Path, text: str, message: str) -> None:
@@ -316,16 +340,66 @@ def test_a_spreadsheet_s_mark_and_names_with_line_breaks_are_read(tmp_path: Path
     assert (found.index.tolist(), found.label.tolist(), found.data_sha256) == ([7], [3], "f00")
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_what_a_spreadsheet_saves_is_read(tmp_path: Path, separator: str, encoding: str) -> None:
+    path = tmp_path / "r.csv"
+    lines = [
+        "index,path,given,label,decision,data_sha256",
+        '7.0,"a;,\t.png",2.0,3.0,wrong,f00',
+        *[",,,,,"] * 2,
+    ]
+    rows = csv.reader(lines)
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    found = read_review(path, TEN)
+    assert (found.index.tolist(), found.label.tolist(), found.path) == ([7], [3], ["a;,\t.png"])
+
+
+@pytest.mark.parametrize(
+    ("cell", "name", "expected"), [("2", "3", 2), ("2", "2", 1), ("2", "1", None), ("2", "", None)]
+)
+def test_numbers_that_are_names_of_other_classes_are_not_guessed(
+    tmp_path: Path, cell: str, name: str, expected: int | None
+) -> None:
+    path = tmp_path / "r.csv"
+    header = "index,given,label,label_name,decision,data_sha256\n"
+    path.write_text(f"{header}7,0,{cell},{name},wrong,f00\n", "utf-8")
+    if expected is None:
+        with pytest.raises(
+            ValueError, match="line 2: label: '2' is the number of class '3' and the name"
+        ):
+            read_review(path, ("1", "2", "3"))
+    else:
+        assert read_review(path, ("1", "2", "3")).label.tolist() == [expected]
+
+
 def test_the_command_says_how_to_train_on_the_result(
     directory: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = review(tmp_path / "r.csv", config, {5: ("wrong", 1), 6: ("unsure", 1)})
+    path = review(tmp_path / "r.csv", config, {5: ("wrong", 1), 6: ("unsure", "")})
     out = tmp_path / "corrected.npy"
     assert data(["apply-review", f"run={directory}", f"review={path}", f"out={out}"]) == 0
     told = capsys.readouterr().out
     assert "1 wrong, 0 right, 1 unsure; 1 labels changed" in told
     assert f"data.labels={out}" in told and "noise.name=none" in told
     assert np.load(out)[5] == 1
+
+
+def test_the_command_says_where_the_images_are_now(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_run_config(own, [])
+    path = review(tmp_path / "r.csv", config, {0: ("wrong", 1)})
+    out, links, moved = tmp_path / "corrected.csv", tmp_path / "links", tmp_path / "moved"
+    moved.symlink_to(config.data.root)
+    arguments = [f"run={own}", f"review={path}", f"out={out}", f"links={links}"]
+    assert data(["apply-review", *arguments, f"data.root={moved}", "data.workers=0"]) == 0
+    of_file, of_links = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  python")
+    ]
+    assert {f"data.root={moved}", f"data.labels={out}", "data.workers=0"} <= {*of_file}
+    assert f"data.root={links}" in of_links and f"data.root={moved}" not in of_links
 
 
 def test_the_command_is_one_of_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,7 @@ def _class_names(card: Card, folders: Iterable[str], root: Path) -> tuple[str, .
     if len(names) < 2:
         raise UserError(
             f"{root}: needs a folder of images for each of two or more classes, "
-            f"found {', '.join(names) or 'none'}; {_INSTEAD}"
+            f"found {', '.join(f'{name}/' for name in names) or 'none'}; {_INSTEAD}"
         )
     return tuple(in_order(names))
 

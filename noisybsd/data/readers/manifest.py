@@ -23,6 +23,7 @@ from noisybsd.data.names import (
     as_text,
     class_of,
     examples,
+    folded_path,
     in_order,
     is_missing,
     labels_of,
@@ -154,13 +155,16 @@ def _paths(table: Table, data: DataConfig) -> tuple[list[str], list[str]]:
         paths.append(os.path.normpath(path))
     notices = []
     looked_at = sorted({*np.linspace(0, len(paths) - 1, _LOOKED_AT).astype(int).tolist()})
-    if root.is_dir() and not any((root / paths[i]).exists() for i in looked_at):
+    there = [(root / paths[i]).exists() for i in looked_at]
+    if root.is_dir() and not all(there):
         found = find_images(root).paths
-        paths, changed = _as_on_disk(table, column, paths, found, root)
+        paths, changed = _as_on_disk(table, column, paths, found, root, whole=any(there))
         if changed:
+            whole = "their whole paths, written otherwise or from above data.root"
+            how = whole if any(there) else "the ends of their paths"
             notices.append(
                 f"{changed:,} of the names in {table.path.name} are no paths from data.root; the images "
-                "were found by the ends of their paths"
+                f"were found by {how}"
             )
     first: dict[str, int] = {}
     for i, path in enumerate(paths):
@@ -194,14 +198,22 @@ def path_column(table: Table, root: Path) -> str:
 
 
 def _as_on_disk(
-    table: Table, column: str, paths: list[str], found: list[str], root: Path
+    table: Table, column: str, paths: list[str], found: list[str], root: Path, *, whole: bool
 ) -> tuple[list[str], int]:
-    """Paths with those that are not on the disk replaced by the images they mean, and how many these are."""
+    """Paths with those that are not on the disk replaced by the images they mean, and how many these are.
+
+    Args:
+        whole: take none by the end of its path, for where other rows have whole paths, an image that is
+            missing must not be replaced by one that is called alike.
+    """
     images = ImageNames(found, root)
     changed = 0
     meant = []
     for i, path in enumerate(paths):
         candidates = images.find(path)
+        if whole:
+            named = f"/{folded_path(path)}"
+            candidates = [j for j in candidates if named.endswith(f"/{folded_path(found[j])}")]
         if len(candidates) > 1:
             several = " and ".join(repr(as_text(found[j])) for j in candidates[:2])
             raise table.wrong(
