@@ -170,6 +170,7 @@ class Config(Section):
     def _conflicts_of_parts(self) -> Iterator[str]:
         """Views, mixup and neighbours that the target rule and the loss cannot do with."""
         from noisybsd.methods.parts import TargetRule
+        from noisybsd.methods.plain import LabelTargets
         from noisybsd.methods.registry import LOSSES, TARGET_RULES
 
         rule, loss = TARGET_RULES[self.targets], LOSSES[self.loss]
@@ -183,6 +184,11 @@ class Config(Section):
             yield (
                 f"targets={self.targets} is a memory of predictions, and loss={self.loss} learns nothing "
                 f"else, no given label: use loss={self.targets}"
+            )
+        if rule is not LabelTargets and not loss.learns_targets:
+            yield (
+                f"loss={self.loss} learns the given labels, and nothing of targets={self.targets}: use "
+                "targets=labels"
             )
         if loss.mixup == "beside" and mixup == 0:
             yield f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0"

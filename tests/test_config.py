@@ -195,6 +195,15 @@ def test_elrs_memory_needs_a_loss_that_sees_labels(method: str) -> None:
     assert load_config(["recipe=digits_sym40", "targets=elr", "loss=elr"]).targets == "elr"
 
 
+@pytest.mark.parametrize("method", ["sop", "sop_plus", "ill", "tcl"])
+def test_a_loss_that_leaves_targets_alone_goes_with_the_given_labels(method: str) -> None:
+    (line,) = mistakes("recipe=digits_sym40", f"method={method}", "targets=posterior")
+    loss = METHODS[method]["loss"]
+    assert line == (
+        f"loss={loss} learns the given labels, and nothing of targets=posterior: use targets=labels"
+    )
+
+
 def test_a_contrastive_term_needs_two_views() -> None:
     (line,) = mistakes("recipe=digits_sym40", "augment.views=[weak]")
     assert "augment.views" in line and "contrastive.name=supcon" in line

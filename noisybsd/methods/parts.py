@@ -170,10 +170,12 @@ class Loss(Part):
 
     A loss may have parameters: they are trained with the network's. One that reads `batch.z` says so
     by `uses_embedding`, and the network then gets a projection head. One that compares two views says so
-    by `needs_two_views`. One that reads `batch.labels` says so by `learns_labels`.
+    by `needs_two_views`. One that reads `batch.labels` says so by `learns_labels`, and one that leaves
+    `batch.targets` alone by `learns_targets`.
     """
 
     learns_labels = False
+    learns_targets = True
     uses_embedding = False
     needs_two_views = False
 
