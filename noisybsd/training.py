@@ -321,6 +321,13 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
             config.data.calibration,
             len(data.calibration),
         )
+    near = config.neighbours
+    if near.weight > 0 and max(near.start_epoch, 1) >= config.epochs:
+        log.warning(
+            "neighbours.start_epoch=%d: with epochs=%d no step uses what neighbours say",
+            near.start_epoch,
+            config.epochs,
+        )
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)
