@@ -156,10 +156,21 @@ class Config(Section):
             yield (
                 "network.frozen=true goes with augment.flip=random and compile=false: views are embedded once"
             )
+        if self.augment.flip == "alternating" and "weak" not in views:
+            yield (
+                f"augment.flip=alternating mirrors the weak view, and augment.views=[{','.join(views)}] has "
+                "none: use augment.flip=random"
+            )
         if self.data.fold >= (self.data.folds or 1):
             yield (
                 f"data.fold={self.data.fold} counts from 0 and needs a larger data.folds, got "
                 f"{'none' if self.data.folds is None else self.data.folds}"
+            )
+        share = DataConfig.model_fields["test_fraction"].default
+        if self.data.folds is not None and self.data.test_fraction != share:
+            yield (
+                f"data.folds={self.data.folds} says what is held out, and not data.test_fraction="
+                f"{self.data.test_fraction}: leave one of them out"
             )
         if noise.name == "none" and noise.rate > 0:
             yield (

@@ -176,6 +176,24 @@ def test_ce_ema_needs_an_average() -> None:
     assert "method=ce_ema" in line and "ema.decay=0" in line
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            ["data.folds=5", "data.test_fraction=0.3"],
+            "data.folds=5 says what is held out, and not data.test_fraction=0.3: leave one of them out",
+        ),
+        (
+            ["method=ce", "augment.flip=alternating", "augment.views=[strong]"],
+            "augment.flip=alternating mirrors the weak view, and augment.views=[strong] has none: use "
+            "augment.flip=random",
+        ),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_is_refused(settings: list[str], says: str) -> None:
+    assert mistakes("recipe=digits_sym40", *settings) == [says]
+
+
 def test_a_list_without_brackets_is_answered_by_how_lists_are_written() -> None:
     (line,) = mistakes("recipe=digits_sym40", "augment.views=weak,strong")
     assert (

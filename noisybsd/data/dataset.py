@@ -135,10 +135,10 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     train, sizes = leave_out_missing(train, data, problems)
     known_train, known_test = read.images_sha256 or (None, None)
     trained = hash_images(train.inputs, sizes, known_train)
-    if data.folds is not None and not (test is None and held_out is None):
-        raise UserError(
-            f"data.folds={data.folds}: the data have a test split; leave data.folds out"
-        )
+    for key in ("folds", "test_fraction"):
+        value, default = getattr(data, key), DataConfig.model_fields[key].default
+        if value != default and not (test is None and held_out is None):
+            raise UserError(f"data.{key}={value}: the data have a test split; leave data.{key} out")
     if test is not None:
         test, sizes = leave_out_missing(test, data, problems)
         tested = hash_images(test.inputs, sizes, known_test)

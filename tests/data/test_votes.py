@@ -292,7 +292,8 @@ def manifest(root: Path, *rows: str, **data: Any) -> Dataset:
     if not (root / "cat").exists():
         trees.folders(root, CLASSES, n=2)
     trees.lines(root / "list.csv", rows)
-    return load("own", root, manifest="list.csv", test_fraction=0.4, **data)
+    share: dict[str, Any] = {} if "split" in rows[0] else {"test_fraction": 0.4}
+    return load("own", root, manifest="list.csv", **share, **data)
 
 
 HEADER = "path,label_1,label_2,split"
