@@ -196,8 +196,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (B,K), probabilities; or of the shape of the logits.
 
     Raises:
-        ValueError: the targets are of another shape.
+        ValueError: the logits are no tensor, or the targets are of another shape.
     """
+    if not isinstance(logits, Tensor):
+        raise UserError(f"logits: got {type(logits).__name__}; valid: a tensor")
     tensor = isinstance(targets, Tensor)
     if not tensor or targets.shape not in (logits.shape, logits.shape[-2:]):
         got = (

@@ -116,6 +116,7 @@ def test_a_loss_says_whether_it_reads_the_given_labels_and_the_targets(loss: str
     ("name", "settings", "says"),
     [
         ("elrr", {}, "name: got 'elrr', did you mean elr?"),
+        (["elr"], {}, "name: got ['elr'], did you mean elr?"),
         ("elr", {"betta": 0.5}, "option of elr: got 'betta', did you mean beta?"),
         ("elr", {"beta": 2.0}, "beta: got 2.0; Input should be less than 1"),
         ("ce", {"beta": 0.5}, "option of ce: got 'beta'; valid: no options"),
@@ -124,7 +125,7 @@ def test_a_loss_says_whether_it_reads_the_given_labels_and_the_targets(loss: str
         ("ctrr", {"embedding_dim": "8"}, "embedding_dim: got '8'; valid: a whole number from 1"),
     ],
 )
-def test_wrong_arguments_are_named(name: str, settings: dict[str, Any], says: str) -> None:
+def test_wrong_arguments_are_named(name: Any, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError) as caught:
         methods.build(name, [0, 1], 2, epochs=2, **settings)
     assert says in str(caught.value)
@@ -166,5 +167,10 @@ def test_a_step_says_what_is_missing() -> None:
         methods.build("elr", [0, 1], 2, epochs=2).targets([0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="logits: got 2 views; valid: 1 for the method elr"):
         methods.build("elr", [0, 1], 2, epochs=2).step(index, logits)
+    mixing = methods.build("mixup", [0, 1], 2, epochs=2)
+    with pytest.raises(ValueError, match=r"mixup: mixes 3 images; valid: draw_mixup\(2\), as many"):
+        mixing.step(index, logits[0], mixup=mixing.draw_mixup(3))
+    with pytest.raises(ValueError, match="batch_size: got '2'; valid: a whole number from 1"):
+        mixing.draw_mixup("2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mixup: got None; valid: what draw_mixup returns"):
         methods.build("mixup", [0, 1], 2, epochs=2).step(index, logits[0])
