@@ -328,6 +328,12 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
             near.start_epoch,
             config.epochs,
         )
+    encoder, head = trainer.network.encoder, trainer.network.projection
+    if list(head.parameters()) and not list(encoder.parameters()):
+        log.warning(
+            "network.frozen=true: what compares embeddings trains the projection head alone, and the "
+            "classifier learns nothing from it; network.width=512 adds a layer that both have"
+        )
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)
