@@ -106,6 +106,20 @@ def test_beliefs_start_anew_and_the_log_says_why(
     assert f"beliefs start from the given labels: {reason}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["sop", "tcl", "ill", "ctrr", "ce"])
+def test_what_a_loss_has_learned_starts_anew_and_the_log_says_so(
+    method: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    assert main(tiny("run.dir=first", f"method={method}")) == 0
+    settings = ("epochs=1", f"method={method}")
+    begun = started(monkeypatch, tiny("run.dir=warm", "run.init=first", *settings))
+    assert_same_tensors(
+        begun["loss"], started(monkeypatch, tiny("run.dir=plain", *settings))["loss"]
+    )
+    told = "what loss=" in capsys.readouterr().out
+    assert told == (method != "ce") == bool(begun["loss"])
+
+
 def test_another_head_starts_anew(
     first: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
