@@ -201,6 +201,12 @@ class Config(Section):
                 f"loss={self.loss} learns the given labels, and nothing of targets={self.targets}: use "
                 "targets=labels"
             )
+        if rule.weighted and loss.learns_targets and not loss.takes_weights:
+            fitting = ", ".join(name for name, each in LOSSES.items() if each.takes_weights)
+            yield (
+                f"targets={self.targets} gives samples weights, some of them 0, and loss={self.loss} takes "
+                f"none: use a loss of {fitting}"
+            )
         if loss.mixup == "beside" and mixup == 0:
             yield f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0"
         suits = {"never": False, "beside": True, "instead": rule.mixup == "instead"}

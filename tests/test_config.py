@@ -213,6 +213,15 @@ def test_elrs_memory_needs_a_loss_that_sees_labels(method: str) -> None:
     assert load_config(["recipe=digits_sym40", "targets=elr", "loss=elr"]).targets == "elr"
 
 
+@pytest.mark.parametrize("loss", ["label_smoothing", "sce", "elr", "temporal_ensemble"])
+def test_targets_with_weights_need_a_loss_that_takes_them(loss: str) -> None:
+    (line,) = mistakes("recipe=digits_sym40", "method=ssr", "augment.mixup=0", f"loss={loss}")
+    assert line == (
+        f"targets=ssr gives samples weights, some of them 0, and loss={loss} takes none: use a loss of "
+        "cross_entropy, gce, ctrr, ssr, ssr_plus"
+    )
+
+
 @pytest.mark.parametrize("method", ["sop", "sop_plus", "ill", "tcl"])
 def test_a_loss_that_leaves_targets_alone_goes_with_the_given_labels(method: str) -> None:
     (line,) = mistakes("recipe=digits_sym40", f"method={method}", "targets=posterior")

@@ -94,22 +94,30 @@ def test_a_plain_loop_trains_with_every_method(name: str) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_loss_says_whether_it_reads_the_given_labels_and_the_targets(loss: str) -> None:
+def test_a_loss_says_what_it_learns(loss: str) -> None:
     name = next(name for name, preset in METHODS.items() if preset["loss"] == loss)
     given, other = torch.arange(12) % 3, (torch.arange(12) + 1) % 3
     method = methods.build(name, given, 3, epochs=20, embedding_dim=4)
     method.start_epoch(1)  # in the first one temporal ensembling has no ensemble
     torch.manual_seed(0)
     views = method.views * (2 if method.loss.mixup == "beside" else 1)
-    logits, z = torch.randn(views, 12, 3), normalize(torch.randn(views * 12, 4), dim=1)
+    logits = torch.randn(views, 12, 3, requires_grad=True)
+    z = normalize(torch.randn(views * 12, 4), dim=1)
     targets, mixup = torch.randn(12, 3).softmax(1), method.draw_mixup(12)
-    losses = []
-    for labels, learned in ((given, targets), (other, targets), (given, targets.flip(1))):
+
+    def gradient(labels: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)
         step = Batch(torch.arange(12), labels, logits, z, learned, mixup)
-        losses.append(copy.deepcopy(method.loss)(step).item())
-    assert (losses[0] != losses[1]) == LOSSES[loss].learns_labels
-    assert (losses[0] != losses[2]) == LOSSES[loss].learns_targets
+        return torch.autograd.grad(copy.deepcopy(method.loss)(step), logits)[0]
+
+    plain = gradient(given, targets)
+    assert (not torch.equal(plain, gradient(other, targets))) == LOSSES[loss].learns_labels
+    assert (not torch.equal(plain, gradient(given, targets.flip(1)))) == LOSSES[loss].learns_targets
+    weights = 2.0 * (torch.arange(12) % 2)[:, None]  # of mean 1, by which SSR divides
+    halves = gradient(given, weights * targets) + gradient(given, (2 - weights) * targets)
+    linear = torch.allclose(halves, 2 * plain, atol=1e-6)
+    linear = linear and not gradient(given, 0 * targets).any()
+    assert linear == LOSSES[loss].takes_weights
 
 
 @pytest.mark.parametrize(
