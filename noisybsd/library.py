@@ -186,6 +186,7 @@ class Run:
         """
         from noisybsd.report.write import report  # here, as below: both import all of training
 
+        whole_number(top, "top", 1)
         report(self.path, [], top)
         return self.path / "report.html"
 
@@ -225,10 +226,17 @@ def train(recipe: str | Path, **settings: Any) -> Run:
 
 def _nested(setting: tuple[str, Any]) -> dict[str, Any]:
     key, value = setting
-    nested: Any = str(value) if isinstance(value, Path) else value
+    nested: Any = _as_settings(value)
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return dict(nested)
+
+
+def _as_settings(value: Any) -> Any:
+    """Paths as text, in sections too."""
+    if isinstance(value, Mapping):
+        return {key: _as_settings(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 @contextlib.contextmanager

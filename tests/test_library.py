@@ -180,7 +180,7 @@ def test_a_run_from_python(tmp_path: Path) -> None:
         "device": "cpu",
         "epochs": 2,
         "batch_size": 32,
-        "data": {"limit": 64},
+        "data": {"limit": 64, "root": tmp_path},
         "network.width": 4,
         "network.embedding_dim": 8,
         "neighbours": {"k": 3, "engine": "torch"},
@@ -192,6 +192,8 @@ def test_a_run_from_python(tmp_path: Path) -> None:
     assert run.labels.num_rows == 64
     assert run.corrected().tolist() == run.labels["suggested"].to_pylist()
     assert run.report(top=5).read_text("utf-8").startswith("<!DOCTYPE html>")
+    with pytest.raises(ValueError, match="top: got 0; valid: a whole number from 1"):
+        run.report(top=0)
     again = noisybsd.train("digits_sym40", **settings)  # finished: found, not trained again
     assert again.results == run.results and repr(again) == f"Run({str(run.path)!r})"
 
