@@ -331,8 +331,8 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
     encoder, head = trainer.network.encoder, trainer.network.projection
     if list(head.parameters()) and not list(encoder.parameters()):
         log.warning(
-            "network.frozen=true: what compares embeddings trains the projection head alone, and the "
-            "classifier learns nothing from it; network.width=512 adds a layer that both have"
+            "network.frozen=true: what compares embeddings trains the projection head alone, and no layer "
+            "that the classifier shares; network.width=512 adds one"
         )
     log.info("run directory %s", run.path)
     if trainer.step_number:

@@ -20,7 +20,7 @@ from noisybsd.data.pack import LISTED
 from noisybsd.data.readers.packed import is_packed
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.reading import check_fits_card, read_splits
-from noisybsd.data.splits import Missing, Split, file_split
+from noisybsd.data.splits import Missing, Split, file_split, refuse_another_split
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, shown
 from noisybsd.settings import DataConfig
@@ -117,8 +117,11 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     test = read.held_out if read.test is None else read.test
     if test is None:
         share = f"{data.test_fraction:.0%} of the training images"
+        if data.folds is not None:
+            share = f"one of {data.folds} parts of the training images"
         yield Finding(True, f"no test split: {share} will be held out")
     else:
+        refuse_another_split(data)
         yield _counted("test", len(test), card.test_images, left_out)
     per_class = np.bincount(read.train.labels, minlength=len(read.class_names))
     least, most = int(per_class.argmin()), int(per_class.argmax())

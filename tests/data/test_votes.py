@@ -371,7 +371,10 @@ def test_a_pack_keeps_the_votes(tmp_path: Path) -> None:
     photos, packed = tmp_path / "photos", tmp_path / "packed"
     data = manifest(photos, HEADER, *ROWS)
     command = ["pack", "own", f"root={photos}", f"out={packed}", "manifest=list.csv", "size=16"]
-    assert main([*command, "test_fraction=0.4"]) == 0
+    assert (
+        main([*command, "test_fraction=0.4"]) == 2
+    )  # the manifest says which images are for tests
+    assert main(command) == 0
     again = load("own", packed, size=16).train
     assert (again.votes == data.train.votes).all() and (again.labels == data.train.labels).all()
     shutil.copy(packed / "test.parquet", packed / "train.parquet")
