@@ -156,10 +156,21 @@ class Config(Section):
             yield (
                 "network.frozen=true goes with augment.flip=random and compile=false: views are embedded once"
             )
+        if self.augment.flip == "alternating" and "weak" not in views:
+            yield (
+                f"augment.flip=alternating mirrors the weak view, and augment.views=[{','.join(views)}] has "
+                "none: use augment.flip=random"
+            )
         if self.data.fold >= (self.data.folds or 1):
             yield (
                 f"data.fold={self.data.fold} counts from 0 and needs a larger data.folds, got "
                 f"{'none' if self.data.folds is None else self.data.folds}"
+            )
+        share = DataConfig.model_fields["test_fraction"].default
+        if self.data.folds is not None and self.data.test_fraction != share:
+            yield (
+                f"data.folds={self.data.folds} says what is held out, and not data.test_fraction="
+                f"{self.data.test_fraction}: leave one of them out"
             )
         if noise.name == "none" and noise.rate > 0:
             yield (
@@ -170,6 +181,7 @@ class Config(Section):
     def _conflicts_of_parts(self) -> Iterator[str]:
         """Views, mixup and neighbours that the target rule and the loss cannot do with."""
         from noisybsd.methods.parts import TargetRule
+        from noisybsd.methods.plain import LabelTargets
         from noisybsd.methods.registry import LOSSES, TARGET_RULES
 
         rule, loss = TARGET_RULES[self.targets], LOSSES[self.loss]
@@ -183,6 +195,17 @@ class Config(Section):
             yield (
                 f"targets={self.targets} is a memory of predictions, and loss={self.loss} learns nothing "
                 f"else, no given label: use loss={self.targets}"
+            )
+        if rule is not LabelTargets and not loss.learns_targets:
+            yield (
+                f"loss={self.loss} learns the given labels, and nothing of targets={self.targets}: use "
+                "targets=labels"
+            )
+        if rule.weighted and loss.learns_targets and not loss.takes_weights:
+            fitting = ", ".join(name for name, each in LOSSES.items() if each.takes_weights)
+            yield (
+                f"targets={self.targets} gives samples weights, some of them 0, and loss={self.loss} takes "
+                f"none: use a loss of {fitting}"
             )
         if loss.mixup == "beside" and mixup == 0:
             yield f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0"

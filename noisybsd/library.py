@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
+import torch
 
 from noisybsd.config import build_config, read_recipe
 from noisybsd.data import dataset, noise
 from noisybsd.errors import UserError, brief, did_you_mean
-from noisybsd.methods.beliefs import as_tensor, is_number, whole_number
+from noisybsd.methods.beliefs import as_tensor, is_number, refuse_masked, whole_number
 from noisybsd.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def inject_noise(
         >>> inject_noise([0, 0, 0, 0, 0], "pairflip", 1.0, num_classes=3)
         array([1, 1, 1, 1, 1])
     """
-    given = as_tensor(labels, "labels").cpu().numpy()
+    given = _numbers(labels, "labels")
     if num_classes is not None:
         num_classes = whole_number(num_classes, "num_classes", 2)
     elif given.dtype.kind in "iu" and given.min(initial=0) == 0:
@@ -78,6 +79,8 @@ def inject_noise(
         class_map = _class_map(class_map)
     if features is not None:
         features = _numbers(features, "features")
+    if matrix is not None:
+        matrix = _numbers(matrix, "matrix")
     names = {
         "asymmetric class map": "class_map",
         "noise.file": "matrix",
@@ -93,6 +96,10 @@ def inject_noise(
         "matrix": matrix,
     }
     model = noise.NOISE_MODELS.get(kind)
+    for fact, value in facts.items():
+        kinds = [name for name, each in noise.NOISE_MODELS.items() if each.needs == fact]
+        if value is not None and model is not None and kind not in kinds:
+            raise UserError(f"{fact}: goes with kind={' or '.join(kinds)} only, got kind={kind}")
     if model is not None and model.needs is not None and facts[model.needs] is None:
         raise UserError(f"{model.needs}: got None, but kind={kind!r} needs {model.needs}")
     with _arguments(names):
@@ -135,7 +142,12 @@ def _class_map(given: Any) -> dict[int, int]:
 
 def _numbers(values: Any, argument: str) -> npt.NDArray[Any]:
     """An array of real numbers from a list, an array or a tensor; an array is not copied."""
-    array = values if isinstance(values, np.ndarray) else as_tensor(values, argument).cpu().numpy()
+    refuse_masked(values, argument)
+    array = values
+    if not isinstance(values, np.ndarray):
+        tensor = as_tensor(values, argument).cpu()
+        # NumPy knows no bfloat16
+        array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     if array.dtype.kind not in "biuf":
         raise UserError(f"{argument}: got {array.dtype}; valid: numbers")
     return array
@@ -174,6 +186,7 @@ class Run:
         """
         from noisybsd.report.write import report  # here, as below: both import all of training
 
+        whole_number(top, "top", 1)
         report(self.path, [], top)
         return self.path / "report.html"
 
@@ -213,10 +226,17 @@ def train(recipe: str | Path, **settings: Any) -> Run:
 
 def _nested(setting: tuple[str, Any]) -> dict[str, Any]:
     key, value = setting
-    nested: Any = str(value) if isinstance(value, Path) else value
+    nested: Any = _as_settings(value)
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return dict(nested)
+
+
+def _as_settings(value: Any) -> Any:
+    """Paths as text, in sections too."""
+    if isinstance(value, Mapping):
+        return {key: _as_settings(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 @contextlib.contextmanager

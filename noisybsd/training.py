@@ -330,6 +330,19 @@ def _announce(trainer: Trainer, run: RunDirectory, state: dict[str, Any] | None)
             trainer.lr(trainer.total_steps - 1),
             config.optimizer.lr,
         )
+    near = config.neighbours
+    if near.weight > 0 and max(near.start_epoch, 1) >= config.epochs:
+        log.warning(
+            "neighbours.start_epoch=%d: with epochs=%d no step uses what neighbours say",
+            near.start_epoch,
+            config.epochs,
+        )
+    encoder, head = trainer.network.encoder, trainer.network.projection
+    if list(head.parameters()) and not list(encoder.parameters()):
+        log.warning(
+            "network.frozen=true: what compares embeddings trains the projection head alone, and no layer "
+            "that the classifier shares; network.width=512 adds one"
+        )
     log.info("run directory %s", run.path)
     if trainer.step_number:
         log.info("continuing after epoch %d, step %d", trainer.epoch, trainer.step_number)

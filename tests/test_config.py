@@ -176,6 +176,24 @@ def test_ce_ema_needs_an_average() -> None:
     assert "method=ce_ema" in line and "ema.decay=0" in line
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            ["data.folds=5", "data.test_fraction=0.3"],
+            "data.folds=5 says what is held out, and not data.test_fraction=0.3: leave one of them out",
+        ),
+        (
+            ["method=ce", "augment.flip=alternating", "augment.views=[strong]"],
+            "augment.flip=alternating mirrors the weak view, and augment.views=[strong] has none: use "
+            "augment.flip=random",
+        ),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_is_refused(settings: list[str], says: str) -> None:
+    assert mistakes("recipe=digits_sym40", *settings) == [says]
+
+
 def test_a_list_without_brackets_is_answered_by_how_lists_are_written() -> None:
     (line,) = mistakes("recipe=digits_sym40", "augment.views=weak,strong")
     assert (
@@ -193,6 +211,24 @@ def test_elrs_memory_needs_a_loss_that_sees_labels(method: str) -> None:
     loss = METHODS[method]["loss"]
     assert line.startswith(f"targets=elr is a memory of predictions, and loss={loss} learns")
     assert load_config(["recipe=digits_sym40", "targets=elr", "loss=elr"]).targets == "elr"
+
+
+@pytest.mark.parametrize("loss", ["label_smoothing", "sce", "elr", "temporal_ensemble"])
+def test_targets_with_weights_need_a_loss_that_takes_them(loss: str) -> None:
+    (line,) = mistakes("recipe=digits_sym40", "method=ssr", "augment.mixup=0", f"loss={loss}")
+    assert line == (
+        f"targets=ssr gives samples weights, some of them 0, and loss={loss} takes none: use a loss of "
+        "cross_entropy, gce, ctrr, ssr, ssr_plus"
+    )
+
+
+@pytest.mark.parametrize("method", ["sop", "sop_plus", "ill", "tcl"])
+def test_a_loss_that_leaves_targets_alone_goes_with_the_given_labels(method: str) -> None:
+    (line,) = mistakes("recipe=digits_sym40", f"method={method}", "targets=posterior")
+    loss = METHODS[method]["loss"]
+    assert line == (
+        f"loss={loss} learns the given labels, and nothing of targets=posterior: use targets=labels"
+    )
 
 
 def test_a_contrastive_term_needs_two_views() -> None:

@@ -20,6 +20,7 @@ from helpers.compared import rows, strict
 
 from noisybsd.compare.__main__ import main as compare
 from noisybsd.config import load_config
+from noisybsd.data.__main__ import main as data
 from noisybsd.data.corruptions import corrupt
 from noisybsd.data.dataset import load_dataset, load_evaluation
 from noisybsd.data.images import ImageFiles, decode_image
@@ -355,6 +356,20 @@ def test_a_new_folder_with_a_split_is_measured_on_it(
     trees.folders(Path("new/train"), n=2)
     assert on_own_images("data.root=new") == 0 and measured()["images"] == 6
     assert "not used: train/ and its 4 images" in caplog.text
+
+
+def test_a_pack_of_new_images_is_measured_on_its_whole_split(
+    on_own_images: Callable[..., int],
+) -> None:
+    """Whatever share of its own images the run held out, or how few of them it looked at."""
+    trees.folders(Path("new/train"), n=2)
+    trees.folders(Path("new/test"), n=3)
+    assert data(["pack", "own", "root=new", "size=8", "out=packed"]) == 0
+    share = ("data.test_fraction=0.4", "data.test_limit=2")
+    shutil.move("run", "first")
+    assert train(["recipe=first/config.yaml", *share, "run.dir=run"]) == 0
+    assert on_own_images("data.root=packed") == 0
+    assert measured("images") == 2 and measured()["images"] == 6
 
 
 def test_a_manifest_of_test_rows_alone_is_measured(on_own_images: Callable[..., int]) -> None:

@@ -116,6 +116,21 @@ def test_it_learns_and_only_the_heads_are_in_the_checkpoint(photos):
     assert names["encoder.mean"].shape == (names["classifier.weight"].shape[1],)
 
 
+def test_it_says_where_no_comparison_of_embeddings_reaches_the_classifier(photos, capsys):
+    said = "what compares embeddings trains the projection head alone"
+    accuracies = []
+    for method, weight in (("bsd_supcon", "contrastive.weight"), ("ctrr", "options.weight")):
+        for value in (0, 9):
+            settings = (f"method={method}", f"{weight}={value}")
+            results = trained(photos(f"{method}-{value}", *settings))
+            accuracies.append((results["test_accuracy_last"], results["test_ece_last"]))
+            assert said in capsys.readouterr().out
+    assert accuracies[0] == accuracies[1] and accuracies[2] == accuracies[3]
+    for settings in (("method=bsd_supcon", "network.width=16"), ("method=bsd",)):
+        trained(photos(f"{settings[-1]}-run", *settings))
+        assert said not in capsys.readouterr().out
+
+
 def test_a_run_interrupted_within_an_epoch_continues_exactly(photos, monkeypatch):
     trained(photos("whole"))
     step = Trainer.step

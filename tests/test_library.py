@@ -76,11 +76,14 @@ def test_noise_is_that_of_the_command() -> None:
     random = noisybsd.inject_noise(labels, "instance", 0.3, features=np.eye(10)[labels])
     assert 0.1 < (random != labels).mean() < 0.5
     tensor = torch.eye(10, dtype=torch.float64)[torch.from_numpy(labels)]
-    for features in (tensor, tensor.tolist()):
+    for features in (tensor, tensor.tolist(), tensor.bfloat16()):
         again = noisybsd.inject_noise(labels, "instance", 0.3, features=features)
         assert again.tolist() == random.tolist()
     for kind in NOISE_MODELS:
         assert kind in (noisybsd.inject_noise.__doc__ or "")
+
+
+MASKED = np.ma.masked_equal([0, 1], 1)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,22 @@ def test_noise_is_that_of_the_command() -> None:
         ({"kind": "matrix", "rate": 0}, "matrix: got None, but kind='matrix' needs matrix"),
         ({"kind": "matrix", "matrix": np.eye(2)}, "rate: kind=matrix has its rates in matrix"),
         ({"kind": "matrix", "rate": 0, "matrix": np.ones((2, 2))}, "matrix: row 0"),
+        (
+            {"kind": "matrix", "rate": 0, "matrix": "m.csv"},
+            "matrix: got 'm.csv', which is no array",
+        ),
+        ({"class_map": {0: 1}}, "class_map: goes with kind=asymmetric only, got kind=symmetric"),
+        ({"features": np.eye(2)}, "features: goes with kind=instance only, got kind=symmetric"),
+        ({"superclasses": [0, 0]}, "goes with kind=superclass_next or superclass_random only"),
+        (
+            {"kind": "symetric", "class_map": {0: 1}},
+            "kind: got 'symetric', did you mean symmetric?",
+        ),
+        ({"rate": True}, "rate: got True, valid: 0 to 1"),
+        (
+            {"labels": MASKED},
+            "labels: got a masked array, in which 1 values are hidden; valid: an ",
+        ),
     ],
 )
 def test_wrong_noise_is_answered_in_python(arguments: dict[str, Any], says: str) -> None:
@@ -161,7 +180,7 @@ def test_a_run_from_python(tmp_path: Path) -> None:
         "device": "cpu",
         "epochs": 2,
         "batch_size": 32,
-        "data": {"limit": 64},
+        "data": {"limit": 64, "root": tmp_path},
         "network.width": 4,
         "network.embedding_dim": 8,
         "neighbours": {"k": 3, "engine": "torch"},
@@ -173,6 +192,8 @@ def test_a_run_from_python(tmp_path: Path) -> None:
     assert run.labels.num_rows == 64
     assert run.corrected().tolist() == run.labels["suggested"].to_pylist()
     assert run.report(top=5).read_text("utf-8").startswith("<!DOCTYPE html>")
+    with pytest.raises(ValueError, match="top: got 0; valid: a whole number from 1"):
+        run.report(top=0)
     again = noisybsd.train("digits_sym40", **settings)  # finished: found, not trained again
     assert again.results == run.results and repr(again) == f"Run({str(run.path)!r})"
 

@@ -384,6 +384,17 @@ def test_neighbours_are_evidence_from_their_first_epoch_on(tiny: Tiny) -> None:
     torch.testing.assert_close(gained, torch.full((128,), 0.8 + 1.0))
 
 
+def test_a_run_that_ends_before_neighbours_say_anything_says_so(
+    tiny: Tiny, capsys: pytest.CaptureFixture
+) -> None:
+    says = "neighbours.start_epoch={}: with epochs={} no step uses what neighbours say"
+    near = ("method=bsd", "neighbours.weight=1")
+    for start, epochs, told in ((3, 3, True), (0, 1, True), (2, 3, False)):
+        settings = (f"neighbours.start_epoch={start}", f"epochs={epochs}")
+        assert main(tiny(*near, *settings, f"run.dir={start}")) == 0
+        assert (says.format(start, epochs) in capsys.readouterr().out) == told
+
+
 class NoHostCopy(TorchFunctionMode):
     """Fails on what moves values between host and device, which on a CPU leaves no other trace."""
 

@@ -26,6 +26,7 @@ from noisybsd.data.splits import (
     file_split,
     hold_out,
     how_to_get,
+    refuse_another_split,
     wholly_held_out,
 )
 from noisybsd.data.votes import votes_told
@@ -125,10 +126,13 @@ def _split_findings(card: Card, data: DataConfig) -> Iterator[Finding]:
     test = read.held_out if read.test is None else read.test
     if test is None:
         share = f"{data.test_fraction:.0%} of the training images"
+        if data.folds is not None:
+            share = f"one of {data.folds} parts of the training images"
         yield Finding(True, f"no test split: {share} will be held out")
         parts = hold_out(read.train, data)
         yield from (Finding(None, told) for told in wholly_held_out(*parts, read.class_names))
     else:
+        refuse_another_split(data)
         yield _counted("test", len(test), card.test_images, left_out)
     per_class = np.bincount(read.train.labels, minlength=len(read.class_names))
     least, most = int(per_class.argmin()), int(per_class.argmax())

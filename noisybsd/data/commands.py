@@ -37,7 +37,15 @@ def carry_out(arguments: list[str]) -> int:
 
 
 # what reading a dataset takes, without what only training does; and the settings of noise
-_OF_TRAINING = {"limit", "test_limit", "storage", "workers", "balanced", "embeddings"}
+_OF_TRAINING = {
+    "limit",
+    "test_limit",
+    "storage",
+    "workers",
+    "balanced",
+    "calibration",
+    "embeddings",
+}
 _TAKEN = {f"data.{key}" for key in DataConfig.model_fields if key not in _OF_TRAINING}
 _TAKEN_BY_NOISE = {"seed", "data.embeddings", *(f"noise.{key}" for key in NoiseConfig.model_fields)}
 

@@ -41,11 +41,11 @@ from noisybsd.data.splits import (
     hold_out,
     image_size,
     labels_of,
+    refuse_another_split,
     verified,
     wholly_held_out,
 )
 from noisybsd.data.votes import votes_sha256
-from noisybsd.errors import UserError
 from noisybsd.settings import DataConfig, NoiseConfig
 
 __all__ = ["Dataset", "Evaluation", "Split", "load_dataset", "load_evaluation"]
@@ -136,10 +136,8 @@ def load_dataset(data: DataConfig, noise: NoiseConfig, seed: int) -> Dataset:
     train, sizes = leave_out_missing(train, data, problems)
     known_train, known_test = read.images_sha256 or (None, None)
     trained = hash_images(train.inputs, sizes, known_train)
-    if data.folds is not None and not (test is None and held_out is None):
-        raise UserError(
-            f"data.folds={data.folds}: the data have a test split; leave data.folds out"
-        )
+    if test is not None or held_out is not None:
+        refuse_another_split(data)
     if test is not None:
         test, sizes = leave_out_missing(test, data, problems)
         tested = hash_images(test.inputs, sizes, known_test)

@@ -24,7 +24,7 @@ from noisybsd.data.labelling import with_labels
 from noisybsd.data.names import UNKNOWN, as_text, kinds
 from noisybsd.data.readers.packed import PACK
 from noisybsd.data.reading import check_fits_card, read_splits
-from noisybsd.data.splits import Split, hold_out, image_size
+from noisybsd.data.splits import Split, hold_out, image_size, refuse_another_split
 from noisybsd.data.temporary import new_folder
 from noisybsd.errors import UserError, shown
 
@@ -51,6 +51,8 @@ def pack(config: Config, out: Path | None) -> int:
         raise UserError(f"pack: the images of {card.name} are in one array already")
     if test is None:
         train, test = hold_out(train, data)
+    else:
+        refuse_another_split(data)
     problems = list(read.problems)
     splits = {"train": train, "test": test}
     about: dict[str, Any] = {

@@ -237,6 +237,14 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(os.fsencode(name)).digest()
 
 
+def refuse_another_split(data: DataConfig) -> None:
+    """Refuse to hold out a share of data that have a test split."""
+    for key in ("folds", "test_fraction"):
+        value = getattr(data, key)
+        if value != DataConfig.model_fields[key].default:
+            raise UserError(f"data.{key}={value}: the data have a test split; leave data.{key} out")
+
+
 def hold_out(train: Split, data: DataConfig) -> tuple[Split, Split]:
     """Split off a test split, the same in every run and whatever the labels.
 

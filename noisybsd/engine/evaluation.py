@@ -106,14 +106,10 @@ def _whose_data(directory: Path, overrides: list[str]) -> tuple[list[str], DataC
             "data.labels: gives labels to training images; list the images to measure on, with their labels, "
             "in data.manifest=FILE; where the run's own label file is now, run.data.labels=FILE says"
         )
-    other = config.data.model_copy(
-        update={
-            "labels": "default",
-            "annotators": (),
-            "manifest": config.data.manifest if "data.manifest" in given else None,
-            "embeddings": config.data.embeddings if "data.embeddings" in given else None,
-        }
-    )
+    # how images are read is the run's; which of them are labelled how, limited or held out is not
+    taken = {"name", "root", "verify", "download", "on_error", "storage", "workers", "size"}
+    taken |= {"manifest", "embeddings"} & {key.removeprefix("data.") for key in given}
+    other = DataConfig(**config.data.model_dump(include=taken))
     kept = [o for o in of_data if o.split("=", 1)[0] not in PLACES]
     return [*rest, *own, *kept], other
 

@@ -22,7 +22,7 @@ def start_from(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
 
     The encoder's weights are always taken. The classifier's are taken if the classes are the same, and the
     projection head's if it has the same shape. The target rule's state is taken if images and labels are the
-    same and the rule is of the same kind.
+    same and the rule is of the same kind. What a loss has learned itself, as SOP's of each label, is not.
 
     Args:
         state: a checkpoint of the other run.
@@ -55,6 +55,8 @@ def start_from(trainer: Trainer, state: Mapping[str, Any], source: str) -> None:
         because = "its classes are others" if name == "classifier" else "it has another shape there"
         log.warning("the %s starts anew: %s", name, because)
     _take_beliefs(trainer, state)
+    if trainer.loss.state_dict():
+        log.warning("what loss=%s has learned itself starts anew", trainer.config.loss)
 
 
 def _take_beliefs(trainer: Trainer, state: Mapping[str, Any]) -> None:

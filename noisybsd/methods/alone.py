@@ -74,6 +74,7 @@ class Method(nn.Module):
 
     def draw_mixup(self, batch_size: int, device: torch.device | str = "cpu") -> Mixup | None:
         """How to mix the images of a step, `mixup(images)`, or None for a method without mixed images."""
+        whole_number(batch_size, "batch_size", 1)
         return Mixup.draw(batch_size, self.mixup, torch.device(device)) if self.mixup > 0 else None
 
     def step(
@@ -120,6 +121,11 @@ class Method(nn.Module):
         if (mixup is None) != (self.mixup == 0):
             raise UserError(
                 f"mixup: got {brief(mixup, 40)}; valid: what draw_mixup returns for the method {self.name}"
+            )
+        if mixup is not None and len(mixup.partner) != len(index):
+            raise UserError(
+                f"mixup: mixes {len(mixup.partner)} images; valid: draw_mixup({len(index)}), as many as in "
+                "the index"
             )
         z = logits.new_zeros(0) if z is None else z.float()
         with torch.autocast(device.type, enabled=False):
@@ -181,7 +187,7 @@ def build(
     Raises:
         ValueError: names the argument, the value and what is valid.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise UserError(f"name: {did_you_mean(name, METHODS)}")
     preset = METHODS[name]
     known = options(TARGET_RULES[preset["targets"]]) | options(LOSSES[preset["loss"]])

@@ -11,6 +11,7 @@ import numbers
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +82,7 @@ class BSD(nn.Module):
             "sharpen": sharpen,
             "label_evidence": label_evidence,
             "weigh_visits": weigh_visits,
+            "gather": gather,
         }
         for name, switch in switches.items():
             if not isinstance(switch, bool):
@@ -248,25 +250,43 @@ def whole_number(value: Any, argument: str, least: int) -> int:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number of Python or NumPy."""
-    return isinstance(value, numbers.Real)
+    """Whether it is a number of Python or NumPy; True is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def as_tensor(values: Any, argument: str) -> Tensor:
     """Numbers as a tensor: a tensor, an array, a list, or a column of pandas.
 
     Raises:
-        UserError: they are no numbers.
+        UserError: they are no numbers, or a mask hides some.
     """
+    refuse_masked(values, argument)
     if isinstance(values, Tensor):
-        return values.detach()
+        return comparable(values.detach())
     try:
         # a copy: pandas gives arrays that may not be written to
-        return torch.tensor(values.to_numpy() if hasattr(values, "to_numpy") else values)
+        return comparable(
+            torch.tensor(values.to_numpy() if hasattr(values, "to_numpy") else values)
+        )
     except (ValueError, TypeError, RuntimeError, OverflowError):
         raise UserError(
             f"{argument}: got {brief(values, 80)}, which is no array of numbers"
         ) from None
+
+
+def comparable(values: Tensor) -> Tensor:
+    """The same numbers, of a type that torch can compare: wide unsigned integers become int64."""
+    wide = (torch.uint16, torch.uint32, torch.uint64)
+    return values.long() if values.dtype in wide else values
+
+
+def refuse_masked(values: Any, argument: str) -> None:
+    """Refuse an array of which a mask hides something, since torch would read what is hidden."""
+    if np.ma.is_masked(values):
+        raise UserError(
+            f"{argument}: got a masked array, in which {np.ma.count_masked(values)} values are hidden; "
+            "valid: an array without a mask"
+        )
 
 
 def _checked_labels(labels: Tensor, num_classes: int) -> Tensor:
@@ -334,14 +354,15 @@ def checked_index(index: Tensor, logits: Tensor, samples: int, device: torch.dev
             raise UserError(
                 f"index: {int(values[counts > 1][0])} is in the step twice; valid: each sample once"
             )
-    return index.to(device, torch.int64, non_blocking=True)
+    return index.to(device, non_blocking=True)
 
 
 def checked_rows(index: Tensor, samples: int) -> Tensor:
-    """An index as it is; its values are checked where no GPU has to be waited for."""
+    """An index as int64; its values are checked where no GPU has to be waited for."""
     if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise UserError(f"index: got {got}; valid: a tensor of integers")
+    index = index.long()
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = index[(index < 0) | (index >= samples)]
         if len(wrong):

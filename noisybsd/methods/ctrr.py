@@ -36,6 +36,7 @@ class ContrastiveRegularization(Loss):
     normalised; a constant 2 * weight is left out.
     """
 
+    takes_weights = True
     uses_embedding = True
     needs_two_views = True
 

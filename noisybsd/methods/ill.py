@@ -35,6 +35,7 @@ class ImpreciseLabels(Loss):
     """
 
     learns_labels = True
+    learns_targets = False
     needs_two_views = True
 
     matrix: Tensor

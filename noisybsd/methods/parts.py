@@ -121,11 +121,13 @@ class TargetRule(Part):
     """Says what each sample's target is.
 
     One that cannot do without `observe_neighbours` says so by `needs_neighbours`. One whose targets hold
-    nothing of the given labels says so by `only_predictions`: a loss must bring the labels in.
+    nothing of the given labels says so by `only_predictions`: a loss must bring the labels in. One whose
+    targets sum to a sample's weight, which may be 0, says so by `weighted`.
     """
 
     needs_neighbours = False
     only_predictions = False
+    weighted = False
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
         """See the network's predictions `probs` (V,B,K) for the views of the samples `index` (B,)."""
@@ -170,10 +172,14 @@ class Loss(Part):
 
     A loss may have parameters: they are trained with the network's. One that reads `batch.z` says so
     by `uses_embedding`, and the network then gets a projection head. One that compares two views says so
-    by `needs_two_views`. One that reads `batch.labels` says so by `learns_labels`.
+    by `needs_two_views`. One that reads `batch.labels` says so by `learns_labels`, one that leaves
+    `batch.targets` alone by `learns_targets`, and one that is linear in them, so that they may be
+    `weighted`, by `takes_weights`.
     """
 
     learns_labels = False
+    learns_targets = True
+    takes_weights = False
     uses_embedding = False
     needs_two_views = False
 
@@ -194,8 +200,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (B,K), probabilities; or of the shape of the logits.
 
     Raises:
-        ValueError: the targets are of another shape.
+        ValueError: the logits are no tensor, or the targets are of another shape.
     """
+    if not isinstance(logits, Tensor):
+        raise UserError(f"logits: got {type(logits).__name__}; valid: a tensor")
     tensor = isinstance(targets, Tensor)
     if not tensor or targets.shape not in (logits.shape, logits.shape[-2:]):
         got = (

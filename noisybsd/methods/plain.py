@@ -24,6 +24,7 @@ class CrossEntropy(Loss):
     """Cross-entropy to the targets, mean over views and samples: -sum_k y_k log p_k."""
 
     mixup = "instead"
+    takes_weights = True
 
     def __init__(self, task: Task):
         super().__init__()

@@ -46,6 +46,7 @@ class GeneralizedCrossEntropy(Loss):
     """
 
     mixup = "instead"
+    takes_weights = True
 
     def __init__(self, task: Task, *, q: PositiveShare = 0.7):
         super().__init__()

@@ -35,6 +35,7 @@ class SparseOverparameterization(Loss):
     """
 
     learns_labels = True
+    learns_targets = False
 
     u: Tensor
     v: Tensor

@@ -47,6 +47,7 @@ class SelectedLabels(TargetRule):
     """
 
     needs_neighbours = True
+    weighted = True
 
     given: Tensor
     labels: Tensor
@@ -108,6 +109,7 @@ class SelectedCrossEntropy(Loss):
     """
 
     mixup = "beside"
+    takes_weights = True
 
     def __init__(self, task: Task):
         super().__init__()

@@ -42,6 +42,7 @@ class TwinContrastive(Loss):
     """
 
     learns_labels = True
+    learns_targets = False
     uses_embedding = True
     needs_two_views = True
     mixup = "beside"

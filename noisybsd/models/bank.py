@@ -98,7 +98,13 @@ class FeatureBank(nn.Module):
         if not isinstance(z, Tensor) or z.shape != shape:
             got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else brief(z)
             raise UserError(f"z: got {got}; valid: {shape}")
-        self.features.index_copy_(0, index, z.to(self.features.dtype))
+        try:
+            self.features.index_copy_(0, index, z.to(self.features.dtype))
+        except IndexError:  # on a CPU; of a GPU it is CUDA's error
+            raise UserError(
+                f"index: got {int(index.min())} to {int(index.max())}; valid: 0 to "
+                f"{len(self.features) - 1}"
+            ) from None
         self.filled.index_fill_(0, index, True)
 
     def search(self, k: int, *, queries: Tensor | None = None, engine: str = "auto") -> Neighbours:
@@ -116,6 +122,7 @@ class FeatureBank(nn.Module):
         """
         count, itself = len(self.features), queries is None
         _check_k(k, count - itself, itself)
+        _check_queries(queries, self.features.shape[1])
         rows = self.filled.nonzero().squeeze(1)
         found = min(k, max(len(rows) - itself, 0))
         queried = rows if queries is None else torch.arange(len(queries), device=rows.device)
@@ -161,6 +168,7 @@ def search(
         raise UserError(f"engine: {did_you_mean(engine, ENGINES)}")
     itself = queries is None
     _check_k(k, len(bank_features) - itself, itself)
+    _check_queries(queries, bank_features.shape[1])
     bank = bank_features.float()
     asked = bank if queries is None else queries.float()
     for name, features in {"bank": bank, "queries": asked}.items():
@@ -184,8 +192,15 @@ def search(
     return Neighbours(similarity, index)
 
 
+def _check_queries(queries: Any, width: int) -> None:
+    if queries is None or (isinstance(queries, Tensor) and queries.shape[1:] == (width,)):
+        return
+    got = f"shape {tuple(queries.shape)}" if isinstance(queries, Tensor) else brief(queries)
+    raise UserError(f"queries: got {got}; valid: a tensor of shape (Q, {width})")
+
+
 def _check_k(k: int, largest: int, itself: bool) -> None:
-    if not 1 <= k <= largest:
+    if not isinstance(k, int | np.integer) or not 1 <= k <= largest:
         raise UserError(
             f"k, neighbours.k: got {k}; valid: 1 to {largest}, the number of samples"
             + (" less the sample itself" if itself else "")

@@ -26,7 +26,7 @@ from noisybsd.data.names import as_text, labels_of
 from noisybsd.data.splits import Split
 from noisybsd.errors import UserError, brief
 from noisybsd.files import write_text
-from noisybsd.methods.beliefs import as_tensor, whole_number
+from noisybsd.methods.beliefs import as_tensor, refuse_masked, whole_number
 from noisybsd.models.bank import search, vote
 from noisybsd.report import findings
 from noisybsd.report.checked import table_mistakes
@@ -333,6 +333,7 @@ def _names(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
 
 
 def _labels(labels: Any, probs: Floats, beside: str, names: Sequence[str] | None) -> Ints:
+    refuse_masked(labels, "labels")
     values = np.asarray(as_tensor(labels, "labels").cpu() if torch.is_tensor(labels) else labels)
     n, classes = probs.shape
     if values.dtype.kind in "UO" and names is not None:
@@ -344,7 +345,7 @@ def _labels(labels: Any, probs: Floats, beside: str, names: Sequence[str] | None
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise UserError(
             f"labels: got {values.dtype} of shape {values.shape}; valid: integers of shape ({n},)"
-            + ", or names with the class_names of label_table" * (names is None)
+            + (", or names with the class_names of label_table" if names is None else ", or names")
         )
     if len(values) != n:
         raise UserError(f"labels: got {len(values)}; valid: {n}, one for each row of {beside}")
@@ -359,6 +360,7 @@ def _labels(labels: Any, probs: Floats, beside: str, names: Sequence[str] | None
 
 def probabilities(values: Any, argument: str) -> Floats:
     """Probabilities (N,K) as float32 whose rows sum to one."""
+    refuse_masked(values, argument)
     if torch.is_tensor(values):  # numpy knows no bfloat16
         values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32))
     try:

@@ -88,8 +88,8 @@ class RunDirectory:
         write_atomically(record, lambda file: save_config(config, Path(file.name), header))
 
     def take_away(self) -> None:
-        """Remove the directory of a new run that has failed before it began, with its configuration."""
-        ours = {"config.yaml", ".lock"}
+        """Remove the directory of a new run that has failed before it began, with configuration and log."""
+        ours = {"config.yaml", ".lock", "log.txt"}
         with contextlib.suppress(OSError):
             still_there = self.new and identity(self.path) == self.identity
             if still_there and {path.name for path in self.path.iterdir()} <= ours:

@@ -368,9 +368,12 @@ def wandb_mode(tracking: TrackingConfig) -> tuple[str, str | None]:
     """The mode to use; and, if `auto` became `disabled`, a line for the user."""
     if tracking.wandb != "auto":
         return tracking.wandb, None
-    asked = os.environ.get("WANDB_MODE")
+    asked = os.environ.get("WANDB_MODE", "")
+    asked = {"run": "online", "dryrun": "offline"}.get(asked, asked)  # W&B's older names
     if asked in ("online", "offline", "disabled"):
         return asked, None
+    if asked:
+        return "disabled", f"W&B is off: WANDB_MODE={asked}; valid: online, offline, disabled"
     if _wandb_key_configured():
         return "online", None
     return "disabled", (

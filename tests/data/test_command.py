@@ -42,6 +42,7 @@ def test_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         (["noise", "digits", "out=x.npy"], "noise.name is missing"),
         (["noise", "digits", "noise.name=symmetric"], "out=FILE is missing"),
         (["pack", "own"], "out=FOLDER is missing"),
+        (["check", "digits", "calibration=0.1"], "data.calibration: has no effect on check; leave"),
         (["pack", "own", "limit=5", "out=x"], "data.limit: has no effect on pack; leave it out"),
         (["check", "own", "noise.seed=4"], "noise.seed: has no effect on check; leave it out"),
         (["noise", "own", "epochs=3"], "epochs: has no effect on noise; leave it out"),
@@ -63,11 +64,15 @@ def check(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
 def test_check_of_what_is_right(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, text = check(capsys, "digits")
     assert code == 0 and "ok     1,438 training images" in text
+    code, text = check(capsys, "digits", "test_fraction=0.3")
+    assert code == 1 and "WRONG  data.test_fraction=0.3: the data have a test split; leave" in text
     trees.folders(tmp_path)
     code, text = check(capsys, "own", f"root={tmp_path}")
     assert code == 0 and "ok     all training images can be read" in text
     assert "no test split: 20% of the training images will be held out" in text
     assert "2 classes, 10 training images: 'cat', 'dog'\n" in text
+    _, text = check(capsys, "own", f"root={tmp_path}", "folds=5")
+    assert "no test split: one of 5 parts of the training images will be held out" in text
     (tmp_path / "cat/000.png").unlink()
     _, text = check(capsys, "own", f"root={tmp_path}")
     assert "2 classes, from 9 training images (cat) to 10 (dog): 'cat', 'dog'\n" in text

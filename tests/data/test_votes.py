@@ -292,7 +292,8 @@ def manifest(root: Path, *rows: str, **data: Any) -> Dataset:
     if not (root / "cat").exists():
         trees.folders(root, CLASSES, n=2)
     trees.lines(root / "list.csv", rows)
-    return load("own", root, manifest="list.csv", test_fraction=0.4, **data)
+    share: dict[str, Any] = {} if "split" in rows[0] else {"test_fraction": 0.4}
+    return load("own", root, manifest="list.csv", **share, **data)
 
 
 HEADER = "path,label_1,label_2,split"
@@ -370,7 +371,10 @@ def test_a_pack_keeps_the_votes(tmp_path: Path) -> None:
     photos, packed = tmp_path / "photos", tmp_path / "packed"
     data = manifest(photos, HEADER, *ROWS)
     command = ["pack", "own", f"root={photos}", f"out={packed}", "manifest=list.csv", "size=16"]
-    assert main([*command, "test_fraction=0.4"]) == 0
+    assert (
+        main([*command, "test_fraction=0.4"]) == 2
+    )  # the manifest says which images are for tests
+    assert main(command) == 0
     again = load("own", packed, size=16).train
     assert (again.votes == data.train.votes).all() and (again.labels == data.train.labels).all()
     shutil.copy(packed / "test.parquet", packed / "train.parquet")

@@ -106,6 +106,20 @@ def test_beliefs_start_anew_and_the_log_says_why(
     assert f"beliefs start from the given labels: {reason}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["sop", "tcl", "ill", "ctrr", "ce"])
+def test_what_a_loss_has_learned_starts_anew_and_the_log_says_so(
+    method: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    assert main(tiny("run.dir=first", f"method={method}")) == 0
+    settings = ("epochs=1", f"method={method}")
+    begun = started(monkeypatch, tiny("run.dir=warm", "run.init=first", *settings))
+    assert_same_tensors(
+        begun["loss"], started(monkeypatch, tiny("run.dir=plain", *settings))["loss"]
+    )
+    told = "what loss=" in capsys.readouterr().out
+    assert told == (method != "ce") == bool(begun["loss"])
+
+
 def test_another_head_starts_anew(
     first: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -151,7 +165,7 @@ def test_another_architecture_is_refused(
     error = capsys.readouterr().err
     assert error.startswith(f"error: run.init={first}/checkpoint.pt: its network is {names[0]},")
     assert f"this run's is {names[1]}: " in error and "network.*" in error
-    assert not Path("second/checkpoint.pt").exists()
+    assert not Path("second").exists()
 
 
 def test_what_is_no_checkpoint_is_refused(tiny: Tiny, capsys: Captured) -> None:
@@ -164,6 +178,7 @@ def test_what_is_no_checkpoint_is_refused(tiny: Tiny, capsys: Captured) -> None:
     ):
         assert main(tiny(f"run.dir=run-{named}", f"run.init={named}")) == 2
         assert capsys.readouterr().err.startswith(f"error: {message}")
+        assert not Path(f"run-{named}").exists()
 
 
 def test_an_interrupted_warm_start_goes_on_without_its_source(

@@ -94,26 +94,37 @@ def test_a_plain_loop_trains_with_every_method(name: str) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_loss_says_whether_it_reads_the_given_labels(loss: str) -> None:
+def test_a_loss_says_what_it_learns(loss: str) -> None:
     name = next(name for name, preset in METHODS.items() if preset["loss"] == loss)
     given, other = torch.arange(12) % 3, (torch.arange(12) + 1) % 3
-    method = methods.build(name, given, 3, epochs=10, embedding_dim=4)
+    method = methods.build(name, given, 3, epochs=20, embedding_dim=4)
+    method.start_epoch(1)  # in the first one temporal ensembling has no ensemble
     torch.manual_seed(0)
     views = method.views * (2 if method.loss.mixup == "beside" else 1)
-    logits, z = torch.randn(views, 12, 3), normalize(torch.randn(views * 12, 4), dim=1)
+    logits = torch.randn(views, 12, 3, requires_grad=True)
+    z = normalize(torch.randn(views * 12, 4), dim=1)
     targets, mixup = torch.randn(12, 3).softmax(1), method.draw_mixup(12)
-    losses = []
-    for labels in (given, other):
+
+    def gradient(labels: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)
-        step = Batch(torch.arange(12), labels, logits, z, targets, mixup)
-        losses.append(copy.deepcopy(method.loss)(step).item())
-    assert (losses[0] != losses[1]) == LOSSES[loss].learns_labels
+        step = Batch(torch.arange(12), labels, logits, z, learned, mixup)
+        return torch.autograd.grad(copy.deepcopy(method.loss)(step), logits)[0]
+
+    plain = gradient(given, targets)
+    assert (not torch.equal(plain, gradient(other, targets))) == LOSSES[loss].learns_labels
+    assert (not torch.equal(plain, gradient(given, targets.flip(1)))) == LOSSES[loss].learns_targets
+    weights = 2.0 * (torch.arange(12) % 2)[:, None]  # of mean 1, by which SSR divides
+    halves = gradient(given, weights * targets) + gradient(given, (2 - weights) * targets)
+    linear = torch.allclose(halves, 2 * plain, atol=1e-6)
+    linear = linear and not gradient(given, 0 * targets).any()
+    assert linear == LOSSES[loss].takes_weights
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
         ("elrr", {}, "name: got 'elrr', did you mean elr?"),
+        (["elr"], {}, "name: got ['elr'], did you mean elr?"),
         ("elr", {"betta": 0.5}, "option of elr: got 'betta', did you mean beta?"),
         ("elr", {"beta": 2.0}, "beta: got 2.0; Input should be less than 1"),
         ("ce", {"beta": 0.5}, "option of ce: got 'beta'; valid: no options"),
@@ -122,7 +133,7 @@ def test_a_loss_says_whether_it_reads_the_given_labels(loss: str) -> None:
         ("ctrr", {"embedding_dim": "8"}, "embedding_dim: got '8'; valid: a whole number from 1"),
     ],
 )
-def test_wrong_arguments_are_named(name: str, settings: dict[str, Any], says: str) -> None:
+def test_wrong_arguments_are_named(name: Any, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError) as caught:
         methods.build(name, [0, 1], 2, epochs=2, **settings)
     assert says in str(caught.value)
@@ -164,5 +175,10 @@ def test_a_step_says_what_is_missing() -> None:
         methods.build("elr", [0, 1], 2, epochs=2).targets([0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="logits: got 2 views; valid: 1 for the method elr"):
         methods.build("elr", [0, 1], 2, epochs=2).step(index, logits)
+    mixing = methods.build("mixup", [0, 1], 2, epochs=2)
+    with pytest.raises(ValueError, match=r"mixup: mixes 3 images; valid: draw_mixup\(2\), as many"):
+        mixing.step(index, logits[0], mixup=mixing.draw_mixup(3))
+    with pytest.raises(ValueError, match="batch_size: got '2'; valid: a whole number from 1"):
+        mixing.draw_mixup("2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mixup: got None; valid: what draw_mixup returns"):
         methods.build("mixup", [0, 1], 2, epochs=2).step(index, logits[0])

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.fake_gpu import GPU
@@ -220,7 +221,14 @@ def test_a_wrong_step_is_refused_before_it_changes_anything(
         ([0], {"prior_strength": "8"}, "prior_strength: got '8'; valid: a number from 0"),
         ([0], {"prior_strength": float("inf")}, "prior_strength: got inf; valid: a number from 0"),
         ([0], {"align": "no"}, "align: got 'no'; valid: True or False"),
+        ([0], {"gather": "no"}, "gather: got 'no'; valid: True or False"),
+        ([0], {"discount": True}, "discount: got True; valid: a number above 0, at most 1"),
         ([0], {"top_k": 1}, "top_k: got 1; valid"),
+        (
+            np.ma.masked_equal([0, 1], 1),
+            {},
+            "labels_or_votes: got a masked array, in which 1 values are hidden",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(labels: Any, settings: dict[str, Any], says: str) -> None:
@@ -244,6 +252,23 @@ def test_beliefs_that_were_made_half_as_precise_are_refused() -> None:
 def test_a_wrong_index_of_the_mean_is_named(index: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         BSD(LABELS, 3, epochs=4).mean(index)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_and_index_may_be_unsigned(dtype: torch.dtype) -> None:
+    labels = torch.tensor([0, 1, 2])
+    beliefs, same = BSD(labels.to(dtype), 3, epochs=4), BSD(labels, 3, epochs=4)
+    targets = beliefs.step(INDEX.to(dtype), LOGITS)
+    assert torch.equal(targets, same.step(INDEX, LOGITS))
+    assert torch.equal(beliefs.mean(INDEX.to(dtype)), same.mean(INDEX))
+    beliefs.load_state_dict(same.state_dict())
+    with pytest.raises(ValueError, match="label 9 of sample 0 is out of range"):
+        BSD(torch.tensor([9]).to(dtype), 3, epochs=4)
+
+
+def test_logits_that_are_no_tensor_are_named() -> None:
+    with pytest.raises(ValueError, match="logits: got list; valid: a tensor"):
+        noisybsd.cross_entropy([[0.0, 1.0]], torch.eye(2)[:1])  # type: ignore[arg-type]
 
 
 def test_targets_that_are_no_tensor_are_named() -> None:

@@ -492,8 +492,8 @@ def test_knn_accuracy_leaves_out_queries_without_neighbours() -> None:
 # --- mistakes ---
 
 
-@pytest.mark.parametrize("k", [0, -1, 10])
-def test_k_out_of_range_is_named(k: int) -> None:
+@pytest.mark.parametrize("k", [0, -1, 10, 2.5])
+def test_k_out_of_range_is_named(k: Any) -> None:
     bank = FeatureBank(10, 16)
     bank.write(torch.arange(10), _clusters(10)[0])
     with pytest.raises(UserError, match=rf"neighbours\.k: got {k}; valid: 1 to 9"):
@@ -518,6 +518,8 @@ def test_queries_allow_k_up_to_the_whole_bank() -> None:
             torch.ones(1, 4),
             "index: got torch.float32 of shape (1,); valid: torch.int64",
         ),
+        (torch.tensor([2, 10]), torch.ones(2, 4), "index: got 2 to 10; valid: 0 to 4"),
+        (torch.tensor([-1]), torch.ones(1, 4), "index: got -1 to -1; valid: 0 to 4"),
         (torch.tensor([0]), torch.ones(1, 3), "z: got shape (1, 3); valid: (1, 4)"),
         (torch.tensor([0]), [[1.0] * 4], "z: got [[1.0, 1.0, 1.0, 1.0]]; valid: (1, 4)"),
     ],
@@ -527,6 +529,18 @@ def test_what_cannot_be_written_is_named(index: Any, z: Any, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
         bank.write(index, z)
     assert not bank.filled.any()
+
+
+@pytest.mark.parametrize(
+    ("queries", "got"), [(torch.ones(2, 5), "shape (2, 5)"), ([[1.0]], "[[1.0]]")]
+)
+def test_queries_of_another_shape_are_named(queries: Any, got: str) -> None:
+    says = re.escape(f"queries: got {got}; valid: a tensor of shape (Q, 4)")
+    bank = FeatureBank(10, 4)
+    with pytest.raises(UserError, match=says):
+        bank.search(1, queries=queries)
+    with pytest.raises(UserError, match=says):
+        search(bank.features, 1, queries=queries)
 
 
 def test_unknown_engine_is_named() -> None:

@@ -213,6 +213,13 @@ BAD[7, 2] = np.nan
             {"labels": ["cat"] * N},
             "valid: integers of shape (400,), or names with the class_names of label_table",
         ),
+        ({"labels": [b"a"] * N, "class_names": "abcd"}, "integers of shape (400,), or names"),
+        ({"labels": np.ma.masked_equal(GIVEN, 0)}, "labels: got a masked array, in which "),
+        (
+            {"pred_probs": np.ma.masked_less(PROBS, 0.1)},
+            "pred_probs: got a masked array, in which ",
+        ),
+        ({"belief": np.ma.masked_less(PROBS, 0.1)}, "belief: got a masked array, in which "),
         ({"labels": ["x"] * N, "class_names": "abcd"}, "labels: sample 0: class got 'x'"),
         ({"belief": PROBS[:, :2] * 0 + 0.5}, "belief: got shape (400, 2); valid: (400, 4)"),
         ({"belief": BAD}, "belief: got nan, in row 7"),

@@ -117,6 +117,12 @@ def test_siblings_of_other_labels_are_refused(runs: list[Path], tmp_path: Path) 
         out_of_fold(own, tmp_path / runs[0].name, load_run_config(tmp_path / runs[0].name, []))
 
 
+def test_a_share_to_hold_out_is_refused_where_a_test_split_is_there() -> None:
+    config = load_config(["recipe=digits_sym40", "data.test_fraction=0.3"])
+    with pytest.raises(UserError, match=r"data.test_fraction=0.3: the data have a test split"):
+        load_dataset(config.data, config.noise, config.seed)
+
+
 def test_folds_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.fold=3 counts from 0 and needs a larger data.folds"):
         load_config(["recipe=own", "data.folds=3", "data.fold=3"])

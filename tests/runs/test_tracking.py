@@ -216,6 +216,17 @@ def test_auto_takes_a_key_from_where_wandb_does(
     assert mode(wandb="online") == "online"
 
 
+def test_auto_uploads_nothing_where_the_mode_is_another_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "dryrun")  # W&B takes it for offline
+    assert mode() == "offline"
+    monkeypatch.setenv("WANDB_MODE", "offlin")
+    off = ("disabled", "W&B is off: WANDB_MODE=offlin; valid: online, offline, disabled")
+    assert wandb_mode(load_config(["recipe=digits_sym40"]).tracking) == off
+
+
 # --- a W&B that fails, made up -------------------------------------------------------------------------
 
 
