@@ -279,7 +279,7 @@ class RisingMask(CrossEntropy):
         left_out = (now > before) & seen & (most < self.DECIDED)
         left_out = left_out.scatter(1, favourite, False)
         targets = batch.targets.masked_fill(left_out, 0.0)
-        targets = targets / targets.sum(dim=1, keepdim=True)
+        targets = targets / targets.sum(dim=1, keepdim=True).clamp_min(1e-12)  # a probe's are zeros
         # -1e4 in place of -inf, which times a target of 0 is not a number
         return cross_entropy(batch.logits.masked_fill(left_out, -1e4), targets)
 
@@ -363,6 +363,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "not aligned": ("options.align=false",),
     "aligned to equal classes": ("targets=uniform_alignment",),
     "whole visits": ("options.weigh_visits=false",),
+    "no probes": ("options.probe=false",),
     "c = 2, gamma = 0.5": ("options.prior_strength=2", "options.discount=0.5"),
     "targets as they are believed": ("targets=as_believed",),
     "sharp to the end": ("targets=sharp_to_the_end",),

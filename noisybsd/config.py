@@ -207,6 +207,11 @@ class Config(Section):
                 f"targets={self.targets} gives samples weights, some of them 0, and loss={self.loss} takes "
                 f"none: use a loss of {fitting}"
             )
+        if self.options.get("probe") and loss.learns_targets and not loss.takes_weights:
+            yield (
+                f"options.probe=true leaves some samples out of the loss, and loss={self.loss} leaves out "
+                "none: use options.probe=false"
+            )
         if loss.mixup == "beside" and mixup == 0:
             yield f"loss={self.loss} needs mixed images: use augment.mixup=1, got 0"
         suits = {"never": False, "beside": True, "instead": rule.mixup == "instead"}

@@ -44,6 +44,8 @@ class BSD(nn.Module):
         prior_strength: c, the pseudo-count of a given label in the prior.
         discount: gamma in (0,1], what a visit leaves of older evidence.
         align, sharpen, label_evidence, weigh_visits: switches of the four steps, see docs/method.md.
+        probe: never learn one in twenty samples (of many samples about 1,000), to notice when the network
+            memorises labels. Their targets are zeros, so that their cross-entropy is zero.
         top_k: keep so many classes of each sample apart, to save memory where K is large; None: all.
         gather: False: take the batch of this process alone, though there are others.
 
@@ -71,6 +73,7 @@ class BSD(nn.Module):
         sharpen: bool = True,
         label_evidence: bool = True,
         weigh_visits: bool = True,
+        probe: bool = True,
         top_k: int | None = None,
         gather: bool = True,
     ):
@@ -82,6 +85,7 @@ class BSD(nn.Module):
             "sharpen": sharpen,
             "label_evidence": label_evidence,
             "weigh_visits": weigh_visits,
+            "probe": probe,
             "gather": gather,
         }
         for name, switch in switches.items():
@@ -99,6 +103,7 @@ class BSD(nn.Module):
             sharpen=sharpen,
             label_evidence=label_evidence,
             weigh_visits=weigh_visits,
+            probe=probe,
             top_k=top_k,
         )
         self.num_classes, self.epochs, self.gather = num_classes, epochs, gather
@@ -130,6 +135,7 @@ class BSD(nn.Module):
             sharpen=False,
             label_evidence=False,
             weigh_visits=False,
+            probe=False,
             top_k=top_k,
             gather=gather,
         )
@@ -154,7 +160,8 @@ class BSD(nn.Module):
                 a number, as in a step that a GradScaler skips, counts as 0.
 
         Returns:
-            (B,K) float32, rows sum to one, without gradient, on the device of the beliefs.
+            (B,K) float32, without gradient, on the device of the beliefs. Rows sum to one, and those of
+            probes to zero.
 
         Raises:
             ValueError: names the argument, the value and what is valid.

@@ -5,6 +5,7 @@ Dimensions: N training samples, K classes, B batch.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import torch
@@ -113,6 +114,61 @@ class LabelNoise(nn.Module):
         return (self.shares[index] @ of_vote.log()).exp()
 
 
+class Memorisation(nn.Module):
+    """How far the network has memorised the given labels, without knowing which are right.
+
+    The classifier never learns some of the samples, the probes. Once it memorises, it gives the given label
+    more probability for samples that it learns than for probes: M = (a - b - e) / (1 - b), within [0, 1].
+    Over the last epoch a is the mean probability of the given label of the samples that are learned, b that
+    of probes, and e the standard error of b. M is 0 while nothing is memorised, and 1 when all labels are.
+    """
+
+    # A class's share of probes is one in EVERY of its samples; of very many samples about MOST are enough.
+    EVERY, MOST = 20, 1000
+
+    labels: Tensor
+    learned: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, labels: Tensor, num_classes: int):
+        super().__init__()
+        every = max(self.EVERY, math.ceil(len(labels) / self.MOST))
+        order = labels.argsort(stable=True)
+        first = torch.bincount(labels, minlength=num_classes).cumsum(0).roll(1)
+        first[0] = 0
+        number = torch.arange(len(labels), device=labels.device) - first[labels[order]]
+        learned = torch.ones(len(labels), device=labels.device)
+        learned[order] = (number % every != every - 1).float()
+        self.register_buffer("labels", labels, persistent=False)  # (N,)
+        self.register_buffer(
+            "learned", learned, persistent=False
+        )  # (N,) float32: 1, or 0 of a probe
+        # running sums over an epoch's visits, of probes and of samples that are learned
+        self.register_buffer(
+            "sums", torch.zeros(2, device=labels.device)
+        )  # probability of the label
+        self.register_buffer("counts", torch.zeros(2, device=labels.device))
+
+    @torch.no_grad()
+    def observe(self, index: Tensor, probs: Tensor) -> None:
+        """Predictions (B,K) for the samples `index` (B,) become part of the means."""
+        learned = self.learned[index]
+        kind = torch.stack((1 - learned, learned))  # (2,B)
+        of_given = probs.gather(1, self.labels[index][:, None]).squeeze(1)
+        left = 1 - min(1.0, len(index) / len(self.labels))
+        self.sums.mul_(left).add_(kind @ of_given)
+        self.counts.mul_(left).add_(kind.sum(dim=1))
+
+    def forward(self) -> Tensor:
+        """M, () float32."""
+        # as if there were two probes more, one of them predicted as labelled: few probes say little
+        of_probes = (self.sums[0] + 1) / (self.counts[0] + 2)
+        of_learned = self.sums[1] / self.counts[1].clamp_min(1)
+        error = (of_probes * (1 - of_probes) / (self.counts[0] + 2)).sqrt()
+        return ((of_learned - of_probes - error) / (1 - of_probes)).clamp(0, 1)
+
+
 class PosteriorTargets(TargetRule):
     """The posterior mean of Bayesian self-distillation, from evidence that is treated in four steps.
 
@@ -120,14 +176,16 @@ class PosteriorTargets(TargetRule):
 
         (1) align                     a  ~ p_k h_k / m_k                           (`Alignment`)
         (2) sharpen                   s  ~ a_k^(1/T)
-        (3) condition on the label    q  ~ s_k P(g | k)                            (`LabelNoise`)
-        (4) weigh the visit           w  = f <a^(1/T_w), a'^(1/T_w)>, both normalised
+        (3) condition on the label    q  ~ s_k P(g | k)^(1-r)                      (`LabelNoise`)
+        (4) weigh the visit           w  = f (r + (1-r) <a^(1/T_w), a'^(1/T_w)>), both normalised
+        (*) probe                     r  = min(1, 10 M)                            (`Memorisation`)
         (5)                           alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j)
         (6)                           target ~ y_k^(1/T_t),  y = alpha / sum_k alpha_k
 
-    "~": normalised to sum to one; kappa is `neighbours.weight`. Each of the steps 1 to 4 has a switch;
-    `sharpen` is (2) and (6). Without all four and without neighbours this is the paper's recursion: q = p,
-    w = 1, and the mean is the target (arXiv 2512.24162). docs/method.md says why each step is there.
+    "~": normalised to sum to one; kappa is `neighbours.weight`. Each of the steps 1 to 4 has a switch, and so
+    has (*), without which r = 0; `sharpen` is (2) and (6). Without all five and without neighbours this is
+    the paper's recursion: q = p, w = 1, and the mean is the target (arXiv 2512.24162). docs/method.md says
+    why each step is there.
 
     (3) is Bayes' rule for a class of which the network says one thing and the label another. The
     likelihood is learned from the evidence, and a little from the prediction: by predictions alone the
@@ -138,6 +196,11 @@ class PosteriorTargets(TargetRule):
     prediction do). While the network is undecided, hardly any time passes for the belief, and the label
     stands; so neither a slow network nor a long run forgets labels that nothing better has come for. c and
     gamma suit the visits of 40 epochs: in a run of fewer, E, a visit counts for more, f = 40 / max(E, 16).
+
+    (*) A network that memorises labels says of every sample what it has been taught. A label that is asked
+    at every visit then confirms itself, and so does one that stands until the network is sure. Memorisation
+    is measured on probes, which the classifier does not learn: their targets are zeros. As M rises, the
+    label is asked less and visits count in full, as in the paper's recursion, which lets go of all labels.
 
     With `top_k` below the number of classes the state is sparse.
     """
@@ -155,6 +218,8 @@ class PosteriorTargets(TargetRule):
     # epochs: c and gamma were chosen in runs of LONG_RUN and more; in shorter ones visits count more, which
     # was tried down to SHORT_RUN (docs/LOG.md, a belief that keeps pace with the run)
     LONG_RUN, SHORT_RUN = 40, 16
+    # r = min(1, MEMORISED * M): on 5,000 images of CIFAR-10N (docs/LOG.md, memorisation)
+    MEMORISED = 10.0
 
     votes: Tensor
 
@@ -186,6 +251,13 @@ class PosteriorTargets(TargetRule):
                 "a run of less than 40 epochs"
             ),
         ] = True,
+        probe: Annotated[
+            bool,
+            Field(
+                description="never learn a few samples, to notice when the network memorises labels; label "
+                "evidence and the weights of visits then give way"
+            ),
+        ] = False,
         top_k: Annotated[
             int | None,
             Field(ge=2, description="keep so many classes of each sample apart; null: all"),
@@ -209,6 +281,7 @@ class PosteriorTargets(TargetRule):
         self.label_noise = LabelNoise(labels, *shares, task.votes) if label_evidence else None
         self.sharpen, self.weigh_visits, self.epochs = sharpen, weigh_visits, task.epochs
         self.pace = max(1.0, self.LONG_RUN / max(task.epochs, self.SHORT_RUN))
+        self.memorisation = Memorisation(labels, classes) if probe else None
         self.start_epoch(0)
         self.neighbour_weight = task.neighbours.weight
         if self.neighbour_weight > 0:
@@ -223,12 +296,21 @@ class PosteriorTargets(TargetRule):
         self.target_temperature = self.TARGET_TEMPERATURE**sharpness
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
+        if self.memorisation is not None:
+            self.memorisation.observe(index, probs[0])
+        memorised = self._memorised()
         aligned = self._align(probs)
         evidence = sharpened(aligned[0], self.temperature)  # (2)
-        evidence = self._condition_on_label(index, evidence, probs[0])
+        evidence = self._condition_on_label(index, evidence, probs[0], memorised)
         if self.neighbour_weight > 0:
             evidence = evidence + self.neighbour_weight * self.votes[index]
-        self.posterior.observe(index, evidence, self._weigh(aligned))
+        self.posterior.observe(index, evidence, self._weigh(aligned, memorised))
+
+    def _memorised(self) -> Tensor | None:
+        """(*): r (), or None without probes."""
+        if self.memorisation is None:
+            return None
+        return (self.MEMORISED * self.memorisation()).clamp_max(1)
 
     def _align(self, probs: Tensor) -> Tensor:
         """(1): predictions (V,B,K) of all views, aligned by the first one."""
@@ -237,29 +319,45 @@ class PosteriorTargets(TargetRule):
         self.alignment.observe(probs[0])
         return self.alignment(probs)
 
-    def _condition_on_label(self, index: Tensor, evidence: Tensor, prediction: Tensor) -> Tensor:
+    def _condition_on_label(
+        self,
+        index: Tensor,
+        evidence: Tensor,
+        prediction: Tensor,
+        memorised: Tensor | None = None,
+    ) -> Tensor:
         """(3): evidence (B,K), times what the given labels say; `prediction` (B,K) as the network has it."""
         if self.label_noise is None:
             return evidence
         # as the others say: what this visit adds to the likelihood is no proof of itself
-        evidence = evidence * self.label_noise.likelihood(index)
-        evidence = evidence / evidence.sum(dim=1, keepdim=True)
-        self.label_noise.observe(index, prediction.lerp(evidence, self.EVIDENCE_SHARE))
-        return evidence
+        likelihood = self.label_noise.likelihood(index)
+        conditioned = evidence * likelihood
+        conditioned = conditioned / conditioned.sum(dim=1, keepdim=True)
+        self.label_noise.observe(index, prediction.lerp(conditioned, self.EVIDENCE_SHARE))
+        if memorised is None:
+            return conditioned
+        evidence = evidence * likelihood ** (1 - memorised)
+        return evidence / evidence.sum(dim=1, keepdim=True)
 
-    def _weigh(self, aligned: Tensor) -> Tensor | None:
+    def _weigh(self, aligned: Tensor, memorised: Tensor | None) -> Tensor | None:
         """(4): w (B,) from the aligned predictions (V,B,K); None: whole visits."""
         if not self.weigh_visits:
             return None
         views = sharpened(aligned, self.AGREEMENT_TEMPERATURE)
-        return self.pace * (views[0] * views[-1]).sum(dim=1)
+        agreement = (views[0] * views[-1]).sum(dim=1)
+        if memorised is not None:
+            agreement = agreement + memorised * (1 - agreement)
+        return self.pace * agreement
 
     def observe_neighbours(self, votes: Tensor) -> None:
         if self.neighbour_weight > 0:
             self.votes.copy_(votes)
 
     def targets(self, index: Tensor) -> Tensor:
-        return sharpened(self.posterior.mean(index), self.target_temperature)  # (6)
+        targets = sharpened(self.posterior.mean(index), self.target_temperature)  # (6)
+        if self.memorisation is None:
+            return targets
+        return targets * self.memorisation.learned[index][:, None]
 
     def belief(self) -> Tensor | None:
         return self.posterior.mean()

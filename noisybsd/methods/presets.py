@@ -28,6 +28,7 @@ _PAPER: dict[str, Any] = {
     "sharpen": False,
     "label_evidence": False,
     "weigh_visits": False,
+    "probe": False,
     "top_k": None,
 }
 _OURS: dict[str, Any] = {
@@ -36,6 +37,7 @@ _OURS: dict[str, Any] = {
     "sharpen": True,
     "label_evidence": True,
     "weigh_visits": True,
+    "probe": True,
 }
 
 _SSR: dict[str, Any] = {
