@@ -328,6 +328,8 @@ class Trainer:
         if of_given is None:
             of_given = self.monitor.given_prob
         self.monitor.record_belief(suggested, self.epoch)
+        if (memorisation := self.rule.memorisation()) is not None:
+            metrics["memorisation"] = memorisation.item()
 
         near = self.config.neighbours
         if self.bank is not None and near.weight > 0 and self.epoch + 1 >= near.start_epoch:

@@ -43,9 +43,10 @@ class BSD(nn.Module):
         epochs: how many epochs the whole training has; targets soften in its second half.
         prior_strength: c, the pseudo-count of a given label in the prior.
         discount: gamma in (0,1], what a visit leaves of older evidence.
-        align, sharpen, label_evidence, weigh_visits: switches of the four steps, see docs/method.md.
-        probe: never learn one in twenty samples (of many samples about 1,000), to notice when the network
-            memorises labels. Their targets are zeros, so that their cross-entropy is zero.
+        align, sharpen, label_evidence, weigh_visits: switches of four steps, see docs/method.md.
+        probe: the switch of the fifth. One in twenty samples of each class, of many samples about 1,000 in
+            all, is never learned, to notice when the network memorises labels. Their targets are zeros, so
+            that their cross-entropy is zero.
         top_k: keep so many classes of each sample apart, to save memory where K is large; None: all.
         gather: False: take the batch of this process alone, though there are others.
 
@@ -195,6 +196,10 @@ class BSD(nn.Module):
     def suggested(self) -> Tensor:
         """The most probable class of each sample, (N,) int64."""
         return self.rule.posterior.suggested()
+
+    def memorisation(self) -> Tensor | None:
+        """How far the network has memorised the given labels, () from 0 to 1 (all); None without probes."""
+        return self.rule.memorisation()
 
     def strength(self) -> Tensor:
         """The pseudo-count behind each sample's belief, (N,) float32."""

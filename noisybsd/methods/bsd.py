@@ -170,7 +170,7 @@ class Memorisation(nn.Module):
 
 
 class PosteriorTargets(TargetRule):
-    """The posterior mean of Bayesian self-distillation, from evidence that is treated in four steps.
+    """The posterior mean of Bayesian self-distillation, from evidence that is treated in five steps.
 
     With p (B,K) the network's predictions for the first view of the samples, p' for the last one:
 
@@ -281,7 +281,7 @@ class PosteriorTargets(TargetRule):
         self.label_noise = LabelNoise(labels, *shares, task.votes) if label_evidence else None
         self.sharpen, self.weigh_visits, self.epochs = sharpen, weigh_visits, task.epochs
         self.pace = max(1.0, self.LONG_RUN / max(task.epochs, self.SHORT_RUN))
-        self.memorisation = Memorisation(labels, classes) if probe else None
+        self.probes = Memorisation(labels, classes) if probe else None
         self.start_epoch(0)
         self.neighbour_weight = task.neighbours.weight
         if self.neighbour_weight > 0:
@@ -296,8 +296,8 @@ class PosteriorTargets(TargetRule):
         self.target_temperature = self.TARGET_TEMPERATURE**sharpness
 
     def observe(self, index: Tensor, probs: Tensor) -> None:
-        if self.memorisation is not None:
-            self.memorisation.observe(index, probs[0])
+        if self.probes is not None:
+            self.probes.observe(index, probs[0])
         memorised = self._memorised()
         aligned = self._align(probs)
         evidence = sharpened(aligned[0], self.temperature)  # (2)
@@ -306,11 +306,13 @@ class PosteriorTargets(TargetRule):
             evidence = evidence + self.neighbour_weight * self.votes[index]
         self.posterior.observe(index, evidence, self._weigh(aligned, memorised))
 
+    def memorisation(self) -> Tensor | None:
+        return None if self.probes is None else self.probes()
+
     def _memorised(self) -> Tensor | None:
         """(*): r (), or None without probes."""
-        if self.memorisation is None:
-            return None
-        return (self.MEMORISED * self.memorisation()).clamp_max(1)
+        memorisation = self.memorisation()
+        return None if memorisation is None else (self.MEMORISED * memorisation).clamp_max(1)
 
     def _align(self, probs: Tensor) -> Tensor:
         """(1): predictions (V,B,K) of all views, aligned by the first one."""
@@ -355,9 +357,7 @@ class PosteriorTargets(TargetRule):
 
     def targets(self, index: Tensor) -> Tensor:
         targets = sharpened(self.posterior.mean(index), self.target_temperature)  # (6)
-        if self.memorisation is None:
-            return targets
-        return targets * self.memorisation.learned[index][:, None]
+        return targets if self.probes is None else targets * self.probes.learned[index][:, None]
 
     def belief(self) -> Tensor | None:
         return self.posterior.mean()

@@ -161,6 +161,10 @@ class TargetRule(Part):
         """The pseudo-count (N,) behind each sample's belief, or None if it has none."""
         return None
 
+    def memorisation(self) -> Tensor | None:
+        """How far the network has memorised the given labels, () from 0 to 1 (all); None if not known."""
+        return None
+
     def probability(self, labels: Tensor) -> Tensor | None:
         """The belief (N,) in each sample's class in `labels` (N,), or None."""
         belief = self.belief()

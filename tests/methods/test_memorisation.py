@@ -15,6 +15,7 @@ from noisybsd.data.dataset import load_dataset
 from noisybsd.engine.trainer import Trainer
 from noisybsd.errors import UserError
 from noisybsd.methods.bsd import Memorisation, PosteriorTargets
+from noisybsd.runs.tracking import epoch_line
 
 
 def probes(memorisation: Memorisation) -> Tensor:
@@ -82,8 +83,8 @@ def rule(labels: Tensor, **options: Any) -> PosteriorTargets:
 def test_a_probes_target_is_zeros_and_its_belief_is_as_others() -> None:
     labels = torch.arange(100) % 2
     of = rule(labels)
-    assert of.memorisation is not None
-    chosen = probes(of.memorisation)
+    assert of.probes is not None
+    chosen = probes(of.probes)
     assert chosen.sum() == 4
     targets = of.visit(torch.arange(100), torch.zeros(2, 100, 2))
     assert torch.equal(targets.sum(1) == 0, chosen)
@@ -95,10 +96,10 @@ def test_with_everything_memorised_a_visit_is_one_of_the_papers() -> None:
     """alpha <- gamma alpha + s: the label is not asked, and the views' agreement does not count."""
     labels = torch.arange(80) % 2
     of = rule(labels, align=False, sharpen=False)
-    assert of.memorisation is not None
-    of.memorisation.counts.copy_(torch.tensor([1e6, 1e6]))
-    of.memorisation.sums.copy_(torch.tensor([0.5e6, 1e6]))
-    assert of.memorisation().item() == pytest.approx(1.0, abs=0.01)
+    assert of.probes is not None
+    of.probes.counts.copy_(torch.tensor([1e6, 1e6]))
+    of.probes.sums.copy_(torch.tensor([0.5e6, 1e6]))
+    assert of.probes().item() == pytest.approx(1.0, abs=0.01)
     few = torch.arange(8)
     before = (of.posterior.mean(few) * of.posterior.strength()[few, None]).clone()
     probs = torch.tensor([[0.6, 0.4], [0.2, 0.8]])[:, None].expand(2, 8, 2)
@@ -142,13 +143,15 @@ def test_labels_do_not_confirm_themselves_in_a_network_that_memorises(seed: int)
     assert labels_right_after(True, seed) > labels_right_after(False, seed) + 0.04
 
 
-def test_a_run_goes_on_with_what_it_noticed() -> None:
-    settings = ["recipe=digits_sym40", "epochs=2", "data.limit=400", "device=cpu", "neighbours.k=0"]
-    config = load_config(settings)
-    dataset = load_dataset(config.data, config.noise, config.seed)
-    trainer = Trainer(config, dataset, torch.device("cpu"))
-    names = {name for name in trainer.rule.state_dict() if name.startswith("memorisation")}
-    assert names == {"memorisation.sums", "memorisation.counts"}
+def test_a_run_says_how_far_it_memorises() -> None:
+    settings = ["recipe=digits_sym40", "epochs=1", "data.limit=400", "device=cpu", "neighbours.k=0"]
+    for method, known in (("bsd_plus", True), ("bsd", False), ("ce", False)):
+        config = load_config([*settings, f"method={method}"])
+        dataset = load_dataset(config.data, config.noise, config.seed)
+        trainer = Trainer(config, dataset, torch.device("cpu"))
+        metrics = trainer.end_epoch()
+        assert metrics.get("memorisation") == (0.0 if known else None)
+    assert "memorises 0.25" in epoch_line({"epoch": 1, "memorisation": 0.25}, 2)
 
 
 def test_a_loss_that_leaves_no_sample_out_takes_no_probes() -> None:
