@@ -135,8 +135,9 @@ class Memorisation(nn.Module):
         super().__init__()
         every = max(self.EVERY, math.ceil(len(labels) / self.MOST))
         order = labels.argsort(stable=True)
-        first = torch.bincount(labels, minlength=num_classes).cumsum(0).roll(1)
-        first[0] = 0
+        ones = torch.ones_like(labels)
+        of_class = ones.new_zeros(num_classes).index_add(0, labels, ones)
+        first = of_class.cumsum(0) - of_class
         number = torch.arange(len(labels), device=labels.device) - first[labels[order]]
         learned = torch.ones(len(labels), device=labels.device)
         learned[order] = (number % every != every - 1).float()
