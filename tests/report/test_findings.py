@@ -68,8 +68,12 @@ def test_each_row_is_what_the_run_knows_of_the_sample(trainer: Trainer, found: F
         # neighbours, by the definition
         similarity = (features @ features[i]).tolist()
         similarity[i] = -math.inf
-        near = sorted(range(300), key=lambda j: -similarity[j])[:7]
-        assert sorted(row["neighbours"]) == sorted(near)
+        near = row["neighbours"]
+        assert len(set(near)) == 7
+        # two that are as near up to rounding may change places
+        assert sorted(similarity[j] for j in near) == pytest.approx(
+            sorted(similarity)[-7:], abs=1e-5
+        )
         agreeing = sum(int(train.labels[j]) == given for j in near)
         assert row["neighbour_agreement"] == pytest.approx(agreeing / 7)
         assert row["path"] is None
