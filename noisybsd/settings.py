@@ -170,7 +170,7 @@ class DataConfig(Section):
         ge=0,
         le=0.5,
         description="share of the training images held out to calibrate probabilities on, by their given "
-        "labels; 0: do not",
+        "labels; 0: only on the probes of bsd_plus, if there are 100 or more",
     )
     size: int | None = Field(
         None,

@@ -199,7 +199,7 @@ def _results(trainer: Trainer, kept: RunRecord) -> dict[str, Any]:
         "dataset": data.name,
         "train_samples": len(data.train.labels),
         "test_samples": len(data.test.labels),
-        "calibration_samples": 0 if data.calibration is None else len(data.calibration),
+        "calibration_samples": len(trainer.never_learned or ()),
         "data_sha256": data.sha256,
         "data": data_notes(data.notes, kept.skipped(trainer.loader.skipped)),
         "extended_after": kept.extended_after,

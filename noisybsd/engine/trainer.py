@@ -27,7 +27,7 @@ from noisybsd.data.dataset import Dataset, Split
 from noisybsd.data.loader import Loader, build_loader, eval_batches
 from noisybsd.data.residence import keep_resident
 from noisybsd.data.views import EmbeddedViews, Views
-from noisybsd.engine.calibration import fit_temperature, temperature_of, transition
+from noisybsd.engine.calibration import ENOUGH, fit_temperature, temperature_of, transition
 from noisybsd.engine.frozen import FrozenBackbone, check_weights, encoder_size
 from noisybsd.engine.metrics import label_metrics, prediction_metrics, reliability
 from noisybsd.engine.monitor import EpochSums, SampleMonitor
@@ -121,19 +121,26 @@ class Trainer:
         self.train_seconds = 0.0
         self.history: list[dict[str, Any]] = []
 
-    def _share(self, split: Split) -> Split:
+    def _share(self, split: Split, what: str = "evaluation") -> Split:
         """This process's share of a split to predict, on the device if it fits there."""
-        what = "calibration" if split is self.dataset.calibration else "evaluation"
         if distributed.world_size() > 1:
             split = split.take(np.r_[distributed.share(len(split))])
         data = self.config.data
         return keep_resident(split, self.device, data.storage, data.on_error, what)
 
     @cached_property
+    def never_learned(self) -> Split | None:
+        """The images to calibrate on: those held out for it, or else the target rule's probes, if enough."""
+        split, probes = self.dataset.calibration, self.rule.never_learned()
+        if split is None and probes is not None and int(probes.sum()) >= ENOUGH:
+            split = self.dataset.train.take(probes.cpu().numpy())
+        return split
+
+    @cached_property
     def calibration(self) -> Split | None:
         """This process's share of the images to calibrate on, decoded when first asked for."""
-        held_out = self.dataset.calibration
-        return None if held_out is None else self._share(held_out)
+        split = self.never_learned
+        return None if split is None else self._share(split, "calibration")
 
     @cached_property
     def loader(self) -> Loader:
@@ -374,7 +381,8 @@ class Trainer:
             logits, _, given = map(distributed.gather_rows, self.predict(network, split))
             network.temperature = fit_temperature(logits, given, noise)
             found[f"temperature{suffix}"] = network.temperature
-        self.loader.skipped += split.skipped
+        if self.dataset.calibration is not None:  # probes are training images, which count already
+            self.loader.skipped += split.skipped
         return found
 
     @torch.no_grad()

@@ -307,6 +307,9 @@ class PosteriorTargets(TargetRule):
             evidence = evidence + self.neighbour_weight * self.votes[index]
         self.posterior.observe(index, evidence, self._weigh(aligned, memorised))
 
+    def never_learned(self) -> Tensor | None:
+        return None if self.probes is None else self.probes.learned == 0
+
     def memorisation(self) -> Tensor | None:
         return None if self.probes is None else self.probes()
 

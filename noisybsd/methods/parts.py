@@ -161,6 +161,10 @@ class TargetRule(Part):
         """The pseudo-count (N,) behind each sample's belief, or None if it has none."""
         return None
 
+    def never_learned(self) -> Tensor | None:
+        """Which samples (N,) bool have zeros for a target throughout, or None if the rule keeps none so."""
+        return None
+
     def memorisation(self) -> Tensor | None:
         """How far the network has memorised the given labels, () from 0 to 1 (all); None if not known."""
         return None

@@ -282,3 +282,23 @@ def test_calibration_changes_nothing_of_the_training(
         patch.setattr("noisybsd.engine.trainer.fit_temperature", lambda *_: 1.0)
         assert train(tiny(CALIBRATED, "run.dir=other")) == 0
     assert_same(modules(Path("one")), modules(Path("other")))
+
+
+def test_probes_calibrate_where_there_are_enough(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("noisybsd.methods.bsd.Memorisation.EVERY", 3)
+    monkeypatch.setattr("noisybsd.engine.trainer.ENOUGH", 20)
+    assert train(tiny("run.dir=run")) == 0
+    results, last = strict(Path("run/results.json").read_text()), rows(Path("run"))[-1]
+    assert results["train_samples"] == 128 and 20 <= results["calibration_samples"] < 128 / 3
+    assert results["temperature"] == last["temperature"] != 1
+    trainer = load_trainer(Path("run"), load_run_config(Path("run"), []))
+    assert trainer is not None and trainer.never_learned is not None
+    probes = trainer.rule.never_learned()
+    assert probes is not None
+    assert trainer.never_learned.labels.tolist() == trainer.labels[probes].tolist()
+    assert torch.equal(trainer.never_learned.images, trainer.dataset.train.images[probes])  # type: ignore[arg-type, index]
+    assert train(tiny("options.probe=false", "run.dir=without")) == 0
+    without = strict(Path("without/results.json").read_text())
+    assert without["calibration_samples"] == 0 and without["temperature"] is None
