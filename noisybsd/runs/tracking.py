@@ -43,7 +43,7 @@ _COLUMNS = (
     ("label_correction_accuracy", "corrected", "{:.2%}"),
     ("noise_detection_auroc", "auroc", "{:.3f}"),
     ("memorised_fraction", "memorised", "{:.1%}"),
-    ("memorisation", "memorises", "{:.2f}"),
+    ("memorisation", "memorisation", "{:.2f}"),
     ("images_per_second", "img/s", "{:,.0f}"),
 )
 

@@ -151,7 +151,7 @@ def test_a_run_says_how_far_it_memorises() -> None:
         trainer = Trainer(config, dataset, torch.device("cpu"))
         metrics = trainer.end_epoch()
         assert metrics.get("memorisation") == (0.0 if known else None)
-    assert "memorises 0.25" in epoch_line({"epoch": 1, "memorisation": 0.25}, 2)
+    assert "memorisation 0.25" in epoch_line({"epoch": 1, "memorisation": 0.25}, 2)
 
 
 def test_a_loss_that_leaves_no_sample_out_takes_no_probes() -> None:
