@@ -41,7 +41,7 @@ METHODS = {
     "elr": ("method=elr",),
     "bsd": ("method=bsd",),
     "bsd_plus options.probe=false": ("options.probe=false",),
-    "bsd_plus": (),
+    "bsd_plus options.probe=true": ("options.probe=true",),
 }
 COLUMNS = {
     "test_accuracy_last": "accuracy",
