@@ -269,7 +269,7 @@ def hold_out(train: Split, data: DataConfig) -> tuple[Split, Split]:
 
 
 def wholly_held_out(train: Split, held_out: Split, class_names: Sequence[str]) -> list[str]:
-    """A sentence on the classes that have no image left to train on; none where there are none."""
+    """A sentence that names the classes without an image to train on; nothing if there is no such class."""
     classes = [
         class_names[k] for k in sorted({*held_out.labels.tolist()} - {*train.labels.tolist()})
     ]
