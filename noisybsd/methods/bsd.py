@@ -142,14 +142,11 @@ class Memorisation(nn.Module):
         learned = torch.ones(len(labels), device=labels.device)
         learned[order] = (number % every != every - 1).float()
         self.register_buffer("labels", labels, persistent=False)  # (N,)
-        self.register_buffer(
-            "learned", learned, persistent=False
-        )  # (N,) float32: 1, or 0 of a probe
-        # running sums over an epoch's visits, of probes and of samples that are learned
-        self.register_buffer(
-            "sums", torch.zeros(2, device=labels.device)
-        )  # probability of the label
-        self.register_buffer("counts", torch.zeros(2, device=labels.device))
+        self.register_buffer("learned", learned, persistent=False)  # (N,) 1.0, or 0.0 of a probe
+        # over an epoch's visits, of probes and of samples that are learned: the given labels' summed
+        # probabilities, and the number of visits
+        self.register_buffer("sums", learned.new_zeros(2))
+        self.register_buffer("counts", learned.new_zeros(2))
 
     @torch.no_grad()
     def observe(self, index: Tensor, probs: Tensor) -> None:
