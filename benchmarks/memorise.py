@@ -39,6 +39,7 @@ SETUPS = {
 METHODS = {
     "ce": ("method=ce",),
     "elr": ("method=elr",),
+    "sop_plus": ("method=sop_plus",),
     "bsd": ("method=bsd",),
     "bsd_plus options.probe=false": ("options.probe=false",),
     "bsd_plus options.probe=true": ("options.probe=true",),
