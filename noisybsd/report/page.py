@@ -259,7 +259,9 @@ def _curves(
     yield {
         "title": "Memorising and correcting",
         "text": "The share of labels that the belief has left at some time. If clean labels are known: the "
-        "share of wrong labels that the network predicts (memorised), and of suggestions that are right.",
+        "share of wrong labels that the network predicts (memorised), and of suggestions that are right."
+        + " Memorisation: how far the network learns labels by heart, measured on images that it never learns."
+        * any(row.get("memorisation") is not None for row in history),
         "svg": Markup(
             curves_plot(
                 epochs,
@@ -267,6 +269,7 @@ def _curves(
                     ("belief has left the given label", share, SUGGESTED, "-"),
                     *line("wrong labels memorised", "memorised_fraction", GIVEN),
                     *line("suggestions right", "label_correction_accuracy", THIRD),
+                    *line("memorisation", "memorisation", MUTED, "--"),
                 ],
                 None if rate is None else ("labels estimated wrong", rate),
             )

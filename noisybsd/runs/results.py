@@ -108,6 +108,7 @@ def run_results(
         "label_correction_accuracy": last.get("label_correction_accuracy"),
         "noise_detection_auroc": last.get("noise_detection_auroc"),
         "memorised_fraction": last.get("memorised_fraction"),
+        "memorisation": last.get("memorisation"),
         "reliability": diagrams[""],
         "reliability_ema": diagrams.get("_ema"),
         "network_passes": network_passes / images_seen,  # per sample and epoch

@@ -96,7 +96,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on image files whose names and classes are hostile, with its report."""
     root = tmp_path_factory.mktemp("nasty")
-    directory = run(root / "run", *own_images(root / "data"))
+    directory = run(root / "run", *own_images(root / "data"), "options.probe=false")
     report(directory, [])
     return directory
 
@@ -184,6 +184,14 @@ def test_page_says_what_was_estimated(digits: Path) -> None:
         assert name in said
         told = f"{row['auroc']:.4f}" if "auroc" in row else row["unavailable"]
         assert told in said
+
+
+def test_the_page_shows_memorisation_where_it_is_measured(digits: Path, nasty: Path) -> None:
+    for directory, shown in ((digits, True), (nasty, False)):
+        text = (directory / "report.html").read_text("utf-8")
+        assert ("measured on images that it never learns" in text) == shown
+        assert ("memorisation over epochs" in text) == shown  # the last line of the plot
+    assert json.loads((digits / "results.json").read_text("utf-8"))["memorisation"] is not None
 
 
 def test_an_estimate_that_is_one_is_shown_with_its_interval() -> None:
