@@ -260,7 +260,7 @@ def _curves(
         "title": "Memorising and correcting",
         "text": "The share of labels that the belief has left at some time. If clean labels are known: the "
         "share of wrong labels that the network predicts (memorised), and of suggestions that are right."
-        + " Memorisation: how far the network learns labels by heart, measured on images that it never learns."
+        + " Memorisation: how far the network learns labels by heart, measured on images it never learns."
         * any(row.get("memorisation") is not None for row in history),
         "svg": Markup(
             curves_plot(

@@ -189,7 +189,7 @@ def test_page_says_what_was_estimated(digits: Path) -> None:
 def test_the_page_shows_memorisation_where_it_is_measured(digits: Path, nasty: Path) -> None:
     for directory, shown in ((digits, True), (nasty, False)):
         text = (directory / "report.html").read_text("utf-8")
-        assert ("measured on images that it never learns" in text) == shown
+        assert ("measured on images it never learns" in text) == shown
         assert ("memorisation over epochs" in text) == shown  # the last line of the plot
     assert json.loads((digits / "results.json").read_text("utf-8"))["memorisation"] is not None
 
