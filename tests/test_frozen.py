@@ -23,6 +23,7 @@ import noisybsd
 from noisybsd.config import load_config
 from noisybsd.data.__main__ import main as data
 from noisybsd.data.images import ImageFiles
+from noisybsd.data.views import Views
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.frozen import FrozenBackbone
 from noisybsd.engine.saved import load_run_config, load_trainer
@@ -90,6 +91,20 @@ def test_a_second_run_finds_the_features_of_the_first(photos, embedded):
     assert embedded == []
     trained(photos("third"))
     assert_same(outcome(Path("third")), outcome(Path("first")))
+
+
+def test_features_in_bf16_are_kept_apart(photos, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module)  # there is no GPU
+
+    def about(device: str, precision: str) -> dict[str, Any]:
+        config = load_config(photos("run", f"precision={precision}"))
+        dataset = run_dataset(config)
+        views = Views("cifar", dataset.size, dataset.mean, dataset.std)
+        return FrozenBackbone(config, dataset, views, torch.device(device)).about
+
+    gpu, cpu = about("cuda", "auto"), about("cpu", "auto")
+    assert gpu != cpu
+    assert about("cuda", "fp32") == about("cpu", "bf16") == cpu  # on a CPU features are in fp32
 
 
 def test_it_is_calibrated_on_features_of_images_that_are_not_trained_on(photos, embedded):

@@ -43,6 +43,7 @@ class FrozenBackbone:
         self.config, self.views, self.device = config, views, device
         encoder, self.features, self.weights_sha256 = frozen_encoder(config, dataset.channels)
         self.encoder = encoder.to(device)
+        self.bf16 = device.type == "cuda" and config.precision != "fp32"
         self.about = {
             "network": config.network.name,
             "weights_sha256": self.weights_sha256,
@@ -51,6 +52,8 @@ class FrozenBackbone:
             "stored": list(dataset.train.images.shape[1:]),
             "views": views.name,
         }
+        if self.bf16:
+            self.about["precision"] = "bf16"
 
     def embedded(self, dataset: Dataset) -> Dataset:
         """The dataset with the features of its images, without those that cannot be read.
@@ -139,8 +142,7 @@ class FrozenBackbone:
                 self.views.plain(images) if name == "plain" else self.views(images, [name])[0]
                 for name in names
             ]
-        bf16 = self.device.type == "cuda" and self.config.precision != "fp32"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return torch.stack([self.encoder(view).float() for view in views], dim=1)
 
 
