@@ -41,6 +41,7 @@ METHODS = {
     "elr": ("method=elr",),
     "sop_plus": ("method=sop_plus",),
     "bsd": ("method=bsd",),
+    "bsd_plus targets=labels": ("targets=labels",),
     "bsd_plus options.probe=false": ("options.probe=false",),
     "bsd_plus options.probe=true": ("options.probe=true",),
 }
