@@ -374,6 +374,8 @@ def checked_rows(index: Tensor, samples: int) -> Tensor:
     if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise UserError(f"index: got {got}; valid: a tensor of integers")
+    if index.ndim != 1:
+        raise UserError(f"index: got shape {tuple(index.shape)}; valid: (B,), one for each sample")
     index = index.long()
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = index[(index < 0) | (index >= samples)]

@@ -247,6 +247,7 @@ def test_beliefs_that_were_made_half_as_precise_are_refused() -> None:
     [
         ([0, 1], "index: got list; valid: a tensor of integers"),
         (torch.tensor([12]), "index: got 12; valid: 0 to 11"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"index: got shape \(2, 2\); valid: \(B,\)"),
     ],
 )
 def test_a_wrong_index_of_the_mean_is_named(index: Any, says: str) -> None:
