@@ -190,6 +190,7 @@ def test_all_mistakes_at_once_before_anything_starts(
         ("epochs", "argument 'epochs': settings are written key=value"),
         ("--epochs=3", "argument '--epochs=3'"),
         ("seed=1,1", "digits_sym40-ce-s1: several combinations"),
+        ("epochs=3,03", "digits_sym40-ce-epochs=03-s0: is the same run as digits_sym40-ce-epochs"),
         ("seed=1,", "seed: "),
         ("method=bsd", "method: given twice"),
     ],
