@@ -358,7 +358,8 @@ def checked_index(index: Tensor, logits: Tensor, samples: int, device: torch.dev
     index = checked_rows(index, samples)
     if index.shape != (count,):
         raise UserError(
-            f"index: got shape {tuple(index.shape)}; valid: ({count},), one for each row of the logits"
+            f"index: got shape {tuple(index.shape)}; valid: ({count},), one for each row of the logits. "
+            "Those of V views are (V, B, K), and not (V*B, K)"
         )
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
         values, counts = index.unique(return_counts=True)

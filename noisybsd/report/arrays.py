@@ -9,6 +9,7 @@ Dimensions: N samples, K classes, D embedding width, H and W pixels.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -274,6 +275,11 @@ def _pictures(images: Any, table: pyarrow.Table) -> Pictures | None:
             )
         if not Path(images).is_dir():
             raise UserError(f"images: got {str(images)!r}; valid: a folder that is there")
+        if not any(os.path.exists(Path(images, path)) for path in paths):  # noqa: PTH110 (that one may raise)
+            raise UserError(
+                f"images: the folder {images} has none of the table's images, such as {brief(paths[0], 80)}; "
+                "valid: the folder from which the table's paths lead to them"
+            )
         return Pictures([ImageFiles(paths, images, PICTURE)])
     pixels = as_tensor(images, "images").cpu()
     if pixels.ndim == 3:

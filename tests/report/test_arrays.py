@@ -283,6 +283,10 @@ def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path: Path) -> None
     table = label_table(GIVEN, PROBS, paths=[f"{i}.png" for i in range(N)])
     with pytest.raises(ValueError, match=r"images: got 'nofolder'; valid: a folder that is there"):
         write_report(table, tmp_path / "page.html", images="nofolder")
+    with pytest.raises(
+        ValueError, match=r"has none of the table's images, such as '0\.png'; valid:"
+    ):
+        write_report(table, tmp_path / "page.html", images=tmp_path)
 
 
 def test_names_may_be_an_array_and_paths_an_iterator() -> None:
