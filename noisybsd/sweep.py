@@ -307,6 +307,7 @@ def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
     print(f"{len(done)} of {_count(len(runs), 'run')} done, {len(failed)} failed")
     if done:
         more = f"python -m noisybsd.compare {settings['out']} out=table.md plots=plots"
+        more += " mix=true" * bool(compared)  # what was refused, it would refuse again
         print(f"the table as a file, with plots: {shown(more)}")
     return 1 if failed else compared
 
