@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,6 @@ from noisybsd.report.page import PICTURE, Run, build_page
 from noisybsd.report.pictures import Pictures
 
 SLACK = 0.01  # how far from 1 the probabilities of a sample may sum: float16 rounds
-BLOCK = 2**22  # numbers that are looked at together
 NEIGHBOURS = 10
 
 _ABOUT, _MATRIX = b"noisybsd", b"noisybsd_transition"  # in the metadata of a table
@@ -389,7 +388,7 @@ def probabilities(values: Any, argument: str) -> Floats:
     if array.shape[1] < 2:
         raise UserError(f"{argument}: got {array.shape[1]} class; valid: 2 classes or more")
     probs = np.empty(array.shape, np.float32)
-    for rows in _blocks(*array.shape):
+    for rows in findings.blocks(*array.shape):
         block = array[rows].astype(np.float32)
         sums = block.sum(axis=1, keepdims=True)
         # NaN fails all comparisons
@@ -410,9 +409,3 @@ def _fault(row: Floats, total: float) -> str:
     if (row < -SLACK).any():
         return f"got {row.min():.4g}, a logit perhaps: use softmax"
     return f"got numbers that sum to {total:.4g}"
-
-
-def _blocks(n: int, width: int) -> Iterator[slice]:
-    """All n rows, in parts of about `BLOCK` numbers."""
-    size = max(1, BLOCK // width)
-    yield from (slice(start, min(n, start + size)) for start in range(0, n, size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,23 @@ def test_names_may_be_an_array_and_paths_an_iterator() -> None:
     names, paths = np.array(["a", "b", "c", "d"]), (f"{i}.png" for i in range(N))
     table = label_table(names[GIVEN], PROBS, class_names=names, paths=paths)
     assert table["given"].to_pylist() == GIVEN.tolist() and table["path"][1].as_py() == "1.png"
+
+
+def test_a_table_of_many_classes_takes_little_more_than_its_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("noisybsd.report.findings.BLOCK", 2**16)
+    random = np.random.default_rng(0)
+    probs = random.random((4000, 500), np.float32)
+    probs /= probs.sum(axis=1, keepdims=True)
+    given = random.integers(0, 500, 4000)
+    tracemalloc.start()
+    table = label_table(given, probs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * probs.nbytes
+    wide = probs.astype(np.float64)
+    np.testing.assert_allclose(table["entropy"], -(wide * np.log(wide)).sum(axis=1), rtol=1e-5)
 
 
 def test_a_belief_goes_into_the_table() -> None:
