@@ -400,6 +400,28 @@ def test_a_run_that_another_process_trains_is_left_alone(
     assert not (other / "calls.txt").exists()
 
 
+@pytest.mark.parametrize("locked", ["before", "while it starts"])
+def test_a_run_that_another_sweep_comes_to_first_is_left_alone(
+    locked: str, stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub('print("error: in use by another process"); sys.exit(2)')
+    run, lines = Run(("seed=0",), tmp_path / "o" / "run"), []
+    (tmp_path / "o" / "run").mkdir(parents=True)
+    (run.directory / "console.txt").write_text("epoch 1")
+    locks = [lock_run(run.directory)] if locked == "before" else []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("start"):
+            locks.append(lock_run(run.directory))
+
+    assert run_here([run], 1, [], say) is None
+    locks[0].close()
+    assert lines[-1] == "busy     run (another process trains it)"
+    assert not run.failed and len(lines) == (1 if locked == "before" else 2)
+    assert (run.log.read_text() == "epoch 1") == (locked == "before")
+
+
 def test_the_command_for_the_table_is_one_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
