@@ -7,6 +7,7 @@ import difflib
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ def did_you_mean(value: str, options: Iterable[str]) -> str:
 
 def brief(value: object, longest: int = 200) -> str:
     """The value received, as an error sentence repeats it: its repr, the middle of a long one left out."""
-    return _shortened(repr(value), longest)
+    return _shortened(re.sub(r"\s*\n\s*", " ", repr(value)), longest)  # arrays have several lines
 
 
 def shown(text: object) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -87,6 +87,21 @@ def output_file(text: str, suffixes: Collection[str]) -> Path:
     if kind_of(path.parent, f"got {brief(text)}") != "folder":
         raise UserError(f"got {brief(text)}; there is no folder {path.parent}; make it first")
     return path
+
+
+def spare_inputs(out: Path, inputs: Iterable[tuple[str, str | Path | None]]) -> None:
+    """Refuse to write over a file that the command reads.
+
+    Args:
+        inputs: keys and the files that they name, perhaps files that are not there.
+    """
+    for key, path in inputs:
+        try:
+            same = path is not None and Path(path).expanduser().samefile(out)
+        except (OSError, ValueError, RuntimeError):  # one of them is no file
+            continue
+        if same:
+            raise UserError(f"{out}: is read as {key}, and would be overwritten; use another out")
 
 
 def identity(path: str | Path) -> tuple[int, int]:

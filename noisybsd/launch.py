@@ -117,6 +117,9 @@ def run_here(
             while waiting and not received and len(working) < jobs:
                 slot = min(set(range(jobs)) - set(working))
                 run = waiting.pop(0)
+                if run.finished or run.busy:  # another sweep has come to it meanwhile
+                    say(_ended(run, 0))
+                    continue
                 working[slot] = (run, _start(run, jobs, gpus[slot % len(gpus)] if gpus else None))
                 say(f"start    {run.name}")
             if len(received) > passed_on:
@@ -167,6 +170,8 @@ def _ended(run: Run, code: int) -> str:
     """What to say about a run whose process ended with `code`; a failure is recorded."""
     if run.finished:
         return f"done     {run.name}"
+    if run.busy:  # another process was a little faster
+        return f"busy     {run.name} (another process trains it)"
     if code in _STOPPED:
         return f"stopped  {run.name}"
     with naming(f"{run.log}: cannot be read"):

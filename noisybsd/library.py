@@ -6,7 +6,6 @@ Dimensions: N samples, K classes, F features.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from noisybsd.config import build_config, read_recipe
 from noisybsd.data import dataset, noise
 from noisybsd.errors import UserError, brief, did_you_mean
 from noisybsd.methods.beliefs import as_tensor, is_number, refuse_masked, whole_number
+from noisybsd.runs.records import read_results
 from noisybsd.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -167,8 +167,7 @@ class Run:
     @property
     def results(self) -> dict[str, Any]:
         """results.json: metrics, settings, versions."""
-        found: dict[str, Any] = json.loads((self.path / "results.json").read_text("utf-8"))
-        return found
+        return read_results(self.path / "results.json")
 
     @property
     def labels(self) -> pyarrow.Table:

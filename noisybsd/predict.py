@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from noisybsd.errors import UserError, asks_for_help, command, shown
-from noisybsd.files import expanded, kind_of, output_file
+from noisybsd.files import expanded, kind_of, output_file, spare_inputs
 from noisybsd.values import number, one_of, read_arguments
 
 log = logging.getLogger("noisybsd")
@@ -78,6 +78,7 @@ def _predict(
     device: Any = "auto",
     workers: int | None = None,
 ) -> int:
+    spare_inputs(out, [("images", images)])
     # here, because torch takes seconds to import
     from noisybsd.engine.classifier import load
     from noisybsd.engine.predictions import write_predictions

@@ -91,6 +91,7 @@ def combinations(arguments: Sequence[str], out: Path) -> list[Run]:
         len(choices) > 1 and key not in named for key, choices in zip(keys, values, strict=True)
     ]
     runs: list[Run] = []
+    first: dict[str, Run] = {}  # by its settings, as they were read: 0.1 is 1e-1
     for settings in itertools.product(*values):
         try:
             config = load_config(settings, _BESIDE)
@@ -102,6 +103,9 @@ def combinations(arguments: Sequence[str], out: Path) -> list[Run]:
         run = Run(settings, out / re.sub(r"[^\w.=+,-]", "_", name))
         mistakes += another_configuration(run, config, "out=DIR")
         runs.append(run)
+        same = first.setdefault(config.model_dump_json(), run)
+        if same.name != run.name:
+            mistakes.append(f"{run.name}: is the same run as {same.name}; give each value once")
     names = [run.name for run in runs]
     mistakes += [
         f"{name}: several combinations would have this run directory; give each value once, and "
@@ -303,6 +307,7 @@ def _conclude(runs: Sequence[Run], settings: dict[str, Any]) -> int:
     print(f"{len(done)} of {_count(len(runs), 'run')} done, {len(failed)} failed")
     if done:
         more = f"python -m noisybsd.compare {settings['out']} out=table.md plots=plots"
+        more += " mix=true" * bool(compared)  # what was refused, it would refuse again
         print(f"the table as a file, with plots: {shown(more)}")
     return 1 if failed else compared
 

@@ -437,7 +437,7 @@ def trained(config: Config) -> Path:
         path = distributed.from_first(None if run is None else str(run.path.absolute()))
         assert path is not None
         try:
-            if not distributed.from_first(run is not None and run.results.exists()):
+            if not distributed.from_first(run is not None and run.finished):
                 train(config, run)
         except Stopped as stopped:
             raise KeyboardInterrupt(f"stopped by {stopped}; saved in {path}") from None
@@ -461,7 +461,7 @@ def _opened(config: Config) -> Iterator[RunDirectory | None]:
 
 
 def _train_in(config: Config, run: RunDirectory | None) -> int:
-    if distributed.from_first(run is not None and run.results.exists() and not run.grows):
+    if distributed.from_first(run is not None and run.finished):
         if run is not None:
             read_results(run.results)  # or it is damaged, and says so
             print(f"this run is finished: {shown(run.results)}\nrun.dir=NEW trains it anew")

@@ -94,6 +94,7 @@ def test_names_are_shown_on_one_line_of_what_a_terminal_prints() -> None:
 
 def test_a_long_value_is_repeated_in_part() -> None:
     assert brief("abc") == "'abc'"
+    assert brief(torch.eye(2)) == "tensor([[1., 0.], [0., 1.]])"  # on one line
     text = brief("x" * 5000)
     assert len(text) < 210 and " … " in text
 

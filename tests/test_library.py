@@ -196,6 +196,12 @@ def test_a_run_from_python(tmp_path: Path) -> None:
         run.report(top=0)
     again = noisybsd.train("digits_sym40", **settings)  # finished: found, not trained again
     assert again.results == run.results and repr(again) == f"Run({str(run.path)!r})"
+    settings |= {"epochs": 3, "run.resume": settings.pop("run.dir")}
+    longer = noisybsd.train("digits_sym40", **settings)
+    assert longer.path == run.path and longer.results["epochs"] == 3
+    (run.path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json: damaged"):
+        _ = run.results
 
 
 def test_wrong_settings_of_a_run_are_listed_together(tmp_path: Path) -> None:

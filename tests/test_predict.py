@@ -237,6 +237,7 @@ def test_an_array_dataset_is_no_matter(
         (["image=x"], "argument 'image=x': got 'image', did you mean images?"),
         (["images"], "argument 'images': got 'images'"),
         (["run=a", "run=b"], "run: given twice"),
+        (["images=no.csv", "out=./no.csv"], "no.csv: is read as images, and would be overwritten"),
         (["root=texts", "images=texts"], "root=texts: goes with images=TABLE, got images=texts"),
     ],
 )

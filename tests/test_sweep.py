@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 import yaml
 from helpers import ROOT
+from helpers.finished import make_run
 
 from noisybsd import launch, sweep, train
+from noisybsd.compare.__main__ import main as compare
 from noisybsd.config import Config, load_config, recipe_names
 from noisybsd.errors import UserError
 from noisybsd.launch import Run, run_here
@@ -190,6 +192,7 @@ def test_all_mistakes_at_once_before_anything_starts(
         ("epochs", "argument 'epochs': settings are written key=value"),
         ("--epochs=3", "argument '--epochs=3'"),
         ("seed=1,1", "digits_sym40-ce-s1: several combinations"),
+        ("epochs=3,03", "digits_sym40-ce-epochs=03-s0: is the same run as digits_sym40-ce-epochs"),
         ("seed=1,", "seed: "),
         ("method=bsd", "method: given twice"),
     ],
@@ -395,6 +398,41 @@ def test_a_run_that_another_process_trains_is_left_alone(
     assert "busy     digits_sym40-ce-s0" in output
     assert "1 of 2 runs done, 0 failed" in output
     assert not (other / "calls.txt").exists()
+
+
+@pytest.mark.parametrize("locked", ["before", "while it starts"])
+def test_a_run_that_another_sweep_comes_to_first_is_left_alone(
+    locked: str, stub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub('print("error: in use by another process"); sys.exit(2)')
+    run, lines = Run(("seed=0",), tmp_path / "o" / "run"), []
+    (tmp_path / "o" / "run").mkdir(parents=True)
+    (run.directory / "console.txt").write_text("epoch 1")
+    locks = [lock_run(run.directory)] if locked == "before" else []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("start"):
+            locks.append(lock_run(run.directory))
+
+    assert run_here([run], 1, [], say) is None
+    locks[0].close()
+    assert lines[-1] == "busy     run (another process trains it)"
+    assert not run.failed and len(lines) == (1 if locked == "before" else 2)
+    assert (run.log.read_text() == "epoch 1") == (locked == "before")
+
+
+def test_the_command_for_the_table_is_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("epochs=3", "epochs=4"):  # which cannot be compared
+        make_run(Path("o") / f"digits_sym40-ce-{value}-s0", "method=ce", value)
+    assert main([DIGITS, "method=ce", "epochs=3,4", "out=o"]) == 2
+    said = capsys.readouterr()
+    assert "epochs differs: 3 in o/digits_sym40-ce-epochs=3-s0; 4 in " in said.err
+    (line,) = (line for line in said.out.splitlines() if "python -m" in line)
+    assert compare(line.split("python -m noisybsd.compare ")[1].split()) == 0
 
 
 def test_a_folder_is_taken_as_it_is_typed(stub: Callable[[str], None], tmp_path: Path) -> None:

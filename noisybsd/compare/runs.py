@@ -191,7 +191,7 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
             kind = kind_of(place, path)
             with naming(path):
                 below = _run_directories(place) if kind == "folder" else ()
-                found = [directory.resolve() for directory in below]
+                found = list(below)
         except UserError as error:
             mistakes.append(str(error))
             continue
@@ -217,16 +217,22 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def _run_directories(path: Path) -> Iterator[Path]:
-    """Run directories at or below `path`, sorted, with those of runs that failed before they began."""
+    """Run directories at or below `path`, sorted, with those of runs that failed before they began, those
+    that lost their configuration, and linked ones."""
 
     def refused(error: OSError) -> None:
         raise error
 
-    for parent, folders, files in os.walk(path, onerror=refused):
+    seen = set()  # links may lead in a circle
+    for parent, folders, files in os.walk(path, onerror=refused, followlinks=True):
         folders.sort()
-        if {"config.yaml", "failed.txt"} & set(files):
+        real = Path(parent).resolve()
+        if real in seen:
             folders.clear()
-            yield Path(parent)
+        elif {"config.yaml", "failed.txt", "results.json"} & set(files):
+            folders.clear()
+            yield real
+        seen.add(real)
 
 
 def _shown(path: Path) -> Path:

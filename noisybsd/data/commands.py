@@ -11,14 +11,14 @@ from noisybsd.data.check import check
 from noisybsd.data.download import fetch, without_password
 from noisybsd.data.imports import SOURCES, Wanted, import_images
 from noisybsd.data.label_files import write_labels
-from noisybsd.data.labelling import before_noise, draw_noise, with_labels
+from noisybsd.data.labelling import before_noise, draw_noise, spare_sources, with_labels
 from noisybsd.data.noise import summary
 from noisybsd.data.pack import pack
 from noisybsd.data.readers.registry import EVALUATIONS
 from noisybsd.data.reading import read_splits
 from noisybsd.data.splits import Missing
 from noisybsd.errors import UserError, did_you_mean, shown
-from noisybsd.files import user_path
+from noisybsd.files import spare_inputs, user_path
 from noisybsd.settings import DataConfig, NoiseConfig
 
 
@@ -137,6 +137,8 @@ def noise(config: Config, out: Path | None) -> int:
         raise UserError("noise: out=FILE is missing: a .csv, .npy or .txt file for the labels")
     if config.noise.name == "none":
         raise UserError("noise: noise.name is missing, e.g. noise.name=symmetric noise.rate=0.4")
+    spare_sources(out, data)
+    spare_inputs(out, [("noise.file", config.noise.file)])
     read, _ = read_splits(card, data)
     train, _ = with_labels(card, data, read.both, read.class_names)
     noisy = draw_noise(card, config.noise, config.seed, train, len(read.class_names))

@@ -22,6 +22,7 @@ from noisybsd.data.reading import is_official
 from noisybsd.data.splits import Labels, Split, need
 from noisybsd.data.transition import read_matrix
 from noisybsd.errors import UserError, did_you_mean
+from noisybsd.files import spare_inputs
 from noisybsd.settings import DataConfig, NoiseConfig
 
 log = logging.getLogger("noisybsd")
@@ -131,6 +132,13 @@ def with_noise(
         return train, {"name": "none", "rate": 0.0, "seed": None}
     noisy = draw_noise(card, noise, seed, train, num_classes)
     return replace(train, labels=noisy.labels, clean_labels=before_noise(train)), noisy.notes
+
+
+def spare_sources(out: Path, data: DataConfig) -> None:
+    """Refuse to write over the files that a dataset's labels are read from."""
+    lists = () if data.manifest is None else (data.manifest, Path(data.root) / data.manifest)
+    files = [("data.labels", data.labels), *(("data.manifest", path) for path in lists)]
+    spare_inputs(out, [*files, ("data.embeddings", data.embeddings)])
 
 
 def before_noise(train: Split) -> Labels:

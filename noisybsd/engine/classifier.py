@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,11 +216,17 @@ def _each(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
     """The images one by one."""
     if isinstance(images, str | os.PathLike | bytes | Image.Image):
         return [images]
-    if isinstance(images, np.ndarray) and images.ndim != 4:
+    if isinstance(images, np.ndarray) and images.ndim != 4 and images.dtype.kind not in "OU":
         return [images]
-    if isinstance(images, Iterable):
+    # an open file would give its lines, and a dictionary its keys
+    if isinstance(images, Iterable) and not (
+        hasattr(images, "read") or isinstance(images, Mapping)
+    ):
         return images
-    raise UserError(f"images: got a {type(images).__name__}; valid: images, or a list of them")
+    raise UserError(
+        f"images: got a {type(images).__name__}; valid: a path, the bytes of an image file, an image of "
+        "Pillow, an array (H,W,C) of uint8, or a list of such"
+    )
 
 
 def _raise_first(errors: Iterable[ImageError]) -> None:

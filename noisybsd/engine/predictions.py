@@ -21,8 +21,9 @@ import pyarrow.parquet
 from noisybsd.data.images import ImageError
 from noisybsd.data.names import as_text
 from noisybsd.data.progress import with_progress
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, brief
 from noisybsd.files import write_atomically
+from noisybsd.methods.beliefs import is_number
 
 Floats = npt.NDArray[np.float32]
 
@@ -72,6 +73,8 @@ class Predictions:
         Args:
             threshold: default: (1 + 1/K) / 2, halfway between chance and certainty.
         """
+        if threshold is not None and not (is_number(threshold) and 0 <= threshold <= 1):
+            raise UserError(f"threshold: got {brief(threshold)}; valid: a number from 0 to 1")
         chance = 1 / len(self.class_names)
         return self.confidence < ((1 + chance) / 2 if threshold is None else threshold)
 

@@ -118,6 +118,12 @@ class Method(nn.Module):
                 f"z: got shape {tuple(z.shape)}; valid: ({count}, {self.embedding_dim}), or build the "
                 f"method with embedding_dim={z.shape[1]}"
             )
+        normalises = any(isinstance(module, nn.BatchNorm1d) for module in self.modules())
+        if len(index) == 1 and self.training and normalises:
+            raise UserError(
+                f"index: got one sample; valid: two or more, for {self.name} has a batch norm. A data loader "
+                "leaves such a last batch out with drop_last=True"
+            )
         if (mixup is None) != (self.mixup == 0):
             raise UserError(
                 f"mixup: got {brief(mixup, 40)}; valid: what draw_mixup returns for the method {self.name}"

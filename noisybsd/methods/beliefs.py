@@ -358,7 +358,8 @@ def checked_index(index: Tensor, logits: Tensor, samples: int, device: torch.dev
     index = checked_rows(index, samples)
     if index.shape != (count,):
         raise UserError(
-            f"index: got shape {tuple(index.shape)}; valid: ({count},), one for each row of the logits"
+            f"index: got shape {tuple(index.shape)}; valid: ({count},), one for each row of the logits. "
+            "Those of V views are (V, B, K), and not (V*B, K)"
         )
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
         values, counts = index.unique(return_counts=True)
@@ -374,6 +375,8 @@ def checked_rows(index: Tensor, samples: int) -> Tensor:
     if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise UserError(f"index: got {got}; valid: a tensor of integers")
+    if index.ndim != 1:
+        raise UserError(f"index: got shape {tuple(index.shape)}; valid: (B,), one for each sample")
     index = index.long()
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = index[(index < 0) | (index >= samples)]

@@ -9,7 +9,8 @@ Dimensions: N samples, K classes, D embedding width, H and W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,6 @@ from noisybsd.report.page import PICTURE, Run, build_page
 from noisybsd.report.pictures import Pictures
 
 SLACK = 0.01  # how far from 1 the probabilities of a sample may sum: float16 rounds
-BLOCK = 2**22  # numbers that are looked at together
 NEIGHBOURS = 10
 
 _ABOUT, _MATRIX = b"noisybsd", b"noisybsd_transition"  # in the metadata of a table
@@ -99,7 +99,7 @@ def label_table(
     belief: Any = None,
     embeddings: Any = None,
     class_names: Sequence[str] | None = None,
-    paths: Sequence[str] | None = None,
+    paths: Iterable[str] | None = None,
 ) -> pyarrow.Table:
     """What predictions say of each label: one row for each sample, in the order of the samples.
 
@@ -124,13 +124,14 @@ def label_table(
     """
     given, probs, believed, names = _checked(labels, pred_probs, belief, class_names)
     n = len(given)
-    if paths is not None and len(paths) != n:
-        raise UserError(f"paths: got {len(paths)}; valid: {n}, one for each label")
+    files = None if paths is None else list(map(str, paths))
+    if files is not None and len(files) != n:
+        raise UserError(f"paths: got {len(files)}; valid: {n}, one for each label")
     near, votes = _neighbours(embeddings, given, len(names))
     unknown = np.full(n, np.nan, np.float32)
     final = findings.pooled(believed, probs)
     table = findings.label_table(
-        Split(torch.empty(n, 0), given, None, None if paths is None else list(map(str, paths))),
+        Split(torch.empty(n, 0), given, None, files),
         names,
         final,
         probs,
@@ -273,6 +274,11 @@ def _pictures(images: Any, table: pyarrow.Table) -> Pictures | None:
             )
         if not Path(images).is_dir():
             raise UserError(f"images: got {str(images)!r}; valid: a folder that is there")
+        if not any(os.path.exists(Path(images, path)) for path in paths):  # noqa: PTH110 (that one may raise)
+            raise UserError(
+                f"images: the folder {images} has none of the table's images, such as {brief(paths[0], 80)}; "
+                "valid: the folder from which the table's paths lead to them"
+            )
         return Pictures([ImageFiles(paths, images, PICTURE)])
     pixels = as_tensor(images, "images").cpu()
     if pixels.ndim == 3:
@@ -300,7 +306,7 @@ def _checked(
     """Labels (N,), predictions and beliefs (N,K), names. Without beliefs, the predictions are both."""
     probs = probabilities(pred_probs, "pred_probs")
     names = _names(class_names, probs.shape[1])
-    given = _labels(labels, probs, "pred_probs", class_names and names)
+    given = _labels(labels, probs, "pred_probs", None if class_names is None else names)
     if belief is None:
         return given, probs, probs, names
     believed = probabilities(belief, "belief")
@@ -323,11 +329,14 @@ def _either(labels: Any, pred_probs: Any, belief: Any) -> tuple[Floats, Ints, bo
 
 
 def _names(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    names = tuple(map(str, range(classes) if class_names is None else class_names))
+    given = range(classes) if class_names is None else class_names
+    # of a dictionary these would be the keys, and a set has no order
+    ordered = isinstance(given, Iterable) and not isinstance(given, Mapping | Set)
+    names = tuple(map(str, given)) if ordered else ()
     if len(names) != classes or len({*names}) != classes:
         raise UserError(
-            f"class_names: got {brief(list(names), 60)}; valid: {classes} different names, one for each "
-            "column of pred_probs"
+            f"class_names: got {brief(list(names) if ordered else given, 60)}; valid: a list of {classes} "
+            "different names, one for each column of pred_probs"
         )
     return tuple(map(as_text, names))
 
@@ -367,6 +376,11 @@ def probabilities(values: Any, argument: str) -> Floats:
         array = np.asarray(values)
     except ValueError:
         raise UserError(f"{argument}: got rows of several lengths; valid: shape (N, K)") from None
+    except (TypeError, RuntimeError):  # a list of tensors that have a gradient or are on a GPU
+        raise UserError(
+            f"{argument}: got {brief(values, 60)}, which NumPy cannot read; valid: one array or tensor of "
+            "shape (N, K), as torch.cat makes of batches"
+        ) from None
     if array.ndim != 2 or array.dtype.kind != "f" or not len(array):
         raise UserError(
             f"{argument}: got {array.dtype} of shape {array.shape}; valid: probabilities of shape (N, K)"
@@ -374,7 +388,7 @@ def probabilities(values: Any, argument: str) -> Floats:
     if array.shape[1] < 2:
         raise UserError(f"{argument}: got {array.shape[1]} class; valid: 2 classes or more")
     probs = np.empty(array.shape, np.float32)
-    for rows in _blocks(*array.shape):
+    for rows in findings.blocks(*array.shape):
         block = array[rows].astype(np.float32)
         sums = block.sum(axis=1, keepdims=True)
         # NaN fails all comparisons
@@ -395,9 +409,3 @@ def _fault(row: Floats, total: float) -> str:
     if (row < -SLACK).any():
         return f"got {row.min():.4g}, a logit perhaps: use softmax"
     return f"got numbers that sum to {total:.4g}"
-
-
-def _blocks(n: int, width: int) -> Iterator[slice]:
-    """All n rows, in parts of about `BLOCK` numbers."""
-    size = max(1, BLOCK // width)
-    yield from (slice(start, min(n, start + size)) for start in range(0, n, size))

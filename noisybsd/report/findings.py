@@ -10,6 +10,7 @@ Dimensions: N samples, the training ones and those held out of them; K classes, 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from noisybsd.errors import UserError, first_line
 from noisybsd.files import write_atomically
 from noisybsd.report.checked import array_mistakes, table_mistakes
 
+BLOCK = 2**22  # numbers that are looked at together
 FORMAT = 2  # of labels.parquet: raised where a column comes to mean another thing
 
 Floats = npt.NDArray[Any]  # float32 or float64
@@ -211,8 +213,8 @@ def label_table(
     order = np.lexsort((place, unknown))
     rank = np.empty(len(train), np.int64)
     rank[order] = rows + 1
-    positive = np.where(final_belief > 0, final_belief, 1).astype(np.float64)
-    entropy = (positive * np.log(1 / positive)).sum(axis=1)
+    # in float64, so not of all rows at once
+    entropy = np.concatenate([_entropy(final_belief[b]) for b in blocks(*final_belief.shape)])
     alone = votes.sum(axis=1) == 0
     paths = None if train.paths is None else [as_text(path) for path in train.paths]
 
@@ -257,6 +259,18 @@ def label_table(
             "suggested_right": pyarrow.array(suggested == clean, mask=unknown),
         }
     return pyarrow.table(columns)
+
+
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """All n rows, in parts of about `BLOCK` numbers."""
+    size = max(1, BLOCK // width)
+    yield from (slice(start, min(n, start + size)) for start in range(0, n, size))
+
+
+def _entropy(probabilities: Floats) -> Floats:
+    """(n,K) to (n,) in nats."""
+    positive = np.where(probabilities > 0, probabilities, 1).astype(np.float64)
+    return (positive * np.log(1 / positive)).sum(axis=1)
 
 
 def pooled(belief: Floats, network: Floats) -> Floats:

@@ -32,7 +32,7 @@ from noisybsd.data.names import (
 from noisybsd.data.tables import INDEX, Table, lines_of, names_of, refuse_same, separator_of
 from noisybsd.data.votes import votes_told
 from noisybsd.errors import UserError, brief, did_you_mean, first_line
-from noisybsd.files import naming, user_path, write_json
+from noisybsd.files import naming, spare_inputs, user_path, write_json
 from noisybsd.report.arrays import SLACK, label_table, probabilities, summary_of, write_report
 from noisybsd.report.findings import Floats, Ints, write_table
 from noisybsd.report.write import as_json
@@ -83,6 +83,8 @@ def report_of_files(settings: dict[str, str], top: int) -> tuple[Path, dict[str,
     if "embeddings" in settings:
         embeddings = _array(user_path(settings["embeddings"], "embeddings"), ("embeddings",))
     out = user_path(settings.get("out", "label_report"), "out")
+    for name in ("report.html", "labels.parquet", "labels.csv", "labels_metrics.json"):
+        spare_inputs(out / name, settings.items())
     table = label_table(
         given.labels,
         given.probs,

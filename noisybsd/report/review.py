@@ -18,7 +18,7 @@ import numpy as np
 from noisybsd.config import Config
 from noisybsd.data.cards import load_card
 from noisybsd.data.label_files import write_labels
-from noisybsd.data.labelling import real_rate, with_labels, with_noise
+from noisybsd.data.labelling import real_rate, spare_sources, with_labels, with_noise
 from noisybsd.data.names import as_text, whole_number
 from noisybsd.data.reading import read_splits
 from noisybsd.data.splits import Split
@@ -26,7 +26,7 @@ from noisybsd.data.tables import decoded, separator_of
 from noisybsd.engine.data import run_dataset
 from noisybsd.engine.saved import load_run_config
 from noisybsd.errors import UserError, brief, did_you_mean, shown
-from noisybsd.files import naming, open_file, user_path
+from noisybsd.files import naming, open_file, spare_inputs, user_path
 from noisybsd.report.findings import Ints
 from noisybsd.report.links import link_classes
 
@@ -183,6 +183,9 @@ def apply_review(
     Raises:
         UserError: the review is of other images or labels than the run's, or damaged.
     """
+    if out is not None:
+        spare_inputs(out, [("review", path)])
+        spare_sources(out, config.data)
     dataset = run_dataset(config)
     review = read_review(path, dataset.class_names)
     samples, classes = dataset.samples, len(dataset.class_names)

@@ -78,6 +78,11 @@ class RunDirectory:
     def results(self) -> Path:
         return self.path / "results.json"
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.results.exists() and not self.grows
+
     def record(self, config: Config) -> None:
         """Write config.yaml. A run that grows is from here on the longer run, and not finished."""
         if self.grows:

@@ -79,6 +79,21 @@ def test_runs_are_found_below_folders_once(runs: Path) -> None:
     assert found[0].path == Path("runs/bsd-s0")
 
 
+def test_linked_runs_are_found_and_links_may_lead_in_a_circle(runs: Path) -> None:
+    folder = Path("mine")
+    folder.mkdir()
+    (folder / "run").symlink_to(Path("../runs/ce-s0"))
+    (folder / "circle").symlink_to(Path("../mine"))
+    found, unfinished = find_runs([str(folder), str(runs / "ce-s0")])
+    assert [run.path for run in found] == [runs / "ce-s0"] and not unfinished
+
+
+def test_a_run_without_its_configuration_is_not_passed_over(runs: Path) -> None:
+    (runs / "ce-s1" / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"^runs/ce-s1/config\.yaml: cannot be read: No such file"):
+        find_runs([str(runs)])
+
+
 def test_a_sweeps_directories_are_paths_not_options(runs: Path, capsys: Any) -> None:
     make_run(Path("seed=9"), "seed=9")
     make_run(Path("deep/epochs=3-s1"), "seed=1")

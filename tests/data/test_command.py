@@ -631,3 +631,17 @@ def test_noise_for_own_data_covers_what_will_be_held_out(tmp_path: Path) -> None
     assert data.train.clean_labels is not None
     assert (data.train.labels == 1 - data.train.clean_labels).all()
     assert data.notes["test_labels"] == "clean" and (np.bincount(data.test.labels) == 2).all()
+
+
+@pytest.mark.parametrize("key", ["manifest", "labels"])
+def test_noise_does_not_write_over_the_labels_that_it_reads(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trees.folders(tmp_path)
+    files = sorted(map(str, Path().rglob("*.png")))
+    Path("list.csv").write_text("path,label\n" + "".join(f"{f},{Path(f).parent}\n" for f in files))
+    arguments = ["root=.", f"{key}=list.csv", "noise.name=symmetric", "noise.rate=0.2"]
+    assert main(["noise", "own", *arguments, "out=./list.csv"]) == 2
+    says = f"error: list.csv: is read as data.{key}, and would be overwritten; use another out"
+    assert says in capsys.readouterr().err

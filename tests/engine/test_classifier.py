@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
@@ -139,8 +140,18 @@ def test_what_is_no_image_is_named(own: Path, image: object, says: str) -> None:
     for ask in (classifier.predict, classifier.embed):
         with pytest.raises(UserError, match=says):
             ask([good, image])  # type: ignore[list-item]
-    with pytest.raises(UserError, match="images: got a int"):
-        classifier.predict(7)  # type: ignore[arg-type]
+    for wrong in (7, {"a": good}, io.BytesIO(good.read_bytes())):
+        name = type(wrong).__name__
+        with pytest.raises(UserError, match=f"images: got a {name}; valid: a path, the bytes"):
+            classifier.predict(wrong)  # type: ignore[arg-type]
+
+
+def test_paths_may_be_in_an_array(own: Path) -> None:
+    classifier = load(own / "run", device="cpu")
+    files = sorted(map(str, (own / "photos/test/dog").iterdir()))
+    for dtype in (str, object):  # as NumPy and pandas have them
+        found = classifier.predict(np.array(files, dtype))  # type: ignore[arg-type]
+        assert found.classes == classifier.predict(files).classes
 
 
 def test_a_stream_goes_on_after_an_image_that_cannot_be_used(own: Path) -> None:
@@ -203,6 +214,8 @@ def test_columns_are_those_of_a_table(own: Path) -> None:
     assert columns["unsure"].all() and not found.unsure(0.0).any()
     halfway = found.confidence < 0.75  # of two classes
     np.testing.assert_array_equal(found.unsure(), halfway)
+    with pytest.raises(UserError, match="threshold: got 75; valid: a number from 0 to 1"):
+        found.unsure(75)
 
 
 # which run, and which weights

@@ -169,6 +169,10 @@ def test_a_step_says_what_is_missing() -> None:
         methods.build("ctrr", [0, 1], 2, epochs=2).step(index, logits, torch.ones(4, 32))
     with pytest.raises(ValueError, match="z: got array"):
         methods.build("ctrr", [0, 1], 2, epochs=2).step(index, logits, torch.ones(4, 128).numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="index: got one sample; valid: two or more, for ctrr has"):
+        methods.build("ctrr", [0, 1], 2, epochs=2).step(
+            index[:1], logits[:, :1], torch.ones(2, 128)
+        )
     with pytest.raises(ValueError, match="epoch: got '1'; valid: a whole number from 0"):
         methods.build("ctrr", [0, 1], 2, epochs=2).start_epoch("1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="index: got list; valid: a tensor of integers"):

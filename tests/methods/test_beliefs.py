@@ -180,6 +180,11 @@ INDEX, LOGITS = torch.arange(2), torch.zeros(2, 3)
         (INDEX, [[0.0] * 3] * 2, "logits: got list; valid"),
         (INDEX, torch.zeros(2, 3, device="meta"), "logits: are on meta, the beliefs on cpu"),
         (torch.arange(3), LOGITS, "index: got shape (3,); valid: (2,), one for each row"),
+        (
+            INDEX,
+            torch.zeros(4, 3),
+            "valid: (4,), one for each row of the logits. Those of V views are (V,",
+        ),
         (torch.tensor([0, 12]), LOGITS, "index: got 12; valid: 0 to 11"),
         (torch.tensor([-1, 0]), LOGITS, "index: got -1; valid: 0 to 11"),
         (torch.tensor([5, 5]), LOGITS, "index: 5 is in the step twice; valid: each sample once"),
@@ -247,6 +252,7 @@ def test_beliefs_that_were_made_half_as_precise_are_refused() -> None:
     [
         ([0, 1], "index: got list; valid: a tensor of integers"),
         (torch.tensor([12]), "index: got 12; valid: 0 to 11"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"index: got shape \(2, 2\); valid: \(B,\)"),
     ],
 )
 def test_a_wrong_index_of_the_mean_is_named(index: Any, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,10 @@ BAD[7, 2] = np.nan
         ({"pred_probs": np.empty((0, K))}, "pred_probs: got float64 of shape (0, 4); valid"),
         ({"pred_probs": PROBS[:10]}, "labels: got 400; valid: 10, one for each row of pred_probs"),
         ({"pred_probs": [[0.5, 0.5], [1.0]]}, "pred_probs: got rows of several lengths; valid"),
+        (
+            {"pred_probs": [*torch.from_numpy(PROBS).requires_grad_()]},
+            "which NumPy cannot read; valid: one array or tensor of shape (N, K)",
+        ),
         ({"labels": GIVEN + 1}, "labels: label 4 of sample"),
         ({"labels": GIVEN - 1}, "labels: label -1 of sample"),
         ({"labels": GIVEN * 1.0}, "labels: got float64 of shape (400,); valid: integers"),
@@ -223,8 +228,11 @@ BAD[7, 2] = np.nan
         ({"labels": ["x"] * N, "class_names": "abcd"}, "labels: sample 0: class got 'x'"),
         ({"belief": PROBS[:, :2] * 0 + 0.5}, "belief: got shape (400, 2); valid: (400, 4)"),
         ({"belief": BAD}, "belief: got nan, in row 7"),
-        ({"class_names": ["a"]}, "class_names: got ['a']; valid: 4 different names"),
-        ({"class_names": "aabc"}, "class_names: got ['a', 'a', 'b', 'c']; valid: 4 different"),
+        ({"class_names": ["a"]}, "class_names: got ['a']; valid: a list of 4 different names"),
+        ({"class_names": "aabc"}, "class_names: got ['a', 'a', 'b', 'c']; valid: a list of 4"),
+        ({"class_names": {0: "a", 1: "b", 2: "c", 3: "d"}}, "class_names: got {0: 'a', 1:"),
+        ({"class_names": {*"abcd"}}, "class_names: got {'"),
+        ({"class_names": 4}, "class_names: got 4; valid: a list of 4 different names"),
         ({"paths": ["a"]}, "paths: got 1; valid: 400, one for each label"),
         ({"embeddings": np.ones(N)}, "embeddings: got torch.float64 of shape (400,); valid"),
         ({"embeddings": np.full((N, 2), np.inf)}, "embeddings: some are not finite"),
@@ -276,6 +284,33 @@ def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path: Path) -> None
     table = label_table(GIVEN, PROBS, paths=[f"{i}.png" for i in range(N)])
     with pytest.raises(ValueError, match=r"images: got 'nofolder'; valid: a folder that is there"):
         write_report(table, tmp_path / "page.html", images="nofolder")
+    with pytest.raises(
+        ValueError, match=r"has none of the table's images, such as '0\.png'; valid:"
+    ):
+        write_report(table, tmp_path / "page.html", images=tmp_path)
+
+
+def test_names_may_be_an_array_and_paths_an_iterator() -> None:
+    names, paths = np.array(["a", "b", "c", "d"]), (f"{i}.png" for i in range(N))
+    table = label_table(names[GIVEN], PROBS, class_names=names, paths=paths)
+    assert table["given"].to_pylist() == GIVEN.tolist() and table["path"][1].as_py() == "1.png"
+
+
+def test_a_table_of_many_classes_takes_little_more_than_its_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("noisybsd.report.findings.BLOCK", 2**16)
+    random = np.random.default_rng(0)
+    probs = random.random((4000, 500), np.float32)
+    probs /= probs.sum(axis=1, keepdims=True)
+    given = random.integers(0, 500, 4000)
+    tracemalloc.start()
+    table = label_table(given, probs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * probs.nbytes
+    wide = probs.astype(np.float64)
+    np.testing.assert_allclose(table["entropy"], -(wide * np.log(wide)).sum(axis=1), rtol=1e-5)
 
 
 def test_a_belief_goes_into_the_table() -> None:

@@ -52,6 +52,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("key", ["labels", "probs"])
+def test_the_report_does_not_write_over_what_it_reads(
+    key: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"labels": "names.csv", "probs": "classes.csv"}
+    before = Path(files[key]).rename("labels.csv").read_bytes()
+    given = [f"{name}={file}" for name, file in (files | {key: "labels.csv"}).items()]
+    assert main([*given, "out=."]) == 2
+    assert f"error: labels.csv: is read as {key}, and would be" in capsys.readouterr().err
+    assert Path("labels.csv").read_bytes() == before and not Path("report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("labels", "probs", "names"),
     [

@@ -254,6 +254,14 @@ def test_a_review_of_another_dataset_is_refused_by_its_hash(config: Config, tmp_
     assert not out.exists()
 
 
+def test_corrected_labels_do_not_replace_the_review(config: Config, tmp_path: Path) -> None:
+    path = review(tmp_path / "r.csv", config, {5: ("unsure", "")})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"r\.csv: is read as review, and would be overwritten"):
+        apply_review(config, path, path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
