@@ -34,4 +34,6 @@ def serving(run: str) -> Starlette:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     uvicorn.run(serving(sys.argv[1]), port=8000)

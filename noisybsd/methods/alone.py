@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from noisybsd.errors import UserError, brief, did_you_mean
 from noisybsd.methods.beliefs import (
+    OfLabels,
     checked_index,
     checked_logits,
     checked_rows,
@@ -28,10 +29,11 @@ from noisybsd.methods.registry import LOSSES, TARGET_RULES, build_loss, build_ru
 from noisybsd.settings import ContrastiveConfig
 
 
-class Method(nn.Module):
+class Method(OfLabels):
     """A target rule, a classification loss and perhaps a contrastive term: one of the methods by name.
 
-    Its state is in buffers and, for `ctrr`, in parameters, which belong into the optimiser. `build` makes it.
+    Its state is in buffers and, for `ctrr`, in parameters, which belong into the optimiser. It has the
+    epoch, and a state of other labels is refused, as with `BSD`. `build` makes it.
 
     Attributes:
         name: of the method.
@@ -44,7 +46,7 @@ class Method(nn.Module):
     given: Tensor
 
     def __init__(self, name: str, labels: Any, num_classes: int, **settings: Any):
-        super().__init__()
+        super().__init__(labels)
         preset = METHODS[name]
         task = task_of(
             labels,
@@ -68,9 +70,9 @@ class Method(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Say that epoch number `epoch`, from 0, begins. Methods have schedules."""
-        epoch = whole_number(epoch, "epoch", 0)
-        self.rule.start_epoch(epoch)
-        self.loss.start_epoch(epoch)
+        self.epoch = whole_number(epoch, "epoch", 0)
+        self.rule.start_epoch(self.epoch)
+        self.loss.start_epoch(self.epoch)
 
     def draw_mixup(self, batch_size: int, device: torch.device | str = "cpu") -> Mixup | None:
         """How to mix the images of a step, `mixup(images)`, or None for a method without mixed images."""

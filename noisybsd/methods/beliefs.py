@@ -22,7 +22,28 @@ from noisybsd.methods.parts import Task
 from noisybsd.settings import NeighboursConfig
 
 
-class BSD(nn.Module):
+class OfLabels(nn.Module):
+    """A module whose state belongs to the labels that it was made with, and has the epoch."""
+
+    epoch: int
+
+    def __init__(self, labels_or_votes: Any):
+        super().__init__()
+        self._labels_sha256 = _sha256(labels_or_votes)
+
+    def start_epoch(self, epoch: int) -> None:
+        raise NotImplementedError
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "labels_sha256": self._labels_sha256}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if state["labels_sha256"] != self._labels_sha256:
+            raise UserError("state_dict: belongs to other labels than these")
+        self.start_epoch(state["epoch"])
+
+
+class BSD(OfLabels):
     """A belief over the class of every training sample, and the targets that follow from it.
 
     The network learns the targets by `noisybsd.cross_entropy`. The method has one loop and no further
@@ -78,7 +99,7 @@ class BSD(nn.Module):
         top_k: int | None = None,
         gather: bool = True,
     ):
-        super().__init__()
+        super().__init__(labels_or_votes)
         if not is_number(prior_strength) or not 0 <= prior_strength < math.inf:
             raise UserError(f"prior_strength: got {brief(prior_strength)}; valid: a number from 0")
         switches = {
@@ -109,7 +130,6 @@ class BSD(nn.Module):
         )
         self.num_classes, self.epochs, self.gather = num_classes, epochs, gather
         self.epoch = 0
-        self._labels_sha256 = _sha256(labels_or_votes)
 
     @classmethod
     def paper(
@@ -204,14 +224,6 @@ class BSD(nn.Module):
     def strength(self) -> Tensor:
         """The pseudo-count behind each sample's belief, (N,) float32."""
         return self.rule.posterior.strength()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "labels_sha256": self._labels_sha256}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        if state["labels_sha256"] != self._labels_sha256:
-            raise UserError("state_dict: belongs to beliefs of other labels than these")
-        self.start_epoch(state["epoch"])
 
     def extra_repr(self) -> str:
         return f"{self.samples} samples, {self.num_classes} classes, {self.epochs} epochs"

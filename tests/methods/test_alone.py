@@ -57,6 +57,16 @@ def test_a_methods_step_is_the_trainers(name: str, monkeypatch: pytest.MonkeyPat
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["elr", "sop_plus", "ssr"])
+def test_a_state_has_the_epoch_and_belongs_to_its_labels(name: str) -> None:
+    method, again = (methods.build(name, [0, 1, 1], 2, epochs=4) for _ in range(2))
+    method.start_epoch(3)
+    again.load_state_dict(method.state_dict())
+    assert again.epoch == 3
+    with pytest.raises(ValueError, match="state_dict: belongs to other labels than these"):
+        methods.build(name, [0, 1, 0], 2, epochs=4).load_state_dict(method.state_dict())
+
+
 def _pairs(settings: list[str]) -> list[list[str]]:
     return [setting.split("=") for setting in settings]
 

@@ -101,7 +101,7 @@ def test_the_state_continues_with_the_epoch_and_refuses_other_labels() -> None:
     again.load_state_dict(torch.load(file, weights_only=True))
     following = batch(seed=1)
     assert torch.equal(beliefs.step(*following), again.step(*following))
-    with pytest.raises(UserError, match="state_dict: belongs to beliefs of other labels"):
+    with pytest.raises(UserError, match="state_dict: belongs to other labels"):
         BSD(LABELS.flip(0), 3, epochs=4).load_state_dict(beliefs.state_dict())
 
 
