@@ -52,7 +52,7 @@ from noisybsd.runs.directory import is_place
 ALWAYS = ("tracking.wandb=disabled", "device=cpu")
 UNSAID = ("device", "data.verify")  # the table says the hardware
 DIGITS = "recipe=digits_sym40"
-# all epochs: a third of them misorders, and half of the images does not (docs/LOG.md, half of the images)
+# all epochs: a third of them misorders, and half of the images does not (results/cifar10n_cpu.md)
 CPU = ("recipe=cifar10n_worst_cpu",)
 GPU = ("recipe=cifar10n_worst_fast",)
 # target rules alone: a linear head on features that no run changes. Its order is not that of whole runs.
