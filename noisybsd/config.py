@@ -1,4 +1,4 @@
-"""The configuration: what a recipe may say, how it is read, and what is answered to a mistake.
+"""The configuration: what a recipe may say, and how it is read.
 
 A configuration is built in layers, later ones over earlier ones:
 defaults (here and in settings.py) < recipe (recipes/NAME.yaml or a path) < `key=value` from the command line.
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 
 from noisybsd.errors import UserError, brief
 from noisybsd.files import resource, resource_names
+from noisybsd.keys import answers, type_name
 from noisybsd.methods.presets import AVERAGED, METHODS
 from noisybsd.settings import (
     AugmentConfig,
@@ -39,7 +40,6 @@ from noisybsd.settings import (
     NetworkConfig,
     NoiseConfig,
     OptimizerConfig,
-    Registry,
     RunConfig,
     Section,
     TrackingConfig,
@@ -338,7 +338,7 @@ def build_config(*layers: Mapping[str, Any], beside: Mapping[str, str] | None = 
     try:
         return Config.model_validate(merge_layers(*layers))
     except ValidationError as error:
-        raise UserError("\n".join(_lines(error.errors(), beside or {}))) from None
+        raise UserError("\n".join(answers(error.errors(), Config, beside or {}))) from None
 
 
 def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -449,13 +449,6 @@ def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-# Keys that are gone or that people expect, and what to use instead.
-_GONE = {
-    "run.checkpoint_every": "it counted epochs; use run.checkpoint_seconds, which counts seconds",
-    "data.hf": "copy the dataset into a folder first: python -m noisybsd.data import hf=… out=FOLDER",
-}
-
-
 def read_record(path: Path) -> dict[str, Any]:
     """The settings that a run recorded in its config.yaml.
 
@@ -471,7 +464,9 @@ def read_record(path: Path) -> dict[str, Any]:
         other = ("extra_forbidden", "value_error", "missing")
         wrong = [item for item in error.errors() if item["loc"] and item["type"] not in other]
         if wrong:
-            raise UserError("\n".join(f"{path}: {line}" for line in _lines(wrong, {}))) from None
+            raise UserError(
+                "\n".join(f"{path}: {line}" for line in answers(wrong, Config, {}))
+            ) from None
     return record
 
 
@@ -488,100 +483,3 @@ def refuse_earlier(record: Mapping[str, Any], place: str) -> None:
             "posterior.*. Use the version that results.json names under git_commit, or train again: "
             "bsd_supcon of then is bsd_plus now, bsd is bsd_plus_one_view"
         )
-
-
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every dotted key with its field, in order, sections expanded."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-
-
-def _lines(mistakes: Iterable[Any], beside: Mapping[str, str]) -> Iterator[str]:
-    """One line for each of pydantic's mistakes: key, value received, what is valid."""
-    from noisybsd.methods.registry import LOSSES, TARGET_RULES, options
-
-    keys = dict(fields())
-    parts = (*TARGET_RULES.values(), *LOSSES.values())
-    names = [*keys, *(f"options.{name}" for part in parts for name in options(part))]
-    for item in mistakes:
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            for part, value in _settings(key, item["input"]):
-                instead = _instead(part, names, beside)
-                yield f"{part}: unknown key (got {brief(value)}); {instead}"
-        elif item["type"] == "missing":
-            yield f"{key}: is required and was not given"
-        elif item["type"] == "model_type":
-            inside = ", ".join(each for each in keys if each.startswith(f"{key}."))
-            yield f"{key}: is a section, got {brief(item['input'])}; its keys: {inside}"
-        elif item["type"] == "value_error" and not key:
-            yield str(item["ctx"]["error"])
-        elif item["type"] == "value_error" and key == "options":
-            lines = str(item["ctx"]["error"]).splitlines()
-            yield from (line if line.startswith(key) else f"{key}: {line}" for line in lines)
-        elif item["type"] == "value_error":
-            yield f"{key}: {item['ctx']['error']}"
-        else:
-            known = ".".join(str(part) for part in item["loc"] if isinstance(part, str))
-            valid = f" (valid: {type_name(keys[known])})" if known in keys else ""
-            says = "Input should be a list" if item["type"] == "tuple_type" else item["msg"]
-            yield f"{key}: {says}, got {brief(item['input'])}{valid}"
-
-
-def _settings(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every dotted key from `key` on, and its value."""
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _settings(f"{key}.{name}", inner)
-    else:
-        yield key, value
-
-
-def _instead(key: str, keys: list[str], beside: Mapping[str, str]) -> str:
-    """What to use in the place of an unknown key."""
-    known = _GONE.get(key) or _nearest_key(key, keys)
-    close = difflib.get_close_matches(key.split(".")[0], beside, n=1)
-    if not close:
-        return known or "--help lists every key"
-    begin = f"{known} Or" if known else "did you mean"
-    return f"{begin} {close[0]}, {beside[close[0]]}?"
-
-
-def _nearest_key(key: str, keys: list[str]) -> str | None:
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    # a misspelt section name is compared as a whole key; a key without its section by its last part
-    close = close or [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
-    section = {k.split(".")[0] for k in keys if "." in k}
-    close = close or difflib.get_close_matches(key.split(".")[0], section, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else None
-
-
-def type_name(field: FieldInfo) -> str:
-    for entry in field.metadata:
-        if isinstance(entry, Registry):
-            return "|".join(entry.keys())
-    return _annotation_name(field.annotation) + "".join(_bounds(field.metadata))
-
-
-def _annotation_name(annotation: Any) -> str:
-    if get_origin(annotation) is Annotated:
-        return _annotation_name(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return "|".join(str(value) for value in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return f"[{_annotation_name(get_args(annotation)[0])},…]"
-    if get_origin(annotation) is dict:
-        return "name=value"
-    if get_args(annotation):  # X | None
-        return " or ".join(_annotation_name(part) for part in get_args(annotation))
-    return "null" if annotation is type(None) else annotation.__name__
-
-
-def _bounds(metadata: Iterable[Any]) -> Iterator[str]:
-    for entry in metadata:
-        for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
-            if (bound := getattr(entry, attribute, None)) is not None:
-                yield f" {sign} {bound}"

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from noisybsd.config import (
-    fields,
+    Config,
     merge_layers,
     method_options,
     read_recipe,
     recipe_names,
     recipe_path,
-    type_name,
 )
 from noisybsd.errors import UserError, did_you_mean
+from noisybsd.keys import fields, type_name
 from noisybsd.methods.presets import METHODS
 from noisybsd.runs.directory import flatten
 from noisybsd.values import as_typed
@@ -73,7 +73,7 @@ def describe_methods() -> str:
 def describe_keys() -> str:
     """Every key with type, default and meaning."""
     lines = []
-    for key, field in fields():
+    for key, field in fields(Config):
         default = "(required)" if field.is_required() else as_typed(field.default)
         lines.append(f"  {key}={default}")
         lines.append(f"      {field.description} [{type_name(field)}]")
@@ -94,7 +94,7 @@ def describe_recipe(name: str, method: str | None = None) -> str:
         for key, value in flatten(content).items()
         if key not in ("recipe", "method") and settings.get(key) == value
     }
-    defaults = {key: field.default for key, field in fields() if not field.is_required()}
+    defaults = {key: field.default for key, field in fields(Config) if not field.is_required()}
     return "\n".join(
         [
             f"recipe {content['recipe']}",

@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from noisybsd.commands import commands
-from noisybsd.config import build_config, fields, load_config, read_recipe, recipe_names
+from noisybsd.config import Config, build_config, load_config, read_recipe, recipe_names
 from noisybsd.describe import describe, describe_keys, describe_recipes
 from noisybsd.errors import UserError
 from noisybsd.files import resource_dir
+from noisybsd.keys import fields
 from noisybsd.methods.registry import LOSSES
 from noisybsd.runs.directory import flatten
 from noisybsd.settings import Registry
@@ -82,7 +83,7 @@ def test_help_on_what_is_not_there(mistake: str) -> None:
 
 
 def test_the_choices_read_from_a_module_s_text_are_those_it_has() -> None:
-    entries = [each for _, field in fields() for each in field.metadata]
+    entries = [each for _, field in fields(Config) for each in field.metadata]
     paths = sorted({each.path for each in entries if isinstance(each, Registry)})
     assert len(paths) >= 8
     code = (

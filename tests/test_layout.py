@@ -28,6 +28,7 @@ LEVELS = (
     ("files", "distributed", "processes"),
     ("settings", "values"),
     ("methods", "models"),
+    ("keys",),
     ("config",),
     ("data", "runs"),
     ("engine",),
