@@ -176,7 +176,7 @@ class PosteriorTargets(TargetRule):
         (2) sharpen                   s  ~ a_k^(1/T)
         (3) condition on the label    q  ~ s_k P(g | k)^(1-r)                      (`LabelNoise`)
         (4) weigh the visit           w  = f (r + (1-r) <a^(1/T_w), a'^(1/T_w)>), both normalised
-        (*) probe                     r  = min(1, 10 M)                            (`Memorisation`)
+        (*) probe                     r  = u min(1, 10 M)                          (`Memorisation`)
         (5)                           alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j)
         (6)                           target ~ y_k^(1/T_t),  y = alpha / sum_k alpha_k
 
@@ -199,6 +199,8 @@ class PosteriorTargets(TargetRule):
     at every visit then confirms itself, and so does one that stands until the network is sure. Memorisation
     is measured on probes, which the classifier does not learn: their targets are zeros. As M rises, the
     label is asked less and visits count in full, as in the paper's recursion, which lets go of all labels.
+    u falls from 1 to 0 between half and nine tenths of the run, as for the temperatures: by then beliefs have
+    settled, and a network that memorises a little so late does less harm than labels that are not asked.
 
     With `top_k` below the number of classes the state is sparse.
     """
@@ -289,7 +291,8 @@ class PosteriorTargets(TargetRule):
     def start_epoch(self, epoch: int) -> None:
         start, end = self.SOFTENS
         rise = (epoch / self.epochs - start) / (end - start)
-        sharpness = 1 - min(max(rise, 0.0), 1.0) if self.sharpen else 0.0
+        self.early = 1 - min(max(rise, 0.0), 1.0)  # u
+        sharpness = self.early if self.sharpen else 0.0
         self.temperature = self.EVIDENCE_TEMPERATURE**sharpness
         self.target_temperature = self.TARGET_TEMPERATURE**sharpness
 
@@ -313,7 +316,9 @@ class PosteriorTargets(TargetRule):
     def _memorised(self) -> Tensor | None:
         """(*): r (), or None without probes."""
         memorisation = self.memorisation()
-        return None if memorisation is None else (self.MEMORISED * memorisation).clamp_max(1)
+        if memorisation is None:
+            return None
+        return self.early * (self.MEMORISED * memorisation).clamp_max(1)
 
     def _align(self, probs: Tensor) -> Tensor:
         """(1): predictions (V,B,K) of all views, aligned by the first one."""

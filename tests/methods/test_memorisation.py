@@ -92,15 +92,32 @@ def test_a_probes_target_is_zeros_and_its_belief_is_as_others() -> None:
     torch.testing.assert_close(of.posterior.mean().sum(1), torch.ones(100))
 
 
+def all_memorised(probe: bool = True) -> PosteriorTargets:
+    of = rule(torch.arange(80) % 2, align=False, sharpen=False, probe=probe)
+    if of.probes is not None:
+        of.probes.counts.copy_(torch.tensor([1e6, 1e6]))
+        of.probes.sums.copy_(torch.tensor([0.5e6, 1e6]))
+        assert of.probes().item() == pytest.approx(1.0, abs=0.01)
+    return of
+
+
+def test_late_in_the_run_labels_are_asked_again() -> None:
+    """With r = u min(1, 10 M), u from 1 to 0 between half and nine tenths of the run."""
+    few = torch.arange(8)
+    probs = torch.tensor([[0.6, 0.4], [0.2, 0.8]])[:, None].expand(2, 8, 2)
+    of, without = all_memorised(), all_memorised(probe=False)
+    for epoch, r in ((0, 1.0), (30, 1.0), (42, 0.5), (54, 0.0), (59, 0.0)):
+        of.start_epoch(epoch)
+        found = of._memorised()
+        assert found is not None and found.item() == pytest.approx(r, abs=1e-6)
+    of.observe(few, probs)
+    without.observe(few, probs)
+    torch.testing.assert_close(of.posterior.mean(few), without.posterior.mean(few))
+
+
 def test_with_everything_memorised_a_visit_is_one_of_the_papers() -> None:
     """alpha <- gamma alpha + s: the label is not asked, and the views' agreement does not count."""
-    labels = torch.arange(80) % 2
-    of = rule(labels, align=False, sharpen=False)
-    assert of.probes is not None
-    of.probes.counts.copy_(torch.tensor([1e6, 1e6]))
-    of.probes.sums.copy_(torch.tensor([0.5e6, 1e6]))
-    assert of.probes().item() == pytest.approx(1.0, abs=0.01)
-    few = torch.arange(8)
+    of, few = all_memorised(), torch.arange(8)
     before = (of.posterior.mean(few) * of.posterior.strength()[few, None]).clone()
     probs = torch.tensor([[0.6, 0.4], [0.2, 0.8]])[:, None].expand(2, 8, 2)
     of.observe(few, probs)
