@@ -356,8 +356,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "cross-entropy": ("method=ce",),
     "elr": ("method=elr",),
     "sop_plus": ("method=sop_plus",),
-    # the recipe's views and contrastive term with the right labels
-    "clean labels": ("data.name=cifar10", "data.labels=default", "targets=labels"),
     # the recipe's views without its targets
     "the given labels": ("targets=labels",),
     "the given labels, no contrastive term": ("targets=labels", "contrastive.name=none"),
