@@ -176,7 +176,7 @@ class PosteriorTargets(TargetRule):
         (2) sharpen                   s  ~ a_k^(1/T)
         (3) condition on the label    q  ~ s_k P(g | k)^(1-r)                      (`LabelNoise`)
         (4) weigh the visit           w  = f (r + (1-r) <a^(1/T_w), a'^(1/T_w)>), both normalised
-        (*) probe                     r  = u min(1, 10 M)                          (`Memorisation`)
+        (*) probe                     r  = u min(1, 10 M)^2                        (`Memorisation`)
         (5)                           alpha <- gamma^w alpha + w (q + kappa mean_{j in kNN(i)} y_j)
         (6)                           target ~ y_k^(1/T_t),  y = alpha / sum_k alpha_k
 
@@ -218,7 +218,7 @@ class PosteriorTargets(TargetRule):
     # epochs: c and gamma were chosen in runs of LONG_RUN and more; in shorter ones visits count more, which
     # was tried down to SHORT_RUN (docs/LOG.md, a belief that keeps pace with the run)
     LONG_RUN, SHORT_RUN = 40, 16
-    # r = min(1, MEMORISED * M): on 5,000 images of CIFAR-10N (docs/LOG.md, memorisation)
+    # r = u min(1, MEMORISED * M)^2: on 5,000 and 4,000 images of CIFAR-10N (docs/LOG.md, memorisation)
     MEMORISED = 10.0
 
     votes: Tensor
@@ -318,7 +318,7 @@ class PosteriorTargets(TargetRule):
         memorisation = self.memorisation()
         if memorisation is None:
             return None
-        return self.early * (self.MEMORISED * memorisation).clamp_max(1)
+        return self.early * (self.MEMORISED * memorisation).clamp_max(1) ** 2
 
     def _align(self, probs: Tensor) -> Tensor:
         """(1): predictions (V,B,K) of all views, aligned by the first one."""

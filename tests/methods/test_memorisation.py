@@ -102,7 +102,7 @@ def all_memorised(probe: bool = True) -> PosteriorTargets:
 
 
 def test_late_in_the_run_labels_are_asked_again() -> None:
-    """With r = u min(1, 10 M), u from 1 to 0 between half and nine tenths of the run."""
+    """With r = u min(1, 10 M)^2, u from 1 to 0 between half and nine tenths of the run."""
     few = torch.arange(8)
     probs = torch.tensor([[0.6, 0.4], [0.2, 0.8]])[:, None].expand(2, 8, 2)
     of, without = all_memorised(), all_memorised(probe=False)
