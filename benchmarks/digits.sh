@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/digits.sh RUNS [key=value ...]
 #
-# RUNS is a folder for 118 runs of 10 to 60 s on one CPU core. Runs that are finished are not repeated: the
+# RUNS is a folder for 108 runs of 10 to 60 s on one CPU core. Runs that are finished are not repeated: the
 # same command continues. key=value is a setting of the sweeps, as jobs=2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
