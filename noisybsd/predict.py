@@ -93,9 +93,9 @@ def _predict(
         threshold=threshold,
         probabilities=probabilities == "true",
     )
-    print(
-        f"{len(paths) - len(errors):,} images classified, {unsure:,} of them unsure: {shown(out)}"
-    )
+    count = len(paths) - len(errors)
+    images_classified = f"{count:,} image{'s' * (count != 1)} classified"
+    print(f"{images_classified}, {unsure:,} of them unsure: {shown(out)}")
     if errors:
         print(f"images that cannot be used: {len(errors):,}, see the column error")
         for error in errors[:NAMED]:

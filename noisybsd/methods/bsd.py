@@ -209,7 +209,8 @@ class PosteriorTargets(TargetRule):
     PRIOR_FLOOR = 1e-3
     # T and T_t, with c = 8 and gamma = 0.8: on digits and CIFAR-10N (docs/LOG.md, the label as evidence)
     EVIDENCE_TEMPERATURE, TARGET_TEMPERATURE = 0.7, 0.25
-    # the shares of the run between which both rise to 1: on CIFAR-10N (docs/LOG.md, sharp first)
+    # the shares of the run between which both rise to 1, and u falls to 0: on CIFAR-10N (docs/LOG.md,
+    # sharp first)
     SOFTENS = 0.5, 0.9
     # of what labels' worth is learned from (docs/LOG.md, three parts evidence)
     EVIDENCE_SHARE = 0.75
