@@ -33,6 +33,11 @@ def brief(value: object, longest: int = 200) -> str:
     return _shortened(re.sub(r"\s*\n\s*", " ", repr(value)), longest)  # arrays have several lines
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """A number and what there is of it: `one` for 1, else `more`."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
 def shown(text: object) -> str:
     r"""Text as a terminal can show it, on one line.
 

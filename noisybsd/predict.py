@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from noisybsd.errors import UserError, asks_for_help, command, shown
+from noisybsd.errors import UserError, asks_for_help, command, counted, shown
 from noisybsd.files import expanded, kind_of, output_file, spare_inputs
 from noisybsd.values import number, one_of, read_arguments
 
@@ -93,9 +93,8 @@ def _predict(
         threshold=threshold,
         probabilities=probabilities == "true",
     )
-    count = len(paths) - len(errors)
-    images_classified = f"{count:,} image{'s' * (count != 1)} classified"
-    print(f"{images_classified}, {unsure:,} of them unsure: {shown(out)}")
+    classified = counted(len(paths) - len(errors), "image", "images")
+    print(f"{classified} classified, {unsure:,} of them unsure: {shown(out)}")
     if errors:
         print(f"images that cannot be used: {len(errors):,}, see the column error")
         for error in errors[:NAMED]:

@@ -17,6 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from noisybsd.data.images import ImageFiles
 from noisybsd.data.names import as_text
 from noisybsd.data.splits import Split
+from noisybsd.errors import counted
 
 SIDE = 8  # pixels of a thumbnail
 
@@ -107,11 +108,6 @@ def identical(hashes: Mapping[str, Sequence[bytes | None]]) -> list[list[Member]
             else:
                 first[digest] = member
     return list(groups.values())
-
-
-def counted(count: int, one: str, more: str) -> str:
-    """A number and what there is of it: `one` for 1, else `more`."""
-    return f"{count:,} {one if count == 1 else more}"
 
 
 def describe(

@@ -120,8 +120,7 @@ class Method(OfLabels):
                 f"z: got shape {tuple(z.shape)}; valid: ({count}, {self.embedding_dim}), or build the "
                 f"method with embedding_dim={z.shape[1]}"
             )
-        normalises = any(isinstance(module, nn.BatchNorm1d) for module in self.modules())
-        if len(index) == 1 and self.training and normalises:
+        if len(index) == 1 and self.training and self._normalises():
             raise UserError(
                 f"index: got one sample; valid: two or more, for {self.name} has a batch norm. A data loader "
                 "leaves such a last batch out with drop_last=True"
@@ -147,6 +146,9 @@ class Method(OfLabels):
                 pair = z[: 2 * len(index)]
                 loss = loss + CONTRASTIVE[self.contrastive](pair, targets, self.temperature)
         return loss
+
+    def _normalises(self) -> bool:
+        return any(isinstance(module, nn.BatchNorm1d) for module in self.modules())
 
     def targets(self, index: Tensor) -> Tensor:
         """The present targets (B,K) of the samples `index` (B,)."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from noisybsd.data.duplicates import counted
+from noisybsd.errors import counted
 from noisybsd.models.bank import FeatureBank
 from noisybsd.report.findings import Bools, Findings, Floats, Ints
 from noisybsd.report.pictures import Pictures

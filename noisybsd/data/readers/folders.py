@@ -22,7 +22,7 @@ from noisybsd.data.names import (
     unknown_class,
 )
 from noisybsd.data.splits import Read, Split, file_split, need
-from noisybsd.errors import UserError
+from noisybsd.errors import UserError, counted
 from noisybsd.settings import DataConfig
 
 _INSTEAD = "or list the images in data.manifest=FILE"
@@ -81,7 +81,7 @@ def read_folders_to_test(card: Card, data: DataConfig) -> Read:
     chosen = next(name for name in ("test", "val", "train") if name in plan.splits)
     class_names = _class_names(card, plan.splits[chosen], root)
     if not plan.splits[chosen]:
-        images = f"{plan.stray:,} image{'s' * (plan.stray != 1)}"
+        images = counted(plan.stray, "image", "images")
         raise UserError(
             f"data.root={root}: has {images} and no folder of a class with images; expected "
             f"<class>/, {_INSTEAD}; images without labels are for python -m noisybsd.predict"
